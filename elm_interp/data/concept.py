@@ -1,0 +1,171 @@
+"""A concept: what to erase, what to keep, and the questions that tell whether either happened.
+
+A concept is a folder:
+
+    concept.json             {"name": ..., "title": ..., "keywords": [...], "expert": [...], "novice": [...]}
+    forget.jsonl             {"text": ...} one passage a line; optional: id, topic, split, questions (ids it answers)
+    retain.jsonl             {"text": ...}; optional also group ("near" or "far" from the concept)
+    questions/forget.jsonl   see `elm_interp.data.questions`
+    questions/neighbours.jsonl, questions/general.jsonl    optional
+
+`expert` and `novice` are prompts set before a text, with `{concept}` where the keywords go: by them the model itself says
+which tokens knowledge of the concept makes likelier. Keep content words out of them: a strong eraser echoes them.
+`split` is "train" (the default for passages) or "held_out".
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from elm_interp.data.questions import Question, parse_questions, split_of
+from elm_interp.data.records import check_fields, read_rows
+from elm_interp.errors import DataError, UnknownNameError, closest, raise_all
+
+PACKS = Path(__file__).parent / "packs"
+QUESTION_SETS = ("forget", "neighbours", "general")
+DEFAULT_EXPERT = ("The author of the following text knows {concept} by heart.\n\n",)
+DEFAULT_NOVICE = ("The author of the following text has never heard of {concept}.\n\n",)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of text to forget or to keep."""
+
+    text: str
+    id: str = ""
+    topic: str = ""
+    split: str = "train"
+    group: str = ""
+    """For retain passages: "near" the concept's subjects, or "far" from them."""
+    questions: tuple[str, ...] = ()
+    """Ids of the questions whose facts the passage states."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What to erase and what to keep; `load_concept` reads and checks one."""
+
+    name: str
+    forget: tuple[Passage, ...]
+    retain: tuple[Passage, ...]
+    questions: dict[str, tuple[Question, ...]] = field(default_factory=dict)
+    """Question sets by name: "forget", "neighbours", "general"."""
+    title: str = ""
+    keywords: tuple[str, ...] = ()
+    expert: tuple[str, ...] = DEFAULT_EXPERT
+    novice: tuple[str, ...] = DEFAULT_NOVICE
+
+    def passages(self, kind: str, split: str = "train") -> list[Passage]:
+        """Passages of "forget" or "retain", of one split ("train", "held_out" or "all").
+
+        Raises:
+            UnknownNameError: another kind.
+        """
+        if kind not in ("forget", "retain"):
+            raise UnknownNameError(f"unknown kind of passage {kind!r}.{closest(kind, ('forget', 'retain'))} Known: forget, retain.")
+        return split_of(self.forget if kind == "forget" else self.retain, split)
+
+    def ask(self, which: str, split: str = "held_out") -> list[Question]:
+        """Questions of one set and split; empty where the concept has none."""
+        return split_of(self.questions.get(which, ()), split)
+
+    def prompts(self, role: str) -> list[str]:
+        """The expert's or novice's prompts, with the keywords filled in."""
+        concept = ", ".join(self.keywords) or self.title or self.name
+        return [template.replace("{concept}", concept) for template in (self.expert if role == "expert" else self.novice)]
+
+    def fingerprint(self) -> str:
+        """A hash of everything that the concept says, for manifests and caches."""
+        return sha256(repr(self).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        sets = ", ".join(f"{len(questions)} {name}" for name, questions in self.questions.items())
+        return f"Concept({self.name!r}: {len(self.forget)} forget and {len(self.retain)} retain passages; questions: {sets or 'none'})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{self}</code>"
+
+
+def packs() -> list[str]:
+    """Names of the concepts that come with elm_interp."""
+    return sorted(path.parent.name for path in PACKS.glob("*/concept.json"))
+
+
+def load_concept(name: str | Path) -> Concept:
+    """Read a concept by the name of a pack or from a folder, checked whole.
+
+    Raises:
+        UnknownNameError: neither a pack nor a folder; with the closest pack.
+        DataError: lists every problem of every file, with line numbers.
+    """
+    folder = Path(name).expanduser()
+    if str(name) in packs():
+        folder = PACKS / str(name)
+    elif not folder.is_dir():
+        raise UnknownNameError(f"unknown concept {str(name)!r}: no pack and no folder.{closest(str(name), packs())} Known packs: {', '.join(packs())}.")
+    problems: list[str] = []
+    head = _head(folder, problems)
+    forget = _passages(folder / "forget.jsonl", problems)
+    retain = _passages(folder / "retain.jsonl", problems)
+    for kind, passages in (("forget", forget), ("retain", retain)):
+        if not passages and not problems:
+            problems.append(f"{folder / kind}.jsonl: holds no passage; at least one is needed")
+    files = sorted((folder / "questions").glob("*.jsonl"))
+    for file in files:
+        if file.stem not in QUESTION_SETS:
+            problems.append(f"{file}: unknown question set.{closest(file.stem, QUESTION_SETS)} Known: {', '.join(QUESTION_SETS)}")
+    questions = {file.stem: tuple(parse_questions(file, problems)) for file in files}
+    raise_all(problems, DataError, f"the concept in {folder} cannot be used:")
+    ordered = {name: questions[name] for name in QUESTION_SETS if name in questions}
+    return Concept(forget=tuple(forget), retain=tuple(retain), questions=ordered, **head)
+
+
+def _head(folder: Path, problems: list[str]) -> dict:
+    path = folder / "concept.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError(f"found {type(raw).__name__}, expected an object")
+    except FileNotFoundError:
+        problems.append(f'{path}: no such file; expected at least {{"name": "..."}}')
+        return {"name": folder.name}
+    except ValueError as error:
+        problems.append(f"{path}: {error}")
+        return {"name": folder.name}
+    lists = ("keywords", "expert", "novice")
+    known = ("name", "title", *lists, "licence", "source")
+    problems += [f"{path}: unknown field {key!r}.{closest(key, known)} Known: {', '.join(known)}" for key in raw if key not in known]
+    check_fields(str(path), raw, {"name": str}, {"title": str, **dict.fromkeys(lists, list)}, problems)
+    for key in lists:
+        values = raw.get(key)
+        if isinstance(values, list) and not all(isinstance(value, str) and value.strip() for value in values):
+            problems.append(f"{path}: {key!r} holds something that is not text")
+        if key != "keywords" and values == []:
+            problems.append(f"{path}: {key!r} is empty; leave it out for the default, or give a prompt")
+    head = {key: tuple(map(str, raw[key])) for key in lists if isinstance(raw.get(key), list)}
+    return {"name": str(raw.get("name", folder.name)), "title": str(raw.get("title", "")), **head}
+
+
+def _passages(path: Path, problems: list[str]) -> list[Passage]:
+    found: list[Passage] = []
+    ids: dict[str, str] = {}
+    optional = {"id": str, "topic": str, "split": str, "group": str, "questions": list}
+    for where, row in read_rows(path, problems):
+        if not check_fields(where, row, {"text": str}, optional, problems):
+            continue
+        if not row["text"].strip():
+            problems.append(f"{where}: the text is empty")
+        name = row.get("id") or f"{path.stem}-{len(found) + 1:04d}"
+        if name in ids:
+            problems.append(f"{where}: id {name!r} is taken by {ids[name]}")
+        ids[name] = where
+        kept = {key: row[key] for key in ("topic", "split", "group") if row.get(key) is not None}
+        found.append(Passage(row["text"], name, questions=tuple(map(str, row.get("questions") or ())), **kept))
+    return found
+
+
+def texts(passages: Sequence[Passage]) -> list[str]:
+    """The texts of passages."""
+    return [passage.text for passage in passages]

@@ -1,0 +1,59 @@
+"""The errors that users see, and the one way in which they name the closest match.
+
+Every class is a `ValueError`, so `except ValueError` catches whatever was wrong with what the user gave.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnknownNameError(ValueError):
+    """A name that does not exist was asked for; the message lists what exists and the closest match."""
+
+
+class UnknownSiteError(UnknownNameError):
+    """A hook site or layer that the model does not have."""
+
+
+class UnknownModelError(UnknownNameError):
+    """A model name that is neither an alias, nor a folder, nor a hub id that could be loaded."""
+
+
+class LayoutError(ValueError):
+    """The blocks of a model could not be found by structure."""
+
+
+class AdapterError(ValueError):
+    """An adapter that would not act as its name says: keys without a place, or no effect at all."""
+
+
+class DataError(ValueError):
+    """Broken passages, questions or concept files; the message lists every problem with file and line."""
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work; the message lists all of them."""
+
+
+class RunFolderError(ValueError):
+    """A run folder that exists already, is incomplete, or belongs to another configuration."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint such as " Did you mean 'resid_post'?", or an empty string where nothing is near."""
+    near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.5)
+    by_lower = {k.lower(): k for k in known}
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], error: type[UnknownNameError] = UnknownNameError) -> UnknownNameError:
+    """The error for a name that does not exist: what was found, the closest match, and all that exist."""
+    known = list(known)
+    return error(f"unknown {kind} {name!r}.{closest(name, known)} Known: {', '.join(map(str, known)) or 'none'}.")
+
+
+def raise_all(problems: list[str], error: type[ValueError], head: str) -> None:
+    """Raise one error that lists every problem; do nothing when there is none."""
+    if problems:
+        listed = "\n".join(f"  - {p}" for p in problems)
+        raise error(f"{head}\n{listed}")

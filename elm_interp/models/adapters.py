@@ -1,0 +1,248 @@
+"""Adapters: peft files in and out, switched on, off and swapped on one loaded base.
+
+An adapter whose keys find no place, or whose B matrices are all zero, would silently be the identity: the erasure would
+look as if it had never happened. Such an adapter is refused here, by name.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from elm_interp.errors import AdapterError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+PROJECTIONS = {
+    "attn": ("q_proj", "k_proj", "v_proj", "o_proj", "query_key_value", "dense", "c_attn", "qkv_proj", "out_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj", "dense_h_to_4h", "dense_4h_to_h", "c_fc", "c_proj", "fc1", "fc2", "gate_up_proj"),
+}
+"""Names of the linear layers inside attention and MLP, over the families of transformers."""
+
+
+class AdapterSlots:
+    """The adapters on one base model: which are loaded, which one is on.
+
+    A slot is kept for each adapter shape (rank, layers, modules), so that going through the checkpoints of a run copies
+    a few tensors instead of building modules again. `release` takes everything off and leaves the bare base.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._peft: PeftModel | None = None
+        self._slots: dict[str, str] = {}  # adapter shape, as canonical JSON -> peft's name for it
+        self._current: str | None = None  # the slot that is on
+        self._in_slot: dict[str, str] = {}  # slot -> what its weights are
+        self._grad_flags: dict[nn.Parameter, bool] = {}  # as they were before peft froze the base
+
+    @property
+    def current(self) -> str | None:
+        """What is on: the path that was loaded, "new" for one made by `attach`, None for the bare base."""
+        return self._in_slot[self._current] if self._current else None
+
+    def attach(self, config: LoraConfig) -> list[nn.Parameter]:
+        """Put on a fresh, trainable adapter and return its parameters (float32, B zero)."""
+        slot = self._make_slot(config)
+        self._in_slot[slot] = "new"
+        self._switch(slot)
+        return [p for p in self._model.parameters() if p.requires_grad]
+
+    def load(self, folder: str | Path, *, trainable: bool = False) -> None:
+        """Put on the adapter saved in a peft folder (or hub id).
+
+        Raises:
+            AdapterError: no peft files; not LoRA; keys that do not all find their place; all B matrices zero.
+        """
+        config, weights = read_adapter(folder)
+        key = _shape_key(config)
+        fresh = key not in self._slots
+        slot = self._slots[key] if not fresh else self._make_slot(config)
+        problem = _mismatch(self._peft, weights, slot)
+        if problem:
+            if fresh:
+                self._drop(slot)
+            raise AdapterError(f"adapter {folder} does not fit this model: {problem}")
+        set_peft_model_state_dict(self._peft, weights, adapter_name=slot)
+        self._in_slot[slot] = str(folder)
+        self._switch(slot, trainable=trainable)
+
+    def off(self) -> None:
+        """Run the bare base; loaded adapters stay in their slots."""
+        self._switch(None)
+
+    @contextmanager
+    def use(self, which: str | Path | None) -> Iterator[None]:
+        """Inside the context: the adapter in folder `which`, or the bare base for None. Restored after, also on error."""
+        before = self._current
+        saved = None
+        if which is not None and before is not None and self.current != str(which):
+            # the same slot may be overwritten by the new weights: remember what was in it
+            saved = ({k: v.clone() for k, v in self.state().items()}, self.current)
+        grads = {p: p.requires_grad for p in self._model.parameters()}
+        try:
+            if which is None:
+                self.off()
+            elif self.current != str(which):
+                self.load(which)
+            yield
+        finally:
+            if saved is not None and before is not None:
+                set_peft_model_state_dict(self._peft, saved[0], adapter_name=before)
+                self._in_slot[before] = saved[1] or "new"
+            self._switch(before)
+            for parameter, flag in grads.items():
+                parameter.requires_grad_(flag)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The weights of the adapter that is on, under peft's file keys."""
+        if self._current is None:
+            raise AdapterError("no adapter is on; attach or load one first.")
+        return get_peft_model_state_dict(self._peft, adapter_name=self._current)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter that is on as peft files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in self.state().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        config = self._peft.peft_config[self._current]
+        inference_mode, config.inference_mode = config.inference_mode, True
+        try:
+            config.save_pretrained(str(folder))
+        finally:
+            config.inference_mode = inference_mode
+
+    def release(self) -> None:
+        """Take every adapter off and give the base its own modules back."""
+        if self._peft is not None:
+            self._peft.unload()
+        self._peft, self._current = None, None
+        self._slots.clear()
+        self._in_slot.clear()
+        for parameter, flag in self._grad_flags.items():
+            parameter.requires_grad_(flag)
+
+    def _make_slot(self, config: PeftConfig) -> str:
+        slot = f"slot{len(self._slots)}"
+        if self._peft is None:
+            self._grad_flags = {p: p.requires_grad for p in self._model.parameters()}
+            self._peft = PeftModel(self._model, config, adapter_name=slot)
+        else:
+            self._peft.add_adapter(slot, config)
+        self._slots[_shape_key(config)] = slot
+        return slot
+
+    def _drop(self, slot: str) -> None:
+        self._slots = {key: name for key, name in self._slots.items() if name != slot}
+        if not self._slots:
+            self.release()
+        else:
+            self._peft.delete_adapter(slot)
+
+    def _switch(self, slot: str | None, *, trainable: bool = True) -> None:
+        self._current = slot
+        for module in self._model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(slot is not None)
+                if slot is not None:
+                    module.set_adapter(slot)
+        if slot is not None and not trainable:
+            for parameter in self._model.parameters():
+                parameter.requires_grad_(False)
+
+
+def lora_config(model: nn.Module, blocks: str, layers: list[int], *, rank: int, alpha: float, modules: str = "attn+mlp", dropout: float = 0.0) -> LoraConfig:
+    """A LoRA on the named parts of the given layers, found by the projections that the model has.
+
+    Args:
+        model: the causal language model.
+        blocks: path of its block list, from `find_layout`.
+        layers: block indices.
+        rank: rank r of each update.
+        alpha: the update is scaled by alpha / rank.
+        modules: "attn", "mlp", or "attn+mlp".
+        dropout: on the adapter's input, while training.
+
+    Raises:
+        AdapterError: none of the known projections is in the blocks.
+    """
+    wanted = {name for part in modules.split("+") for name in PROJECTIONS[part]}
+    present = {path.rpartition(".")[2] for path, _ in model.get_submodule(blocks)[0].named_modules()}
+    targets = sorted(wanted & present)
+    if not targets:
+        raise AdapterError(f"found none of {sorted(wanted)} in a block, which has {sorted(present - {''})}.")
+    prefix = blocks.rpartition(".")[2]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        layers_to_transform=sorted(layers),
+        layers_pattern=prefix,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Config and weights of a LoRA folder (or hub id), refused where it could have no effect.
+
+    Raises:
+        AdapterError: what is missing or dead, and what was expected.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        path = _from_hub(str(folder))
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise AdapterError(f"{folder} is not a peft adapter: it lacks {name}; expected {CONFIG} and {WEIGHTS}.")
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+        weights = load_file(path / WEIGHTS)
+    except Exception as error:
+        raise AdapterError(f"the adapter in {folder} cannot be read ({error}); is it whole?") from error
+    if not isinstance(config, LoraConfig):
+        raise AdapterError(f"the adapter in {folder} is {config.peft_type}; only LoRA is supported.")
+    b_matrices = [tensor for key, tensor in weights.items() if "lora_B" in key or "lora_embedding_B" in key]
+    if not b_matrices or not any(bool(tensor.any()) for tensor in b_matrices):
+        raise AdapterError(f"the adapter in {folder} has no effect: {'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}.")
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise AdapterError(f"the adapter in {folder} holds values that are not finite.")
+    return config, weights
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["adapter_*"]))
+    except (HFValidationError, OSError, ValueError) as error:
+        raise AdapterError(f"no adapter folder {name!r}, and no such adapter on the hub could be loaded ({type(error).__name__}).") from error
+
+
+def _shape_key(config: PeftConfig) -> str:
+    fields = config.to_dict()
+    irrelevant = ("inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "task_type", "peft_version")
+    kept = {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items() if k not in irrelevant}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _mismatch(peft: PeftModel, weights: dict[str, torch.Tensor], slot: str) -> str:
+    expected = get_peft_model_state_dict(peft, adapter_name=slot)
+    lost, missing = sorted(weights.keys() - expected.keys()), sorted(expected.keys() - weights.keys())
+    wrong = sorted(key for key in weights.keys() & expected.keys() if weights[key].shape != expected[key].shape)
+    parts = []
+    if lost:
+        parts.append(f"{len(lost)} keys find no place, such as {lost[0]}")
+    if missing:
+        parts.append(f"{len(missing)} expected keys are missing, such as {missing[0]}")
+    if wrong:
+        parts.append(f"{len(wrong)} have another shape, such as {wrong[0]}: {tuple(weights[wrong[0]].shape)} for {tuple(expected[wrong[0]].shape)}")
+    return "; ".join(parts)

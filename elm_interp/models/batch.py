@@ -1,0 +1,115 @@
+"""Token batches, and positions counted per row on unpadded tokens.
+
+The padding side never matters to a result: every reading goes through `pick`, which looks at the mask.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Positions = Literal["last", "mean", "all"] | int | Sequence[int]
+"""Where in each row to read: its last token, the mean over its tokens, all of them, or indices counted on
+unpadded tokens (negative from the row's end)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids and their mask, padded to one length on either side."""
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    """1 on real tokens, 0 on padding; each row's real tokens are one unbroken run."""
+
+    def __post_init__(self) -> None:
+        if self.input_ids.ndim != 2 or self.input_ids.shape != self.attention_mask.shape:
+            found = f"{tuple(self.input_ids.shape)} and {tuple(self.attention_mask.shape)}"
+            raise ValueError(f"a batch is ids and a mask of one shape (batch, pos); found {found}.")
+        mask = self.attention_mask
+        if mask.numel() == 0 or bool((mask.sum(1) == 0).any()):
+            raise ValueError("a batch needs at least one row, and every row at least one token; is a text empty?")
+        if bool((mask.diff(dim=1).abs().sum(1) + mask[:, 0] + mask[:, -1] > 2).any()):
+            raise ValueError("the attention mask of a row has a hole; its real tokens must be one unbroken run.")
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Real tokens of each row."""
+        return self.attention_mask.sum(1)
+
+    @property
+    def position_ids(self) -> Int[Tensor, "batch pos"]:
+        """Index of each token in its own row, as the model must count it; 0 on padding."""
+        return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device))
+
+    def trimmed(self, lengths: Int[Tensor, " batch"]) -> Iterator[list[int]]:
+        """Each row's first `lengths[i]` real ids, as lists."""
+        for ids, mask, n in zip(self.input_ids, self.attention_mask.bool(), lengths, strict=True):
+            yield ids[mask][: int(n)].tolist()
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "right"] = "right") -> Batch:
+    """Pad lists of token ids to one length.
+
+    Raises:
+        ValueError: no row, or an empty one.
+    """
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        span = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, span] = torch.as_tensor(row, dtype=torch.long)
+        mask[i, span] = 1
+    return Batch(ids, mask)
+
+
+def pick(values: Float[Tensor, "batch pos *rest"], mask: Int[Tensor, "batch pos"], positions: Positions) -> Tensor:
+    """Read positions of each row, counted on its unpadded tokens.
+
+    Returns:
+        (batch, *rest) for "last", "mean" and an int; (batch, k, *rest) for k ints; (batch, pos, *rest) for "all",
+        aligned to the left with zeros after each row's end, however the batch was padded. The mean is taken in float32.
+
+    Raises:
+        ValueError: an index that lies outside some row, or an unknown word; the message names the row and its length.
+    """
+    first, length = mask.argmax(1), mask.sum(1)
+    rows = torch.arange(len(mask), device=mask.device)
+    if isinstance(positions, str):
+        if positions == "last":
+            return values[rows, first + length - 1]
+        if positions == "mean":
+            weights = (mask.float() / length[:, None]).reshape(*mask.shape, *[1] * (values.ndim - 2))
+            return (values.float() * weights).sum(1).to(values.dtype)
+        if positions == "all":
+            index = torch.arange(values.shape[1], device=mask.device)[None] + first[:, None]
+            inside = real_tokens(mask)
+            picked = values[rows[:, None], index.clamp(max=values.shape[1] - 1)]
+            return picked * inside.reshape(*mask.shape, *[1] * (values.ndim - 2)).to(values.dtype)
+        raise ValueError(f'unknown positions {positions!r}; expected "last", "mean", "all", an int or ints.')
+    wanted = [positions] if isinstance(positions, int) else list(positions)
+    if not wanted:
+        raise ValueError("positions is empty; name at least one index.")
+    for p in wanted:
+        outside = (length <= p) if p >= 0 else (length < -p)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0, 0])
+            raise ValueError(f"position {p} is outside row {row}, which has {int(length[row])} tokens.")
+    index = torch.stack([first + p if p >= 0 else first + length + p for p in wanted], 1)
+    picked = values[rows[:, None], index]
+    return picked[:, 0] if isinstance(positions, int) else picked
+
+
+def real_tokens(mask: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """Where tokens stand once rows are aligned to the left, as `pick(..., "all")` returns them."""
+    return torch.arange(mask.shape[1], device=mask.device)[None] < mask.sum(1, keepdim=True)

@@ -1,0 +1,222 @@
+"""HookedLM: one language model that can be read, edited, and switched between its base and its adapters.
+
+    lm = load_model("smollm2-135m", adapter="runs/demo/checkpoints/checkpoint-000060")
+    batch = lm.tokenize(["Who lives at Baker Street?"])
+    cache = lm.run_with_cache(batch, sites=["resid_post"], layers=range(30), positions="last")
+    cache["resid_post"]                    # (batch, layer, d_model)
+    cache["blocks.7.hook_resid_post"]      # (batch, d_model)
+    with lm.hooks({"blocks.7.hook_resid_post": lambda x: 0 * x}):
+        lm.logits(batch)                   # (batch, d_vocab), with the residual stream zeroed after block 7
+    with lm.adapter(None):
+        lm.logits(batch)                   # the untouched base, on the same weights
+
+The numbers do not depend on the padding side or, beyond rounding, on what else is in the batch. See `sites` for names.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from elm_interp.errors import LayoutError
+from elm_interp.models.adapters import AdapterSlots, lora_config
+from elm_interp.models.batch import Batch, Positions, pad, pick
+from elm_interp.models.cache import ActivationCache
+from elm_interp.models.sites import Layout, find_layout, resolve_sites
+from elm_interp.models.torch_backend import Edit, TorchBackend
+
+
+class HookedLM:
+    """A decoder-only language model of transformers behind one reading and editing interface.
+
+    Attributes:
+        model: the transformers model, with the adapter that is on (if any) inside.
+        tokenizer: its tokenizer, never changed.
+        name: what it was loaded from.
+        n_layers, d_model, d_vocab: its size.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "", layout: Layout | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.layout = find_layout(model, layout)
+        self.adapters = AdapterSlots(model)
+        self._backend = TorchBackend(model, self.layout)
+        config = model.config
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self._check_head()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks."""
+        return self.model.get_submodule(self.layout.blocks)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of rows of the head, which may exceed the tokenizer's vocabulary."""
+        return self.head.weight.shape[0]
+
+    @property
+    def head(self) -> nn.Module:
+        """The linear layer from the residual stream to logits."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens must be; `tokenize` puts them there."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights of the base."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def __repr__(self) -> str:
+        on = f"adapter {self.adapters.current}" if self.adapters.current else "no adapter"
+        kind = type(self.model).__name__
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"HookedLM({self.name!r}: {kind}, {self.n_layers} layers, d_model {self.d_model}, {dtype} on {self.device}, {on})"
+
+    # -- tokens ---------------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: str | Sequence[str], *, max_tokens: int | None = None) -> Batch:
+        """Ids and mask of texts, with the tokenizer's own special tokens, padded on the right, on the model's device.
+
+        Raises:
+            ValueError: a text that has no token.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self.pad(self.encode(texts, max_tokens=max_tokens))
+
+    def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> list[list[int]]:
+        """Token ids of each text, unpadded, with the tokenizer's own special tokens."""
+        return [ids[:max_tokens] for ids in self.tokenizer(list(texts), padding=False, truncation=False)["input_ids"]] if texts else []
+
+    def pad(self, rows: Sequence[Sequence[int]], *, side: str = "right") -> Batch:
+        """A batch of lists of token ids, on the model's device."""
+        return pad(rows, self.pad_id, side=side).to(self.device)  # type: ignore[arg-type]
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills padding; its value never matters, since it is always masked."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in ids if i is not None)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def run_with_cache(
+        self,
+        batch: Batch,
+        *,
+        sites: str | Iterable[str] = "resid_post",
+        layers: int | Iterable[int] | None = None,
+        positions: Positions = "last",
+        grad: bool = False,
+    ) -> ActivationCache:
+        """Activations at sites, in one pass that never runs the head and stops after the last site asked for.
+
+        Args:
+            batch: tokens, from `tokenize`.
+            sites: names, see `elm_interp.models.sites`; a short name stands for `layers`.
+            layers: 0-based blocks for short names, negative from the end; None means all.
+            positions: which tokens of each row; only they are kept in memory.
+            grad: keep the graph for back-propagation.
+
+        Returns:
+            A mapping; `cache["resid_post"]` is (batch, layer, d_model) for one position a row, and
+            (batch, layer, pos, d_model) for "all" (left-aligned, zeros after a row's end) or several positions.
+
+        Raises:
+            UnknownSiteError: a site or layer that the model does not have.
+            ValueError: a position outside some row.
+        """
+        wanted = resolve_sites(sites, layers, self.n_layers)
+        batch = batch.to(self.device)
+        with torch.set_grad_enabled(grad):
+            found, _ = self._backend.run(batch, wanted, lambda x: pick(x, batch.attention_mask, positions))
+        return ActivationCache({site: found[site] for site in wanted}, batch, positions)
+
+    def logits(self, batch: Batch, *, positions: Positions = "last", grad: bool = False) -> Float[Tensor, "batch *pos d_vocab"]:
+        """Next-token logits at positions; the head runs on nothing else."""
+        batch = batch.to(self.device)
+        with torch.set_grad_enabled(grad):
+            return self.unembed(pick(self.hidden(batch, grad=grad), batch.attention_mask, positions))
+
+    def hidden(self, batch: Batch, *, grad: bool = False) -> Float[Tensor, "batch pos d_model"]:
+        """Hidden states after the final norm, what the head reads, at every padded position."""
+        with torch.set_grad_enabled(grad):
+            return self._backend.run(batch.to(self.device))[1]
+
+    def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """Logits of hidden states after the final norm."""
+        logits = self.head(hidden) * self._logit_scale
+        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+    # -- editing --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def hooks(self, edits: Mapping[str, Edit]) -> Iterator["HookedLM"]:
+        """Replace activations in every pass inside the context: reading, scoring, generation.
+
+        Args:
+            edits: site name to a function of the activation (batch, pos, d_model) that returns its replacement; a short
+                name edits that site at every layer.
+
+        Raises:
+            UnknownSiteError: a site that the model does not have; nothing is hooked then.
+        """
+        by_site = {site: edit for name, edit in edits.items() for site in resolve_sites(name, None, self.n_layers)}
+        with self._backend.hooks(by_site):
+            yield self
+
+    # -- adapters -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def adapter(self, which: str | Path | None) -> Iterator["HookedLM"]:
+        """Inside the context, run the bare base (None) or the adapter saved in a folder; restored after.
+
+        Raises:
+            AdapterError: the folder holds no adapter that fits and has an effect.
+        """
+        with self.adapters.use(which):
+            yield self
+
+    def lora(self, layers: Iterable[int], *, rank: int, alpha: float, modules: str = "attn+mlp", dropout: float = 0.0) -> LoraConfig:
+        """A LoRA of this model's own projections, for `adapters.attach`."""
+        return lora_config(self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout)
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        batch = pad([[0, 1, 2]], 0).to(self.device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            ours = self.unembed(self.hidden(batch))
+            theirs = self.model(**self._backend.inputs(batch), use_cache=False).logits
+        finally:
+            self.model.train(training)
+        if not torch.allclose(ours.float(), theirs.float(), atol=1e-3, rtol=1e-2):
+            gap = (ours - theirs).abs().max().item()
+            raise LayoutError(
+                f"{type(self.model).__name__} does something between {self.layout.final_norm} and its logits that elm_interp does not know "
+                f"(they differ by {gap:.3g}); pass layout= if a part was found wrongly."
+            )

