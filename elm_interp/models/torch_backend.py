@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from elm_interp.models.batch import Batch
 from elm_interp.models.sites import Layout, Site
@@ -70,6 +71,12 @@ class TorchBackend:
         """The keyword arguments of a forward pass; rows count their positions from their own first token."""
         kwargs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         return kwargs | ({"position_ids": batch.position_ids} if self._takes_position_ids else {})
+
+    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """New tokens after cached ones, without the head: their hidden states and the longer cache."""
+        positions = {"position_ids": position_ids} if self._takes_position_ids else {}
+        out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions)
+        return out.last_hidden_state, out.past_key_values
 
     @contextmanager
     def hooks(self, edits: Mapping[Site, Edit]) -> Iterator[None]:

@@ -1,0 +1,141 @@
+"""ELM's targets: the model's own distribution, moved from what an expert would write to what a novice would.
+
+    P_erased(x) ∝ P(x) · (P(x | novice) / P(x | expert)) ^ η                                (paper, equations 5 and 6)
+
+The three passes depend on frozen weights alone, so they run once, batched, each class prompt's keys and values computed once
+and shared by all texts. What is kept of a pass are its hidden states before the head (a few hundred numbers a token, not
+the vocabulary): any η, temperature, top-k or mask then costs one product with the head, and no pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from elm_interp.data.batching import bucketed
+from elm_interp.erase.objective import HEAD_ROWS, TopK
+from elm_interp.models import HookedLM
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the three distributions become one."""
+
+    eta: float
+    """Strength η ≥ 0; 0 gives the base's own distribution."""
+    top_k: int = 50
+    """Tokens kept of each position's target, renormalised."""
+    temperature: float = 1.0
+    """Divides the logits of all three passes."""
+    plausible: float = 0.0
+    """Only tokens at least this share as likely as the base's likeliest may win (0: any token of the vocabulary)."""
+
+    def log_probs(
+        self, plain: Float[Tensor, "n d_vocab"], expert: Float[Tensor, "n d_vocab"], novice: Float[Tensor, "n d_vocab"]
+    ) -> Float[Tensor, "n d_vocab"]:
+        """log P_erased, from the logits of the three passes."""
+        plain, expert, novice = ((x.float() / self.temperature).log_softmax(-1) for x in (plain, expert, novice))
+        mixed = plain + self.eta * (novice - expert)
+        if self.plausible > 0:
+            floor = plain.amax(-1, keepdim=True) + torch.log(torch.tensor(self.plausible))
+            mixed = mixed.masked_fill(plain < floor, -torch.inf)
+        return mixed.log_softmax(-1)
+
+    def target(self, lm: HookedLM, plain: Tensor, expert: Tensor, novice: Tensor) -> TopK:
+        """The target of each position, from the hidden states of the three passes, each (pos, d_model)."""
+        tokens, probs = [], []
+        for states in zip(*(x.split(HEAD_ROWS) for x in (plain, expert, novice)), strict=True):
+            logits = (lm.unembed(h.to(lm.device, lm.dtype)) for h in states)
+            best = self.log_probs(*logits).topk(min(self.top_k, lm.d_vocab), dim=-1)
+            tokens.append(best.indices.to(torch.int32).cpu())
+            probs.append(best.values.softmax(-1).cpu())
+        return TopK(torch.cat(tokens), torch.cat(probs))
+
+
+@torch.no_grad()
+def hidden_after(
+    lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]], *, max_tokens: int = 4096, progress: bool = False
+) -> list[Float[Tensor, "pos d_model"]]:
+    """Hidden states before the head along each row of ids, all rows after one prefix whose keys and values are shared.
+
+    Args:
+        lm: the model, in the state that should speak.
+        prefix: the class prompt; "" for none.
+        rows: token ids, without the prefix.
+        max_tokens: padded tokens of one pass.
+        progress: show a bar.
+
+    Returns:
+        On the CPU, in the model's dtype: the state after each token of the row.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    start = lm.encode([prefix])[0] if prefix else []
+    batches = bucketed([len(row) for row in rows], max_tokens=max_tokens)
+    for batch in tqdm(batches, desc="targets", leave=False, disable=not progress):
+        tokens = lm.pad([rows[i] for i in batch])
+        mask, positions, cache = tokens.attention_mask, tokens.position_ids, None
+        if start:
+            head = lm.pad([start])
+            _, cache = lm.step(head.input_ids, head.attention_mask, head.position_ids)
+            cache.batch_repeat_interleave(len(tokens))
+            mask = torch.cat([torch.ones(len(tokens), len(start), dtype=mask.dtype, device=mask.device), mask], 1)
+            positions = positions + len(start)
+        hidden, _ = lm.step(tokens.input_ids, mask, positions, cache)
+        for row, i in enumerate(batch):
+            found[i] = hidden[row, : len(rows[i])].cpu().clone()
+    return found
+
+
+@torch.no_grad()
+def generate_guided(
+    lm: HookedLM,
+    guidance: Guidance,
+    prompts: Sequence[Sequence[int]],
+    *,
+    expert: str,
+    novice: str,
+    new_tokens: int,
+    seed: int,
+    progress: bool = False,
+) -> list[list[int]]:
+    """Text sampled from P_erased after each prompt, all prompts and all three streams in one batch.
+
+    Every stream sees its class prompt, the prompt and what was generated so far.
+
+    Returns:
+        New token ids of each prompt, ended before an end-of-text token.
+    """
+    if not prompts:
+        return []
+    heads = [[], lm.encode([expert])[0], lm.encode([novice])[0]]
+    batch = lm.pad([head + list(prompt) for head in heads for prompt in prompts], side="left")
+    mask, positions, tokens, cache = batch.attention_mask, batch.position_ids, batch.input_ids, None
+    generator = torch.Generator().manual_seed(seed)
+    stop = _end_ids(lm)
+    written: list[list[int]] = [[] for _ in prompts]
+    alive = torch.ones(len(prompts), dtype=torch.bool)
+    for _ in tqdm(range(new_tokens), desc="writing", leave=False, disable=not progress):
+        hidden, cache = lm.step(tokens, mask, positions, cache)
+        logits = lm.unembed(hidden[:, -1]).unflatten(0, (3, len(prompts)))
+        best = guidance.log_probs(*logits).topk(min(guidance.top_k, lm.d_vocab), dim=-1)
+        drawn = torch.multinomial(best.values.softmax(-1).cpu(), 1, generator=generator)
+        chosen = best.indices.cpu().gather(1, drawn)[:, 0]
+        alive &= ~torch.isin(chosen, stop)
+        if not alive.any():
+            break
+        for row, token in zip(written, torch.where(alive, chosen, -1).tolist(), strict=True):
+            if token >= 0:
+                row.append(token)
+        tokens = chosen.repeat(3)[:, None].to(lm.device)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        positions = positions[:, -1:] + 1
+    return written
+
+
+def _end_ids(lm: HookedLM) -> Int[Tensor, " n"]:
+    config = lm.model.generation_config
+    ends = config.eos_token_id if config is not None else lm.tokenizer.eos_token_id
+    return torch.tensor([] if ends is None else ends, dtype=torch.long).reshape(-1)

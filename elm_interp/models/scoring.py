@@ -1,0 +1,120 @@
+"""Log-probabilities of text: of continuations after a shared prompt, and of whole passages.
+
+A prompt's keys and values are computed once and shared by all its continuations, and the head runs only where a token is
+scored, so a question with five options costs little more than one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from elm_interp.data.batching import bucketed
+from elm_interp.models.hooked import HookedLM
+
+HEAD_ROWS = 512
+"""Positions that go through the head at once: bounds the float32 logits to HEAD_ROWS × d_vocab."""
+
+
+@torch.no_grad()
+def continuation_log_probs(
+    lm: HookedLM,
+    prompts: Sequence[str],
+    continuations: Sequence[Sequence[str]],
+    *,
+    max_tokens: int = 4096,
+    progress: bool = False,
+) -> list[list[Float[Tensor, " token"]]]:
+    """Log-probability (nats) of each token of each continuation after its prompt.
+
+    A continuation is tokenised together with its prompt, as in running text. Where that merges tokens across the border,
+    scoring starts at the last token that all of a prompt's continuations share.
+
+    Args:
+        lm: the model.
+        prompts: contexts, each of at least one token.
+        continuations: for each prompt, the texts that may follow; begin them with a space where running text would.
+        max_tokens: padded tokens a forward pass may hold.
+        progress: show a bar.
+
+    Returns:
+        For each prompt, for each of its continuations, a vector with one entry a scored token.
+
+    Raises:
+        ValueError: a prompt without a token, or a continuation that adds none.
+    """
+    items = [_split(lm, p, c) for p, c in zip(prompts, continuations, strict=True)]
+    found: list[list[Tensor]] = [[] for _ in items]
+    cost = [len(prefix) + sum(map(len, rests)) for prefix, rests in items]
+    batches = bucketed(cost, max_tokens=max_tokens)
+    for batch in tqdm(batches, desc="scoring", leave=False, disable=not progress):
+        rows = [items[i] for i in batch]
+        scores = iter(_score(lm, [prefix for prefix, _ in rows], [rests for _, rests in rows]))
+        for i in batch:
+            found[i] = [next(scores) for _ in items[i][1]]
+    return found
+
+
+@torch.no_grad()
+def token_log_probs(lm: HookedLM, texts: Sequence[str], *, max_tokens: int = 4096, progress: bool = False) -> list[Float[Tensor, " token"]]:
+    """Log-probability (nats) of each token of each text after the ones before it; a text's first token is not scored.
+
+    Raises:
+        ValueError: a text of fewer than two tokens.
+    """
+    rows = lm.encode(texts)
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) < 2:
+            raise ValueError(f"cannot score {text!r}: it has {len(row)} tokens, expected at least 2.")
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    batches = bucketed([len(row) for row in rows], max_tokens=max_tokens)
+    for batch in tqdm(batches, desc="scoring", leave=False, disable=not progress):
+        tokens = lm.pad([rows[i] for i in batch])
+        hidden = lm.hidden(tokens)[:, :-1]
+        scored = tokens.attention_mask[:, 1:].bool()
+        flat = gather_log_probs(lm, hidden[scored], tokens.input_ids[:, 1:][scored])
+        for i, part in zip(batch, flat.split((tokens.lengths - 1).tolist()), strict=True):
+            found[i] = part
+    return found
+
+
+def gather_log_probs(lm: HookedLM, hidden: Float[Tensor, "n d_model"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Log-probability of one token at each position, in chunks of `HEAD_ROWS` so that no large logit tensor is alive."""
+    parts = []
+    for h, i in zip(hidden.split(HEAD_ROWS), ids.split(HEAD_ROWS), strict=True):
+        logits = lm.unembed(h).float()
+        parts.append(logits.gather(1, i[:, None])[:, 0] - logits.logsumexp(1))
+    return torch.cat(parts).cpu() if parts else torch.empty(0)
+
+
+def _split(lm: HookedLM, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    context, *wholes = lm.encode([prompt, *(prompt + c for c in continuations)])
+    shared = min(len(context), *(len(whole) - 1 for whole in wholes))
+    for whole in wholes:
+        while shared > 0 and whole[:shared] != context[:shared]:
+            shared -= 1
+    if shared < 1:
+        raise ValueError(f"cannot score after {prompt!r}: it shares no first token with its continuations {list(continuations)!r}.")
+    for continuation, whole in zip(continuations, wholes, strict=True):
+        if not continuation.strip() or len(whole) <= shared:
+            raise ValueError(f"continuation {continuation!r} adds no token to {prompt!r}.")
+    return context[:shared], [whole[shared:] for whole in wholes]
+
+
+def _score(lm: HookedLM, prefixes: list[list[int]], rests: list[list[list[int]]]) -> list[Tensor]:
+    owner = torch.tensor([i for i, options in enumerate(rests) for _ in options], device=lm.device)
+    flat = [option for options in rests for option in options]
+    prefix, rest = lm.pad(prefixes), lm.pad(flat)
+    hidden, cache = lm.step(prefix.input_ids, prefix.attention_mask, prefix.position_ids)
+    after = hidden[torch.arange(len(prefix), device=lm.device), prefix.lengths - 1][owner, None]
+    if rest.input_ids.shape[1] > 1:
+        cache.batch_select_indices(owner)
+        mask = torch.cat([prefix.attention_mask[owner], rest.attention_mask[:, :-1]], 1)
+        positions = prefix.lengths[owner, None] + torch.arange(rest.input_ids.shape[1] - 1, device=lm.device)
+        hidden, _ = lm.step(rest.input_ids[:, :-1], mask, positions, cache)
+        after = torch.cat([after, hidden], 1)
+    scored = rest.attention_mask.bool()
+    found = gather_log_probs(lm, after[scored], rest.input_ids[scored])
+    return list(found.split(rest.lengths.tolist()))

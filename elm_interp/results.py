@@ -1,0 +1,97 @@
+"""Tidy results: every measurement, from every part, is rows of one schema, so that a plot or a notebook cell is one line.
+
+    rows = measurements("innocence.two_choice_pmi", 0.54, n=182, ci=wilson(98, 182), chance=0.5)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from elm_interp.errors import ConfigError
+
+COLUMNS = {
+    "model": "string",
+    "method": "string",
+    "step": "Int64",
+    "layer": "Int64",
+    "site": "string",
+    "position": "string",
+    "seed": "Int64",
+    "metric": "string",
+    "value": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "n": "Int64",
+    "chance": "float64",
+    "direction": "string",
+    "protocol": "string",
+}
+"""The schema. `method` is "base" for the untouched model; `direction` is what is good for the eraser: "up", "down" or
+"neither"; `chance` is the level of knowing nothing; columns that do not apply are null."""
+
+
+def measurements(metric: str, value: float, **columns: Any) -> dict[str, Any]:
+    """One measurement, as a dict of the schema; `ci=(low, high)` fills both ends of the interval.
+
+    Raises:
+        ConfigError: a column that the schema does not have.
+    """
+    if "ci" in columns:
+        columns["ci_low"], columns["ci_high"] = columns.pop("ci")
+    strange = columns.keys() - COLUMNS.keys()
+    if strange:
+        raise ConfigError(f"no such result columns: {sorted(strange)}; the schema has {list(COLUMNS)}.")
+    return {"metric": metric, "value": float(value), **columns}
+
+
+def frame(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """Rows as a frame with every column of the schema, in order and typed."""
+    table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    return table.astype(COLUMNS)
+
+
+def stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Frames below each other."""
+    # an all-null column of one frame must not decide the type of the whole
+    records = [record for table in frames for record in table.to_dict("records")]
+    return frame(records) if records else frame([])
+
+
+def write(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a frame as parquet, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.half")
+    frame(table).to_parquet(half, index=False)
+    half.replace(path)
+    return path
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """Read a frame that `write` wrote."""
+    return frame(pd.read_parquet(path))
+
+
+def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (95 % for z = 1.96); (nan, nan) for n = 0."""
+    if n == 0:
+        return math.nan, math.nan
+    p, z2 = successes / n, z * z
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return centre - half, centre + half
+
+
+def bootstrap(values: Float[np.ndarray, " n"], statistic: str = "mean", *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval (95 %) of the mean or median over examples."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0:
+        return math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
+    means = getattr(np, statistic)(values[draws], axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
