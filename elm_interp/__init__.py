@@ -1,0 +1,88 @@
+"""elm_interp: erase a concept from a language model, and see inside whether it is gone or only hidden.
+
+    import elm_interp as ei
+
+    lm = ei.load_model("smollm2-135m")
+    concept = ei.load_concept("harry-potter")
+    run = ei.Run.open("runs/demo")
+
+Names are imported when first used, so that `import elm_interp` and `elm-interp --help` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elm_interp.activations.collect import collect
+    from elm_interp.activations.store import ActivationStore
+    from elm_interp.data import Concept, Question, load_concept, load_questions, packs
+    from elm_interp.erase import ELM, Training, train
+    from elm_interp.metrics import Metric, Subject, measure, metric, metrics
+    from elm_interp.models import HookedLM, load_model
+    from elm_interp.runs import Run, RunConfig
+    from elm_interp.stages import STAGES, run_stage, summary
+
+_HOME = {
+    "ActivationStore": "activations.store",
+    "Concept": "data",
+    "ELM": "erase",
+    "HookedLM": "models",
+    "Metric": "metrics",
+    "Question": "data",
+    "Run": "runs",
+    "RunConfig": "runs",
+    "STAGES": "stages",
+    "Subject": "metrics",
+    "Training": "erase",
+    "collect": "activations.collect",
+    "load_concept": "data",
+    "load_model": "models",
+    "load_questions": "data",
+    "measure": "metrics",
+    "metric": "metrics",
+    "metrics": "metrics",
+    "packs": "data",
+    "run_stage": "stages",
+    "summary": "stages",
+    "train": "erase",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "STAGES",
+    "ELM",
+    "ActivationStore",
+    "Concept",
+    "HookedLM",
+    "Metric",
+    "Question",
+    "Run",
+    "RunConfig",
+    "Subject",
+    "Training",
+    "collect",
+    "load_concept",
+    "load_model",
+    "load_questions",
+    "measure",
+    "metric",
+    "metrics",
+    "packs",
+    "run_stage",
+    "summary",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'elm_interp' has no attribute {name!r}")
+    if name in ("measure", "metrics"):
+        # the registry is filled by the rooms that define metrics
+        import_module("elm_interp.evaluate")
+        import_module("elm_interp.internals")
+    return getattr(import_module(f"elm_interp.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

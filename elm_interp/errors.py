@@ -39,6 +39,10 @@ class RunFolderError(ValueError):
     """A run folder that exists already, is incomplete, or belongs to another configuration."""
 
 
+class StoreError(ValueError):
+    """An activation store that is damaged, or asked to hold together what does not belong together."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint such as " Did you mean 'resid_post'?", or an empty string where nothing is near."""
     near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.5)

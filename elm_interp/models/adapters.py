@@ -5,6 +5,7 @@ look as if it had never happened. Such an adapter is refused here, by name.
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ class AdapterSlots:
         self._slots: dict[str, str] = {}  # adapter shape, as canonical JSON -> peft's name for it
         self._current: str | None = None  # the slot that is on
         self._in_slot: dict[str, str] = {}  # slot -> what its weights are
+        self._made = 0  # slots ever made, for their names
+        self._entered: list[str | None] = []  # the slot that each enclosing `use` goes back to, outermost first
+        self._kept: list[dict[str, tuple[dict[str, torch.Tensor], str]]] = []  # what each has to put back into slots
         self._grad_flags: dict[nn.Parameter, bool] = {}  # as they were before peft froze the base
 
     @property
@@ -62,12 +66,19 @@ class AdapterSlots:
         config, weights = read_adapter(folder)
         key = _shape_key(config)
         fresh = key not in self._slots
-        slot = self._slots[key] if not fresh else self._make_slot(config)
+        try:
+            slot = self._slots[key] if not fresh else self._make_slot(config)
+        except ValueError as error:
+            raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
         problem = _mismatch(self._peft, weights, slot)
         if problem:
             if fresh:
                 self._drop(slot)
-            raise AdapterError(f"adapter {folder} does not fit this model: {problem}")
+            raise AdapterError(f"the adapter in {folder} does not fit this model: {problem}")
+        if slot in self._entered:
+            # an enclosing `use` goes back to this slot: keep what is in it
+            state = {key: tensor.clone() for key, tensor in get_peft_model_state_dict(self._peft, adapter_name=slot).items()}
+            self._kept[-1].setdefault(slot, (state, self._in_slot[slot]))
         set_peft_model_state_dict(self._peft, weights, adapter_name=slot)
         self._in_slot[slot] = str(folder)
         self._switch(slot, trainable=trainable)
@@ -80,10 +91,8 @@ class AdapterSlots:
     def use(self, which: str | Path | None) -> Iterator[None]:
         """Inside the context: the adapter in folder `which`, or the bare base for None. Restored after, also on error."""
         before = self._current
-        saved = None
-        if which is not None and before is not None and self.current != str(which):
-            # the same slot may be overwritten by the new weights: remember what was in it
-            saved = ({k: v.clone() for k, v in self.state().items()}, self.current)
+        self._entered.append(before)
+        self._kept.append({})
         grads = {p: p.requires_grad for p in self._model.parameters()}
         try:
             if which is None:
@@ -92,9 +101,10 @@ class AdapterSlots:
                 self.load(which)
             yield
         finally:
-            if saved is not None and before is not None:
-                set_peft_model_state_dict(self._peft, saved[0], adapter_name=before)
-                self._in_slot[before] = saved[1] or "new"
+            self._entered.pop()
+            for slot, (state, label) in self._kept.pop().items():
+                set_peft_model_state_dict(self._peft, state, adapter_name=slot)
+                self._in_slot[slot] = label
             self._switch(before)
             for parameter, flag in grads.items():
                 parameter.requires_grad_(flag)
@@ -129,10 +139,14 @@ class AdapterSlots:
             parameter.requires_grad_(flag)
 
     def _make_slot(self, config: PeftConfig) -> str:
-        slot = f"slot{len(self._slots)}"
+        slot = f"slot{self._made}"
+        self._made += 1
         if self._peft is None:
             self._grad_flags = {p: p.requires_grad for p in self._model.parameters()}
-            self._peft = PeftModel(self._model, config, adapter_name=slot)
+            with warnings.catch_warnings():
+                # peft asks transformers for an attribute under its old name
+                warnings.simplefilter("ignore", FutureWarning)
+                self._peft = PeftModel(self._model, config, adapter_name=slot)
         else:
             self._peft.add_adapter(slot, config)
         self._slots[_shape_key(config)] = slot

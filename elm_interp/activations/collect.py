@@ -1,0 +1,279 @@
+"""Collecting activations: texts go through the model in batches of like length, and only the asked positions are kept.
+
+The head never runs, and checkpoints are adapters swapped on one base, so what is left is the forward passes themselves.
+
+Shapes: (example, layer, d_model) in the order of the texts; layer l is read after block l, before the final norm.
+
+    x = collect_texts(lm, ["Harry lives in", "Owls carry"], positions="last")
+    store = collect(lm, ActivationStore("runs/demo/activations"), {"truth": dataset}, {"base": None, "step-000060": folder})
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from elm_interp.activations.store import ActivationStore
+from elm_interp.data.batching import bucketed
+from elm_interp.errors import DataError
+from elm_interp.models import Batch, HookedLM
+from elm_interp.models.adapters import read_adapter
+from elm_interp.models.batch import real_tokens
+
+SITE = "resid_post"
+Reduce = Callable[[Float[Tensor, "batch pos d_model"], Tensor], Tensor]
+"""What to keep of a layer, from activations aligned to the left and the mask of the tokens that count."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Texts to read activations on, with what is known of each."""
+
+    name: str
+    texts: tuple[str, ...]
+    examples: pd.DataFrame = field(repr=False)
+    """One row a text: id, fact, split, label."""
+    positions: str | int = "last"
+    """Which token of each text, or their mean."""
+    skip: int = 0
+    """First tokens that the mean leaves out."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", tuple(self.texts))
+        if len(self.texts) != len(self.examples) or not self.texts:
+            raise DataError(
+                f"dataset {self.name!r} has {len(self.texts)} texts and {len(self.examples)} examples; "
+                "expected one example a text, and at least one."
+            )
+
+    @property
+    def stored_examples(self) -> pd.DataFrame:
+        """The examples with a hash of each text, so that a store can refuse other texts under the same ids."""
+        return self.examples.assign(text_sha256=[sha256(text.encode()).hexdigest()[:16] for text in self.texts])
+
+
+def collect_texts(
+    lm: HookedLM,
+    texts: Sequence[str],
+    *,
+    site: str = SITE,
+    positions: str | int = "last",
+    skip: int = 0,
+    max_tokens: int = 4096,
+    progress: bool = False,
+) -> Float[Tensor, "example layer d_model"]:
+    """Activations of texts at every layer, float32, on the CPU, in the order of the texts.
+
+    Args:
+        lm: the model, in the state to read.
+        texts: what to read; each needs a token more than `skip`.
+        site: short name, see `elm_interp.models.sites`.
+        positions: "last", "mean", or an index counted on a text's own tokens.
+        skip: leave out each text's first tokens from the mean (the first draws attention from everywhere, and its norm
+            would drown the rest).
+        max_tokens: padded tokens of a forward pass.
+        progress: show a bar.
+
+    Raises:
+        DataError: a text without enough tokens; the message names it.
+        UnknownSiteError: no such site.
+    """
+    _check_positions(positions, skip)
+    batches = _batches(lm, texts, positions, skip, max_tokens)
+    out = torch.empty(0, lm.n_layers, lm.d_model)
+    for rows, batch in tqdm(batches, desc="reading", leave=False, disable=not progress):
+        found = _read(lm, batch, site, positions, skip).float().cpu()
+        if not len(out):
+            out = torch.empty(len(texts), *found.shape[1:])
+        out[rows] = found
+    return out
+
+
+def collect(
+    lm: HookedLM,
+    store: ActivationStore,
+    datasets: Mapping[str, Dataset],
+    checkpoints: Mapping[str, str | Path | None],
+    *,
+    site: str = SITE,
+    max_tokens: int = 4096,
+    progress: bool = False,
+) -> ActivationStore:
+    """Stream activations of every dataset at every checkpoint into a store; single tokens in the model's dtype, means in float32.
+
+    Entries that are there already, made from the same texts and weights, are left alone.
+
+    Args:
+        lm: the base; each checkpoint's adapter is put on it, and what was on comes back after.
+        store: where to.
+        datasets: by the name under which each is stored.
+        checkpoints: name to adapter folder; None is the bare base.
+        site: short name, see `elm_interp.models.sites`.
+        max_tokens: padded tokens of a forward pass.
+        progress: show a bar.
+
+    Returns:
+        The store.
+
+    Raises:
+        AdapterError: a checkpoint that cannot be used; all are looked at before the first pass.
+        DataError: a text without enough tokens.
+        StoreError: the store holds a dataset of this name with other examples.
+    """
+    for dataset in datasets.values():
+        _check_positions(dataset.positions, dataset.skip)
+    todo = {
+        checkpoint: {
+            n: f for n, f in fingerprints(lm, datasets, folder, site=site).items() if not store.has(n, checkpoint, f)
+        }
+        for checkpoint, folder in checkpoints.items()
+    }
+    needed = [name for missing in todo.values() for name in missing]
+    batches = {
+        n: _batches(lm, datasets[n].texts, datasets[n].positions, datasets[n].skip, max_tokens) for n in set(needed)
+    }
+    total = sum(len(batches[name]) for name in needed)
+    with tqdm(total=total, desc="collecting", leave=False, disable=not progress) as bar:
+        for checkpoint, missing in todo.items():
+            if not missing:
+                continue
+            with lm.adapter(checkpoints[checkpoint]):
+                for name, found in missing.items():
+                    dataset = datasets[name]
+                    meta = {
+                        "site": site,
+                        "positions": str(dataset.positions),
+                        "fingerprint": found,
+                        "skip": dataset.skip,
+                    }
+                    with store.writer(name, checkpoint, examples=dataset.stored_examples, meta=meta) as writer:
+                        for rows, batch in batches[name]:
+                            writer.add(rows, _read(lm, batch, site, dataset.positions, dataset.skip))
+                            bar.update()
+    return store
+
+
+def checkpoint_name(step: int | None) -> str:
+    """The name under which a step's activations are stored; "base" for None."""
+    return "base" if step is None else f"step-{step:06d}"
+
+
+def fingerprint(lm: HookedLM, dataset: Dataset, adapter: str | Path | None, *, site: str = SITE) -> str:
+    """A hash of all that a dataset's activations depend on: texts, weights, dtype, adapter, site and positions."""
+    return fingerprints(lm, {"": dataset}, adapter, site=site)[""]
+
+
+def fingerprints(
+    lm: HookedLM, datasets: Mapping[str, Dataset], adapter: str | Path | None, *, site: str = SITE
+) -> dict[str, str]:
+    """The `fingerprint` of several datasets at one checkpoint, reading its files once."""
+    state = f"{lm.name}|{lm.dtype}|{_base_hash(lm)}|{_adapter_hash(adapter)}|{site}"
+    found = {}
+    for name, dataset in datasets.items():
+        said = f"{state}|{dataset.positions}|{dataset.skip}|{dataset.texts}"
+        found[name] = sha256(said.encode()).hexdigest()[:16]
+    return found
+
+
+@torch.no_grad()
+def reduce_layers(lm: HookedLM, batch: Batch, reduce: Reduce, *, site: str = SITE, skip: int = 0) -> Tensor:
+    """One forward pass, each layer reduced to what is wanted of its tokens; stacked to (batch, layer, ...).
+
+    Args:
+        lm: the model.
+        batch: tokens.
+        reduce: from (batch, pos, d_model) in float32 and a boolean mask (batch, pos), what to keep, (batch, ...).
+        site: short name.
+        skip: the mask leaves out this many first tokens of each row.
+    """
+    cache = lm.run_with_cache(batch, sites=[site], positions="all")
+    inside = real_tokens(batch.attention_mask)
+    inside[:, :skip] = False
+    return torch.stack(
+        [reduce(value.float(), inside.to(value.device)).to(batch.input_ids.device) for value in cache.values()], 1
+    )
+
+
+def prepare_batches(
+    lm: HookedLM, texts: Sequence[str], *, skip: int = 0, max_tokens: int = 4096
+) -> list[tuple[list[int], Batch]]:
+    """Texts tokenised once and grouped by length: (indices, batch) pairs.
+
+    Raises:
+        DataError: a text with no token left after the first `skip`.
+    """
+    rows = lm.encode(list(texts))
+    for i, ids in enumerate(rows):
+        if len(ids) <= skip:
+            raise DataError(
+                f"text {i} ({texts[i][:40]!r}) has {len(ids)} tokens, expected more than {skip}; leave it out or lower skip."
+            )
+    return [(b, lm.pad([rows[i] for i in b])) for b in bucketed([len(ids) for ids in rows], max_tokens=max_tokens)]
+
+
+def _batches(
+    lm: HookedLM, texts: Sequence[str], positions: str | int, skip: int, max_tokens: int
+) -> list[tuple[list[int], Batch]]:
+    # reading the mean looks at every position of every layer at once, so its batches are smaller
+    return prepare_batches(
+        lm, texts, skip=skip, max_tokens=max_tokens if positions != "mean" else max(1, max_tokens // 4)
+    )
+
+
+def _read(
+    lm: HookedLM, batch: Batch, site: str, positions: str | int, skip: int
+) -> Float[Tensor, "batch layer d_model"]:
+    if positions == "mean":
+        return reduce_layers(lm, batch, _masked_mean, site=site, skip=skip)
+    return lm.run_with_cache(batch, sites=[site], positions=positions)[site]  # type: ignore[arg-type]
+
+
+def _masked_mean(values: Float[Tensor, "batch pos d_model"], inside: Tensor) -> Float[Tensor, "batch d_model"]:
+    return (values * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
+
+
+def _check_positions(positions: str | int, skip: int) -> None:
+    if positions not in ("last", "mean") and not isinstance(positions, int):
+        raise DataError(
+            f'cannot collect at positions {positions!r}; expected "last", "mean" or an index, one vector a text.'
+        )
+    if skip < 0 or (skip and positions != "mean"):
+        raise DataError(
+            f'skip={skip} with positions={positions!r}: only the mean can leave out first tokens; expected positions="mean" and skip >= 0.'
+        )
+
+
+def _base_hash(lm: HookedLM) -> str:
+    """Hash of a sample of every weight of the base: enough to tell models apart, and quick."""
+    digest = sha256()
+    for name, weight in _base_parameters(lm):
+        step = max(1, weight.numel() // 64)
+        digest.update(name.encode())
+        digest.update(weight.detach().flatten()[::step].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _base_parameters(lm: HookedLM) -> Iterator[tuple[str, Tensor]]:
+    # peft wraps a module that it adapts, which adds ".base_layer" to the names of its own weights
+    for name, weight in lm.model.named_parameters():
+        if "lora_" not in name and not weight.is_meta:
+            yield name.replace(".base_layer", ""), weight
+
+
+def _adapter_hash(adapter: str | Path | None) -> str:
+    if adapter is None:
+        return ""
+    config, weights = read_adapter(adapter)
+    digest = sha256(
+        f"{config.r}|{config.lora_alpha}|{config.use_rslora}|{config.rank_pattern}|{config.alpha_pattern}".encode()
+    )
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""The command line: every stage by name, with the words of the Python API.
+
+    elm-interp run --out runs/demo                         # all stages, on the default model and concept
+    elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
+    elm-interp evaluate runs/x --questions my_questions.jsonl
+    elm-interp summary runs/x --json
+
+Flags of `run` and `erase` are the fields of `RunConfig`; `--preset NAME` sets them all before single ones are changed.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from elm_interp.erase.trainer import NotFiniteError
+from elm_interp.errors import ConfigError
+from elm_interp.runs import Run, RunConfig
+
+Folder = Annotated[Path, tyro.conf.Positional]
+Flat = tyro.conf.OmitArgPrefixes
+DEFAULT_PRESET = "smollm2-135m"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `elm-interp` command; exits with 2 on what the user can mend, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        commands = _commands(_defaults(words))
+        tyro.extras.subcommand_cli_from_dict(commands, args=words, description=__doc__, prog="elm-interp", config=(Flat,))
+    except (ValueError, NotFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is whole, go on with --resume", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _defaults(words: list[str]) -> RunConfig:
+    """The values that flags change: the resumed run's own, else the preset's."""
+    name = _value(words, "--preset") or DEFAULT_PRESET
+    folder = _value(words, "--out")
+    if "--resume" in words and folder and "--preset" not in words and (Path(folder) / "config.json").is_file():
+        return Run.open(folder).config
+    return RunConfig.preset(name)
+
+
+def _value(words: list[str], flag: str) -> str | None:
+    for i, word in enumerate(words):
+        if word == flag and i + 1 < len(words):
+            return words[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
+    def run(out: Path, config: RunConfig = default, preset: str = DEFAULT_PRESET, resume: bool = False) -> None:
+        """Every stage: erase, evaluate, collect, probe, norms, progress, report.
+
+        Args:
+            out: run folder to make.
+            config: the settings.
+            preset: named settings, changed by the other flags.
+            resume: go on with a folder that exists.
+        """
+        from elm_interp.stages import STAGES, run_stage
+
+        made = Run.create(out, config, resume=resume)
+        for number, stage in enumerate(STAGES, 1):
+            print(f"[{number}/{len(STAGES)}] {stage}", file=sys.stderr, flush=True)
+            run_stage(made, stage)
+        _print_summary(made)
+        print(f"\nreport: {made.folder / 'report.html'}")
+
+    def erase(out: Path, config: RunConfig = default, preset: str = DEFAULT_PRESET, resume: bool = False) -> None:
+        """Train an adapter that erases the concept.
+
+        Args:
+            out: run folder to make.
+            config: the settings.
+            preset: named settings, changed by the other flags.
+            resume: go on from the newest whole checkpoint.
+        """
+        from elm_interp.stages import run_stage
+
+        made = Run.create(out, config, resume=resume)
+        run_stage(made, "erase")
+        print(made)
+
+    def evaluate(run: Folder, questions: Path | None = None, step: int | None = None) -> None:
+        """Score the base and the erased model on the concept's questions and texts, or on a question file of yours.
+
+        Args:
+            run: run folder.
+            questions: JSON Lines (or a JSON list) of {question, choices, answer}; only these are scored then.
+            step: checkpoint to score on your questions; the last by default.
+        """
+        from elm_interp.data import load_questions
+        from elm_interp.evaluate import evaluate_questions
+        from elm_interp.results import stack
+        from elm_interp.stages import run_stage
+
+        opened = Run.open(run)
+        if questions is None:
+            if step is not None:
+                raise ConfigError("--step goes with --questions; the score card is always of the last checkpoint.")
+            run_stage(opened, "evaluate")
+            _print_summary(opened)
+            return
+        asked = load_questions(questions)
+        subject = opened.subject(step)
+        states = [subject] if subject.is_base else [subject.base, subject]
+        table = stack([evaluate_questions(state, asked, questions.stem) for state in states])
+        path = opened.save_results(f"questions-{questions.stem}", table)
+        print(table.dropna(axis=1, how="all").to_string(index=False))
+        print(f"\nwritten to {path}")
+
+    def collect(run: Folder) -> None:
+        """Read the activations that the probes need, at every checkpoint."""
+        _stage(run, "collect")
+
+    def probe(run: Folder) -> None:
+        """Fit layer probes on the collected activations; loads no model."""
+        _stage(run, "probe")
+
+    def norms(run: Folder) -> None:
+        """Activation norms by layer, on forget and retain text."""
+        _stage(run, "norms")
+
+    def progress(run: Folder) -> None:
+        """Follow the metrics over every checkpoint."""
+        _stage(run, "progress")
+
+    def report(run: Folder) -> None:
+        """Draw the figures and write report.html."""
+        _stage(run, "report")
+
+    def summary(run: Folder, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+        """Print the score card, timings and memory of a run.
+
+        Args:
+            run: run folder.
+            as_json: one flat JSON object instead of a table.
+        """
+        _print_summary(Run.open(run), as_json)
+
+    parts = (run, erase, evaluate, collect, probe, norms, progress, report, summary)
+    return {part.__name__: part for part in parts}
+
+
+def _stage(folder: Path, name: str) -> None:
+    from elm_interp.stages import run_stage
+
+    run = Run.open(folder)
+    run_stage(run, name)
+    print(f"{name}: done, {run!r}")
+
+
+def _print_summary(run: Run, as_json: bool = False) -> None:
+    from elm_interp.stages import summary
+
+    found = summary(run)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{'metric':42}{'base':>24}{'erased':>24}{'n':>7}")
+    for name, sides in found.items():
+        n = next(iter(sides.values()))["n"]
+        print(f"{name:42}{_cell(sides.get('base')):>24}{_cell(sides.get('erased')):>24}{n:>7}")
+
+
+def _cell(number: dict | None) -> str:
+    if number is None:
+        return ""
+    interval = f" [{number['ci_low']:.3g}, {number['ci_high']:.3g}]" if number["ci_low"] is not None else ""
+    return f"{number['value']:.3g}{interval}"
+
+
+if __name__ == "__main__":
+    main()

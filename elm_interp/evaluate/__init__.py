@@ -1,0 +1,35 @@
+"""What an eraser did to behaviour: innocence, specificity, seamlessness. Importing this registers their metrics."""
+
+from elm_interp.evaluate.choices import (
+    ScoredQuestion,
+    accuracy,
+    evaluate_questions,
+    longest_option,
+    per_question,
+    score_choices,
+)
+from elm_interp.evaluate.fluency import generations, samples
+from elm_interp.evaluate.knowledge import scores
+from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio
+from elm_interp.evaluate.scorecard import destroyed, scorecard, summary
+from elm_interp.evaluate.specificity import kl_divergences, read_passages
+
+__all__ = [
+    "ScoredQuestion",
+    "Sums",
+    "accuracy",
+    "destroyed",
+    "evaluate_questions",
+    "generations",
+    "kl_divergences",
+    "longest_option",
+    "per_question",
+    "perplexity",
+    "perplexity_ratio",
+    "read_passages",
+    "samples",
+    "score_choices",
+    "scorecard",
+    "scores",
+    "summary",
+]

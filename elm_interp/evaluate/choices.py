@@ -1,0 +1,250 @@
+"""Choices: which answer to a question does the model hold for likeliest?
+
+A small model cannot answer by letter, so the text of each option is scored after the question. An option can be likely for
+reasons that have nothing to do with the question (it is short, its words are common), so three scorings stand side by side,
+and with them what picking the longest option would give:
+
+    likelihood           log p(option | question)
+    length-normalised    the same, a token
+    pmi                  log p(option | question) - log p(option | "Answer:")
+
+each over all choices, or over two: the right answer against one from outside the concept's world, which asks whether the
+model knows that world at all. Options tied for the best share the credit, so that a model without any preference has
+exactly the accuracy of chance.
+
+    scored = score_choices(lm, concept.ask("forget"))
+    accuracy(scored, "pmi", "two")          # {"value": 0.87, "n": 182, "ci": (0.81, 0.91), "chance": 0.5}
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from elm_interp.data import Question
+from elm_interp.errors import unknown
+from elm_interp.metrics import Subject
+from elm_interp.models import HookedLM
+from elm_interp.models.scoring import continuation_log_probs
+from elm_interp.results import frame, measurements, wilson
+
+TEMPLATE = "Question: {question}\nAnswer:"
+PRIOR = "Answer:"
+PROTOCOLS = ("pmi", "likelihood", "length-normalised")
+FORMS = ("two", "all")
+PRIOR_ROWS = 64
+"""Options that share one pass of the prior prompt."""
+
+Form = Literal["two", "all"]
+
+
+@dataclass(frozen=True)
+class ScoredQuestion:
+    """One question with the log-probabilities (nats) of its options: its choices, then the outside answer if it has one."""
+
+    question: Question
+    log_prob: Float[np.ndarray, " option"]
+    """log p(option | question), summed over the option's tokens."""
+    prior: Float[np.ndarray, " option"]
+    """log p(option | prior prompt), summed likewise."""
+    tokens: Int[np.ndarray, " option"]
+    """Scored tokens."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The texts that were scored."""
+        return options_of(self.question)
+
+    @property
+    def characters(self) -> Int[np.ndarray, " option"]:
+        """Length of each option."""
+        return np.array([len(option) for option in self.options])
+
+    @property
+    def mean_log_prob(self) -> Float[np.ndarray, " option"]:
+        """Log-probability of each option, a token."""
+        return self.log_prob / self.tokens
+
+    @property
+    def pmi(self) -> Float[np.ndarray, " option"]:
+        """How much the question raises the option's log-probability."""
+        return self.log_prob - self.prior
+
+    def values(self, protocol: str) -> Float[np.ndarray, " option"]:
+        """The score of each option under one of `PROTOCOLS`.
+
+        Raises:
+            UnknownNameError: another protocol.
+        """
+        if protocol not in PROTOCOLS:
+            raise unknown("protocol", protocol, PROTOCOLS)
+        return {"pmi": self.pmi, "likelihood": self.log_prob, "length-normalised": self.mean_log_prob}[protocol]
+
+
+def options_of(question: Question) -> tuple[str, ...]:
+    """The choices, and the outside answer last where there is one."""
+    return question.choices if question.outside is None else (*question.choices, question.outside)
+
+
+def score_choices(
+    lm: HookedLM,
+    questions: Sequence[Question],
+    *,
+    template: str = TEMPLATE,
+    prior: str = PRIOR,
+    progress: bool = False,
+) -> list[ScoredQuestion]:
+    """Score every option of every question, after the question and after the prior prompt.
+
+    Args:
+        lm: the model, in the state that should answer.
+        questions: each with two or more choices.
+        template: the prompt, with `{question}` where the question goes; the option follows after a space.
+        prior: the prompt without a question, for PMI. An option that several questions share is scored once.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the model gives a log-probability that is not finite; or an option adds no token to the prompt.
+    """
+    options = [[f" {option.strip()}" for option in options_of(q)] for q in questions]
+    prompts = [template.replace("{question}", q.question) for q in questions]
+    asked = continuation_log_probs(lm, prompts, options, progress=progress)
+    unique = sorted({option for some in options for option in some})
+    parts = [unique[i : i + PRIOR_ROWS] for i in range(0, len(unique), PRIOR_ROWS)]
+    unasked = continuation_log_probs(lm, [prior] * len(parts), parts, progress=progress)
+    priors = {
+        o: float(x.double().sum())
+        for part, xs in zip(parts, unasked, strict=True)
+        for o, x in zip(part, xs, strict=True)
+    }
+    found = []
+    for question, some, log_probs in zip(questions, options, asked, strict=True):
+        sums = np.array([float(x.double().sum()) for x in log_probs])
+        one = ScoredQuestion(question, sums, np.array([priors[o] for o in some]), np.array([len(x) for x in log_probs]))
+        if not np.isfinite(one.pmi).all():
+            raise ValueError(
+                f"question {question.id or question.question!r}: the model gives an option a log-probability that is not finite; "
+                "its weights are broken, or the dtype overflows (try float32)."
+            )
+        found.append(one)
+    return found
+
+
+def credits(
+    scored: Sequence[ScoredQuestion], protocol: str = "pmi", form: Form = "all"
+) -> Float[np.ndarray, " question"]:
+    """Credit for each question: 1 if the right option scores best, 1/k if k options tie with it, else 0.
+
+    Args:
+        scored: from `score_choices`.
+        protocol: one of `PROTOCOLS`.
+        form: "all" choices, or "two": the right one against the outside answer, where questions without one are left out.
+    """
+    found = []
+    for one in scored:
+        picked = _options(one.question, form)
+        if picked:
+            found.append(credit(one.values(protocol)[picked], picked.index(one.question.answer)))
+    return np.array(found, dtype=float)
+
+
+def credit(values: Float[np.ndarray, " option"], right: int) -> float:
+    """1 if the right option's value is the highest, 1/k if k options tie for it, else 0."""
+    best = values == values.max()
+    return float(best[right] / best.sum())
+
+
+def accuracy(scored: Sequence[ScoredQuestion], protocol: str = "pmi", form: Form = "all") -> dict[str, Any]:
+    """Mean credit, as columns of a result: value, n, Wilson interval, and chance (the mean of 1 / number of options)."""
+    chances = [1 / len(picked) for one in scored if (picked := _options(one.question, form))]
+    return _proportion(credits(scored, protocol, form), chances)
+
+
+def longest_option(questions: Sequence[Question]) -> dict[str, Any]:
+    """Accuracy of always picking the choice with the most characters; ties share the credit. No model is asked."""
+    lengths = [np.array([len(choice) for choice in q.choices]) for q in questions]
+    found = [credit(values, q.answer) for values, q in zip(lengths, questions, strict=True)]
+    return _proportion(np.array(found, dtype=float), [1 / len(q.choices) for q in questions])
+
+
+def per_question(scored: Sequence[ScoredQuestion]) -> pd.DataFrame:
+    """One row a question: its text, the right answer, what each scoring picked, and the credit it got."""
+    table = []
+    for one in scored:
+        q, n = one.question, len(one.question.choices)
+        row: dict[str, Any] = {
+            "id": q.id,
+            "fact": q.fact,
+            "topic": q.topic,
+            "question": q.question,
+            "options": n,
+            "right": q.right,
+        }
+        for protocol in PROTOCOLS:
+            row |= {f"{protocol}_pick": q.choices[int(one.values(protocol)[:n].argmax())]}
+            row |= {f"{protocol}_credit": credits([one], protocol)[0]}
+        two = credits([one], "pmi", "two")
+        table.append(row | {"two_choice_pmi_credit": two[0] if len(two) else None})
+    return pd.DataFrame(table)
+
+
+def evaluate_questions(subject: Subject, questions: Sequence[Question], name: str = "questions") -> pd.DataFrame:
+    """Tidy rows for questions of anyone's making: accuracy by every scoring, with chance and the longest-option baseline.
+
+    Args:
+        subject: the model in one state.
+        questions: two or more choices each; with an outside answer the two-choice form is measured too.
+        name: what to call the set in the protocol, such as its file name.
+    """
+    with subject.on() as lm:
+        scored = score_choices(lm, questions)
+    found = [
+        rows_of(
+            f"custom.{protocol.replace('-', '_')}", accuracy(scored, protocol), f"{name}: {protocol_of(protocol, 'all')}"
+        )
+        for protocol in PROTOCOLS
+    ]
+    found.append(rows_of("custom.two_choice_pmi", accuracy(scored, "pmi", "two"), f"{name}: {protocol_of('pmi', 'two')}"))
+    found.append(
+        rows_of("custom.longest_option", longest_option(questions), f"{name}: most characters among the choices")
+    )
+    state = {
+        "model": subject.lm.name,
+        "method": subject.method,
+        "step": subject.step,
+        "seed": subject.seed,
+        "direction": "neither",
+    }
+    return frame([state | row for rows in found for row in rows])
+
+
+def _options(question: Question, form: Form) -> list[int]:
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    n = len(question.choices)
+    if form == "all":
+        return list(range(n))
+    return [] if question.outside is None else [question.answer, n]
+
+
+def _proportion(found: Float[np.ndarray, " question"], chances: Sequence[float]) -> dict[str, Any]:
+    n = len(found)
+    mean = float(found.mean()) if n else float("nan")
+    chance = float(np.mean(chances)) if n else None
+    return {"value": mean, "n": n, "ci": wilson(float(found.sum()), n), "chance": chance}
+
+
+def protocol_of(protocol: str, form: str) -> str:
+    how = {
+        "pmi": f"log p(option | {TEMPLATE!r}) - log p(option | {PRIOR!r})",
+        "likelihood": f"log p(option | {TEMPLATE!r})",
+        "length-normalised": f"log p(option | {TEMPLATE!r}) / tokens",
+    }[protocol]
+    return f"{protocol}, {how}, {'right against outside' if form == 'two' else 'all choices'}"
+
+
+def rows_of(name: str, found: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
+    return [measurements(name, **found, protocol=protocol)] if found["n"] else []

@@ -1,0 +1,143 @@
+"""Specificity in running text: did the eraser leave alone what it was to keep?
+
+Questions ask for single facts (see `choices`); passages show the whole distribution. Perplexity says how well the text is
+still predicted, the KL divergence from the base how far the predictions moved at all, also where that does not show in the
+one token that came next. On forget passages the same perplexity should rise.
+
+Each state reads the passages once; the base's states are kept (tokens × d_model numbers) and serve all its erased versions.
+Passages are cut to `MAX_TOKENS`; those of a single token are left out, since nothing in them can be predicted.
+
+    table = measure(subject, ["specificity.retain_*", "specificity.kl_to_base"])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from elm_interp.data import bucketed, texts
+from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio, pooled_mean
+from elm_interp.metrics import Subject, metric
+from elm_interp.models import HookedLM
+from elm_interp.models.scoring import HEAD_ROWS, gather_log_probs
+from elm_interp.results import measurements
+
+MAX_TOKENS = 512
+"""A passage is cut to this many tokens."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Passages as one state of the model reads them."""
+
+    rows: list[list[int]]
+    """Token ids of each passage."""
+    hidden: list[Float[Tensor, "pos d_model"]]
+    """What the head reads at every token but the last, on the CPU, in the model's dtype."""
+    log_probs: list[Float[Tensor, " pos"]]
+    """Log-probability of every token but the first."""
+
+
+@torch.no_grad()
+def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = 4096) -> Reading:
+    """Run passages through the model in its present state.
+
+    Args:
+        lm: the model.
+        passages: texts; those of fewer than two tokens are left out.
+        max_tokens: padded tokens of one pass.
+    """
+    rows = [row for row in lm.encode(passages, max_tokens=MAX_TOKENS) if len(row) > 1]
+    hidden: list[Tensor] = [torch.empty(0)] * len(rows)
+    log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
+    for batch in bucketed([len(row) for row in rows], max_tokens=max_tokens):
+        tokens = lm.pad([rows[i] for i in batch])
+        states, scored = lm.hidden(tokens)[:, :-1], tokens.attention_mask[:, 1:].bool()
+        lengths = (tokens.lengths - 1).tolist()
+        flat = states[scored]
+        found = gather_log_probs(lm, flat, tokens.input_ids[:, 1:][scored])
+        for i, state, log_prob in zip(batch, flat.cpu().split(lengths), found.split(lengths), strict=True):
+            hidden[i], log_probs[i] = state, log_prob
+    return Reading(rows, hidden, log_probs)
+
+
+@torch.no_grad()
+def kl_divergences(lm: HookedLM, base: Sequence[Tensor], other: Sequence[Tensor]) -> list[Float[Tensor, " pos"]]:
+    """KL(base ‖ other) in nats at each position, from the states that the head reads, each (pos, d_model).
+
+    The head runs in chunks of `HEAD_ROWS` positions, so memory does not grow with tokens × vocabulary.
+    """
+    if not base:
+        return []
+    parts = []
+    for ours, theirs in zip(
+        torch.cat(list(base)).split(HEAD_ROWS), torch.cat(list(other)).split(HEAD_ROWS), strict=True
+    ):
+        p, q = (lm.unembed(h.to(lm.device)).float().log_softmax(-1) for h in (ours, theirs))
+        parts.append(torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).cpu())
+    return list(torch.cat(parts).split([len(h) for h in base]))
+
+
+def reading(subject: Subject, kind: str) -> Reading:
+    """The held-out "forget" or "retain" passages as this state reads them, computed once a state."""
+
+    def compute() -> Reading:
+        with subject.on() as lm:
+            return read_passages(lm, texts(subject.concept.passages(kind, "held_out")))
+
+    return subject.memo(("reading", kind), compute)
+
+
+def _ratio(subject: Subject, name: str, kind: str) -> list[dict[str, Any]]:
+    ours, base = reading(subject, kind), reading(subject.base, kind)
+    if not ours.rows:
+        return []
+    return [measurements(name, **perplexity_ratio(Sums.losses(ours.log_probs), Sums.losses(base.log_probs)))]
+
+
+@metric(
+    "specificity.retain_ppl",
+    better="down",
+    protocol="held-out retain passages, token-weighted; bootstrap over passages",
+)
+def retain_ppl(subject: Subject) -> list[dict[str, Any]]:
+    """Perplexity on held-out passages that the model should keep."""
+    found = reading(subject, "retain")
+    return [measurements("specificity.retain_ppl", **perplexity(Sums.losses(found.log_probs)))] if found.rows else []
+
+
+@metric(
+    "specificity.retain_ppl_ratio", better="down", unit="× base", needs_base=True,
+    protocol="held-out retain passages, perplexity over the base's; paired bootstrap over passages; 1 = unchanged",
+)  # fmt: skip
+def retain_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
+    """Perplexity on held-out passages that the model should keep, as a multiple of the base's."""
+    return _ratio(subject, "specificity.retain_ppl_ratio", "retain")
+
+
+@metric(
+    "specificity.kl_to_base", better="down", unit="nats/token", needs_base=True,
+    protocol="KL(base || erased) on held-out retain passages, mean over tokens; bootstrap over passages; 0 = unchanged",
+)  # fmt: skip
+def kl_to_base(subject: Subject) -> list[dict[str, Any]]:
+    """Mean divergence of the predictions from the base's on held-out passages that the model should keep."""
+    ours, base = reading(subject, "retain"), reading(subject.base, "retain")
+    if not ours.rows:
+        return []
+    return [
+        measurements(
+            "specificity.kl_to_base", **pooled_mean(Sums.of(kl_divergences(subject.lm, base.hidden, ours.hidden)))
+        )
+    ]
+
+
+@metric(
+    "innocence.forget_ppl_ratio", better="up", unit="× base", needs_base=True,
+    protocol="held-out forget passages, perplexity over the base's; paired bootstrap over passages; 1 = unchanged",
+)  # fmt: skip
+def forget_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
+    """Perplexity on held-out passages about the concept, as a multiple of the base's."""
+    return _ratio(subject, "innocence.forget_ppl_ratio", "forget")

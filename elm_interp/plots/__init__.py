@@ -1,0 +1,27 @@
+"""Figures from tidy frames: every plot takes a frame and returns Axes, shows nothing and sets no global style.
+
+    from elm_interp.plots import plot_probe_by_layer, save
+
+    save(plot_probe_by_layer(frame), "figures/probe_by_layer")
+"""
+
+from elm_interp.plots.behaviour import HEADLINE, plot_progression, plot_scorecard
+from elm_interp.plots.norms import plot_norm_ratio
+from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
+from elm_interp.plots.reading import HOW_TO_READ, Reading
+from elm_interp.plots.style import name_of, save
+from elm_interp.plots.training import plot_training
+
+__all__ = [
+    "HEADLINE",
+    "HOW_TO_READ",
+    "Reading",
+    "name_of",
+    "plot_norm_ratio",
+    "plot_probe_by_layer",
+    "plot_probe_heatmap",
+    "plot_progression",
+    "plot_scorecard",
+    "plot_training",
+    "save",
+]

@@ -1,0 +1,54 @@
+"""For every figure one sentence on how to read it, and one on what it cannot show. Reports print both below the figure."""
+
+from typing import NamedTuple
+
+
+class Reading(NamedTuple):
+    """What stands below a figure."""
+
+    how: str
+    """How to read it."""
+    cannot: str
+    """What it cannot show."""
+
+
+HOW_TO_READ: dict[str, Reading] = {
+    "probe_by_layer": Reading(
+        "Each point is the accuracy, on questions it was not fitted on, of a linear probe that reads one layer; the band is "
+        "the 95 % interval over seeds, the dotted lines are probes of the same kind fitted on shuffled labels, and the gap "
+        "between a solid line and its dotted one is what the probe read from the layer.",
+        "A probe at its control level means “not decodable by this linear probe at this position”, not that the knowledge is gone; "
+        "a probe above it does not mean that the model uses what the probe finds; and the band holds "
+        "the choice of splits, not the choice of questions.",
+    ),
+    "norm_ratio": Reading(
+        "Each point is the mean length of the erased model's activations at one layer, divided by the base's on the same texts; "
+        "1 is unchanged, and a bump on forget text that retain text does not share is where the edit acts.",
+        "Length says nothing about direction: a stream that turned without growing stays at 1, "
+        "and a ratio of 1 is no sign that the layer computes the same.",
+    ),
+    "progression": Reading(
+        "From left (the untouched model) to right (the final one), each curve is one measure of behaviour at every checkpoint; "
+        "erasure without damage is the innocence curve falling to the chance line while the specificity curves and the ratios stay level.",
+        "The intervals come from a finite set of questions and the checkpoints share it, so that small "
+        "wiggles within a band mean nothing; and a model that answers at chance may still hold the facts in a form that these questions do not reach.",
+    ),
+    "probe_heatmap": Reading(
+        "Each cell is probe accuracy less the accuracy of its shuffled-label control, at one layer (up is deeper) and one checkpoint "
+        "(the first column is the untouched model); a row that darkens from left to right is a layer where the probe lost what it could read.",
+        "Each cell is a new probe: it shows what can be read anew at every step, not whether the model's own later layers "
+        "can still read it, and cells near 0 mean only that this kind of probe found nothing.",
+    ),
+    "scorecard": Reading(
+        "Each line is one measure, from the untouched model (circle) to the erased one (diamond), with 95 % intervals; "
+        "the arrow on the right points to where a good eraser goes. "
+        "Accuracies and other shares are above, ratios to the base below, on a logarithmic axis.",
+        "It speaks of these questions and these scorers alone: other wordings, other languages, an attack or further training "
+        "may bring back what seems gone here, and the intervals leave out the choice of the training seed.",
+    ),
+    "training": Reading(
+        "Each curve is one term of the loss, unweighted, in nats a token, at every training step (thin: as it was; bold: running mean); "
+        "0 would mean that the model predicts exactly the term's target.",
+        "A low loss is agreement with the targets on the training texts and no evidence of erasure: only the held-out measures are.",
+    ),
+}

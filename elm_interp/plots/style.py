@@ -1,0 +1,123 @@
+"""How every figure looks: colours, sizes, names of metrics, and the one way in which figures are saved.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; what matters is told by marker or line style as well.
+The style is on while a plot makes its own figure, never outside it; on axes that a user gives, the user's style stays.
+
+    save(plot_probe_by_layer(frame), "figures/probe_by_layer")      # .png and .svg
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BASE = "#0072B2"
+"""The untouched model, in every figure."""
+ERASED = "#D55E00"
+"""The erased model, in every figure."""
+CHANCE = "#6E6E6E"
+"""The level of knowing nothing, and other lines to compare with."""
+SERIES = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
+"""Curves that are neither base nor erased."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "text.color": "#222222",
+    "axes.labelcolor": "#222222",
+    "axes.edgecolor": "#555555",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+    "figure.dpi": 100,
+}
+WIDTH = 6.4
+"""Inches: 10 point text stays readable where the figure is 600 pixels wide."""
+
+
+def styled(plot: Callable[P, R]) -> Callable[P, R]:
+    """Draw in the project's style where the plot makes its own figure; on given axes leave the style alone."""
+
+    @functools.wraps(plot)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> R:
+        with mpl.rc_context(STYLE) if kwargs.get("ax") is None else nullcontext():
+            return plot(*args, **kwargs)
+
+    return draw
+
+
+def axes(ax: Axes | None, height: float = 3.8) -> Axes:
+    """The given axes, or those of a new figure."""
+    return plt.subplots(figsize=(WIDTH, height), layout="constrained")[1] if ax is None else ax
+
+
+def legend_above(ax: Axes, columns: int = 3) -> None:
+    """A legend over the axes, where it can cover nothing; filled row by row."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        rows = -(-len(handles) // columns)
+        # matplotlib fills column by column
+        order = [r * columns + c for c in range(columns) for r in range(rows) if r * columns + c < len(handles)]
+        ax.legend(
+            [handles[i] for i in order], [labels[i] for i in order], loc="lower left", bbox_to_anchor=(0.0, 1.0),
+            borderaxespad=0.3, ncols=columns, columnspacing=1.4, handlelength=2.2,
+        )  # fmt: skip
+
+
+SCORERS = {"pmi": "PMI", "likelihood": "likelihood", "letter": "letter"}
+WORDS = {"ppl": "perplexity", "kl": "KL", "distinct2": "distinct-2", "rep4": "4-gram repetition"}
+
+
+def name_of(metric: str) -> str:
+    """A metric's name for people: "innocence.two_choice_pmi" is "two choice (PMI)"."""
+    words = metric.split(".", 1)[-1].replace(".", " ").replace("_", " ").split()
+    scorer = f" ({SCORERS[words.pop()]})" if len(words) > 1 and words[-1] in SCORERS else ""
+    return " ".join(WORDS.get(w, w) for w in words) + scorer
+
+
+def save(drawn: Axes | Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write a figure as PNG (200 dpi) and SVG.
+
+    Args:
+        drawn: a figure, or any axes of it.
+        path: where to, without the ending; missing folders are made.
+
+    Returns:
+        The two files. The same figure gives the same bytes.
+    """
+    figure = drawn if isinstance(drawn, Figure) else cast(Figure, drawn.get_figure(root=True))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # not with_suffix: the name may have dots of its own
+    png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
+    with mpl.rc_context({"svg.hashsalt": path.name, "savefig.facecolor": "white"}):
+        figure.savefig(png, dpi=200)
+        figure.savefig(svg, metadata={"Date": None})
+    return png, svg

@@ -1,0 +1,327 @@
+"""A run: the folder that is the only interface between stages.
+
+    runs/demo/
+      config.json      what was asked        manifest.json   what it ran on      metrics.jsonl   one line a step
+      checkpoints/     adapters              activations/    safetensors shards
+      results/         tidy frames           figures/, report.html
+
+    run = Run.open("runs/demo")
+    subject = run.subject()                 # the erased model, its base beside it
+    run.results("scorecard")                # a tidy frame
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from elm_interp import results
+from elm_interp.activations.store import ActivationStore
+from elm_interp.data import Concept, load_concept
+from elm_interp.erase.checkpoints import Checkpoint, checkpoints
+from elm_interp.erase.elm import ELM
+from elm_interp.erase.trainer import Training
+from elm_interp.errors import ConfigError, RunFolderError, raise_all
+from elm_interp.metrics import Subject
+from elm_interp.models import HookedLM, load_model
+from elm_interp.models.loading import model_depth, model_hash
+
+PACKAGES = ("elm-interp", "torch", "transformers", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is asked to do."""
+
+    model: str = "smollm2-135m"
+    """An alias, a folder or a hub id."""
+    concept: str = "harry-potter"
+    """A pack or a folder of JSON Lines files."""
+    objective: ELM = field(default_factory=lambda: ELM.preset("smollm2-135m"))
+    """The method and its hyper-parameters."""
+    training: Training = field(default_factory=lambda: Training.preset("smollm2-135m"))
+    """Steps, batches, learning rate."""
+    seed: int = 0
+    """Of the adapter's start, the order of samples and the text that is written."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the base's weights."""
+    device: str = "auto"
+    """Where to run."""
+
+    @classmethod
+    def preset(cls, name: str, **values: Any) -> "RunConfig":
+        """The method's and the training's preset of one name.
+
+        Raises:
+            UnknownNameError: no such preset; with the closest.
+        """
+        return cls(objective=ELM.preset(name), training=Training.preset(name), **values)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "RunConfig":
+        """Read back what `to_dict` gave.
+
+        Raises:
+            ConfigError: unknown settings, all listed.
+        """
+        raw = dict(raw)
+        method = raw.pop("method", "elm")
+        problems = [] if method == ELM.name else [f"unknown method {method!r}; known: {ELM.name}"]
+        parts: dict[str, Any] = {}
+        for name, kind in (("objective", ELM), ("training", Training)):
+            given = raw.pop(name, {})
+            known = {f.name for f in fields(kind)}
+            problems += [f"unknown {name} setting {key!r}" for key in given if key not in known]
+            parts[name] = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known})
+        known = {f.name for f in fields(cls)}
+        problems += [f"unknown setting {key!r}" for key in raw if key not in known]
+        raise_all(problems, ConfigError, "the configuration cannot be used:")
+        return cls(**raw, **parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for config.json."""
+        return json.loads(json.dumps({"method": self.objective.name, **asdict(self)}))
+
+    def check(self) -> Concept:
+        """Check everything that can be checked before a model is loaded; returns the concept.
+
+        Raises:
+            ConfigError: lists every problem.
+        """
+        problems: list[str] = []
+        depth, concept = None, None
+        try:
+            depth = model_depth(self.model)
+        except ValueError as error:
+            problems.append(str(error))
+        try:
+            concept = load_concept(self.concept)
+        except ValueError as error:
+            problems.append(str(error).replace("\n", "\n  "))
+        problems += self.objective.problems(depth) + self.training.problems()
+        if concept is not None:
+            problems += [f"the concept has no {kind} passage in its training part" for kind in ("forget", "retain") if not concept.passages(kind)]
+        if not 0 <= self.seed < 2**31:
+            problems.append(f"seed is {self.seed}; expected 0 to {2**31 - 1}")
+        raise_all(problems, ConfigError, "these settings cannot work:")
+        return concept  # type: ignore[return-value]
+
+
+class Run:
+    """A run folder and what is in it."""
+
+    def __init__(self, folder: str | Path, config: RunConfig) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self._lm: HookedLM | None = None
+        self._concept: Concept | None = None
+        self._base: Subject | None = None
+
+    @classmethod
+    def create(cls, folder: str | Path, config: RunConfig, *, resume: bool = False) -> "Run":
+        """A new run folder with its config.json, or an existing one to go on with.
+
+        Raises:
+            ConfigError: settings that cannot work, all listed; nothing is written then.
+            RunFolderError: the folder exists and `resume` is off; or its configuration is another one (all differences
+                are listed).
+        """
+        folder = Path(folder)
+        config.check()
+        if (folder / "config.json").exists():
+            if not resume:
+                raise RunFolderError(f"{folder} holds a run already; go on with it by --resume, or choose another folder.")
+            known = cls.open(folder)
+            differences = _differences(known.config.to_dict(), config.to_dict())
+            raise_all(differences, RunFolderError, f"{folder} was made with other settings; give the same ones to resume, or choose another folder:")
+            return known
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunFolderError(f"{folder} exists and is not a run (it has no config.json); choose another folder.")
+        if resume:
+            raise RunFolderError(f"{folder} holds no run to resume; leave out --resume to start one.")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "config.json", config.to_dict())
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """A run that exists.
+
+        Raises:
+            RunFolderError: no run there, or a broken config.json; names the runs beside it.
+        """
+        folder = Path(folder)
+        try:
+            raw = json.loads((folder / "config.json").read_text())
+        except FileNotFoundError:
+            beside = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
+            raise RunFolderError(f"{folder} holds no run (no config.json). Runs beside it: {', '.join(beside) or 'none'}.") from None
+        except ValueError as error:
+            raise RunFolderError(f"{folder}/config.json is broken: {error}") from error
+        return cls(folder, RunConfig.from_dict(raw))
+
+    # -- what is in it --------------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> str:
+        """Name of the method of erasure."""
+        return self.config.objective.name
+
+    @property
+    def concept(self) -> Concept:
+        """The concept that was erased."""
+        self._concept = self._concept or load_concept(self.config.concept)
+        return self._concept
+
+    @property
+    def lm(self) -> HookedLM:
+        """The base model, loaded once; adapters are switched on it."""
+        self._lm = self._lm or load_model(self.config.model, dtype=self.config.dtype, device=self.config.device)
+        return self._lm
+
+    @property
+    def store(self) -> ActivationStore:
+        """The activations of this run."""
+        return ActivationStore(self.folder / "activations")
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Whole checkpoints, by step.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        found = checkpoints(self.folder / "checkpoints")
+        if not found:
+            raise RunFolderError(f"{self.folder} has no whole checkpoint; train it with: elm-interp erase --out {self.folder} --resume")
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its last step."""
+        return (self.folder / "checkpoints" / f"checkpoint-{self.config.training.steps:06d}" / "COMPLETE").is_file()
+
+    def subject(self, step: int | None = None) -> Subject:
+        """The model at a step: 0 is the base, None the last checkpoint.
+
+        Raises:
+            RunFolderError: no checkpoint of that step; lists those that exist.
+        """
+        if self._base is None:
+            store = self.store if (self.folder / "activations" / "index.json").is_file() else None
+            self._base = Subject(self.lm, self.concept, seed=self.config.seed, store=store)
+        if step == 0:
+            return self._base
+        found = self.checkpoints()
+        chosen = found[-1] if step is None else next((c for c in found if c.step == step), None)
+        if chosen is None:
+            raise RunFolderError(f"no checkpoint of step {step}; there are 0 (the base), {', '.join(str(c.step) for c in found)}.")
+        return self._base.at(chosen.path, method=self.method, step=chosen.step)
+
+    def subjects(self) -> list[Subject]:
+        """The base and every checkpoint, by step."""
+        return [self.subject(0), *(self.subject(c.step) for c in self.checkpoints())]
+
+    def results(self, name: str) -> pd.DataFrame:
+        """A tidy frame of an analysis.
+
+        Raises:
+            RunFolderError: it was not made yet; names those that were.
+        """
+        path = self.folder / "results" / f"{name}.parquet"
+        if not path.is_file():
+            made = sorted(p.stem for p in path.parent.glob("*.parquet"))
+            raise RunFolderError(f"{self.folder} has no results {name!r}; made so far: {', '.join(made) or 'none'}.")
+        return results.read(path)
+
+    def save_results(self, name: str, table: pd.DataFrame) -> Path:
+        """Write a tidy frame of an analysis."""
+        return results.write(table, self.folder / "results" / f"{name}.parquet")
+
+    def save_json(self, name: str, values: Any) -> None:
+        """Write plain data beside the results."""
+        (self.folder / "results").mkdir(exist_ok=True)
+        _write_json(self.folder / "results" / f"{name}.json", values)
+
+    def load_json(self, name: str) -> Any:
+        """Read plain data written by `save_json`; None where there is none."""
+        path = self.folder / "results" / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def record(self, **timings: float) -> None:
+        """Add timings and sizes to results/timing.json."""
+        self.save_json("timing", {**(self.load_json("timing") or {}), **timings})
+
+    def write_manifest(self) -> None:
+        """Record what the run ran on, so that its numbers can be read years later."""
+        lm = self.lm
+        _write_json(
+            self.folder / "manifest.json",
+            {
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "model": lm.name,
+                "model_hash": model_hash(self.config.model),
+                "concept": self.concept.name,
+                "concept_hash": self.concept.fingerprint(),
+                "dtype": str(lm.dtype).removeprefix("torch."),
+                "device": str(lm.device),
+                "versions": {name: _version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+                "processor": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "git": _git_revision(),
+                "command": _command(),
+            },
+        )
+
+    def __repr__(self) -> str:
+        steps = [c.step for c in checkpoints(self.folder / "checkpoints")]
+        made = sorted(p.stem for p in (self.folder / "results").glob("*.parquet"))
+        state = f"steps {steps[0]}-{steps[-1]} of {self.config.training.steps}" if steps else "no checkpoint"
+        return f"Run({str(self.folder)!r}: {self.method} on {self.config.model}, concept {self.config.concept}, {state}; results: {', '.join(made) or 'none'})"
+
+
+def _differences(known: dict, given: dict, path: str = "") -> Sequence[str]:
+    found: list[str] = []
+    for key in sorted(known.keys() | given.keys()):
+        a, b = known.get(key), given.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key}: the run has {a!r}, now given {b!r}")
+    return found
+
+
+def _write_json(path: Path, values: Any) -> None:
+    half = path.with_name(f".{path.name}.half")
+    half.write_text(json.dumps(values, indent=1, ensure_ascii=False))
+    half.replace(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).parent
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _command() -> str:
+    # the program's own name only: a manifest may be published, the user's folders need not be
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+

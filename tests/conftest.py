@@ -1,0 +1,64 @@
+"""Fixtures shared by all tests: a tiny random model, a tiny concept for it, and (for slow tests) the real small model."""
+
+import os
+
+# no test may reach the hub: a name that is not on this machine must fail at once
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+import tiny
+
+from elm_interp.data import Concept
+from elm_interp.models import HookedLM, load_model
+
+matplotlib.use("Agg")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "smol" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every test has an empty cache of its own, except slow ones, which share the user's with its unpacked model."""
+    if "slow" not in request.keywords:
+        monkeypatch.setenv("ELM_INTERP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random 4-layer Llama (d_model 32, 400 tokens, float32) and its tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny.make_model().save_pretrained(folder)
+    tiny.make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_lm(tiny_model_folder: Path) -> HookedLM:
+    """The tiny model, loaded anew for each test."""
+    return load_model(tiny_model_folder, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_concept() -> Concept:
+    """A small concept in memory: 12 + 12 passages, 12 + 8 + 8 questions, half of them train."""
+    return tiny.make_concept()
+
+
+@pytest.fixture(scope="session")
+def tiny_concept_folder(tiny_concept: Concept, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same concept as a folder of JSON Lines."""
+    return tiny.write_concept(tiny_concept, tmp_path_factory.mktemp("concepts") / tiny_concept.name)
+
+
+@pytest.fixture(scope="session")
+def smol() -> HookedLM:
+    """The default model, from the user's cache; a test that asks for it is slow."""
+    return load_model("smollm2-135m")

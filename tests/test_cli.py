@@ -1,0 +1,111 @@
+"""The command line, as a user types it, on the tiny model: the whole job, each stage alone, and what goes wrong."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from elm_interp.cli import main
+from elm_interp.stages import STAGES
+
+
+def flags(model, concept):
+    words = f"--model {model} --concept {concept} --dtype float32 --device cpu --layers 1 2 --rank 2 --alpha 8 --eta 5"
+    words += " --fluency-samples 4 --fluency-tokens 4 --steps 4 --forget-batch 2 --retain-batch 2 --fluency-batch 1 --lr 0.01 --warmup 1 --save-every 2"
+    return words.split()
+
+
+@pytest.fixture(scope="session")
+def run(tiny_model_folder, tiny_concept_folder, tmp_path_factory):
+    """A whole run, made once by the command."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    main(["run", "--out", str(folder), *flags(tiny_model_folder, tiny_concept_folder)])
+    return folder
+
+
+def said(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_the_run_makes_everything_that_the_report_shows(run):
+    for name in ("scorecard", "probes", "norms", "progression"):
+        assert len(pd.read_parquet(run / "results" / f"{name}.parquet"))
+    assert len(list((run / "figures").glob("*.png"))) >= 5
+    assert "data:image" in (run / "report.html").read_text() or "<svg" in (run / "report.html").read_text()
+    assert json.loads((run / "manifest.json").read_text())["dtype"] == "float32"
+
+
+def test_summary_is_one_flat_object(run, capsys):
+    main(["summary", str(run), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {"value", "ci_low", "ci_high", "n"} == found["innocence.two_choice_pmi"]["base"].keys()
+    assert set(found["specificity.retain_ppl_ratio"]) == {"erased"}
+    for name in ("specificity.general_pmi", "specificity.neighbours_pmi", "seamlessness.reverse_ppl_ratio", "seamlessness.distinct2_ratio", "memory.peak_gb", "timing.erase_seconds"):
+        assert name in found
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("erase", "collect")])
+def test_each_stage_alone_repeats_its_results(run, tmp_path, stage):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    main([stage, str(copy)])
+    for path in (run / "results").glob("*.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(path), pd.read_parquet(copy / "results" / path.name))
+
+
+def test_probe_loads_no_model_and_repeats_bit_for_bit(run, monkeypatch):
+    before = (run / "results" / "probes.parquet").read_bytes()
+    monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
+    main(["probe", str(run)])
+    assert (run / "results" / "probes.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_own_questions_are_scored(run, tmp_path, capsys, form):
+    rows = [{"question": "Who keeps the lamp?", "choices": ["Tamsin", "Orla", "Bram"], "answer": 0}]
+    path = tmp_path / f"mine.{form}"
+    path.write_text(json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
+    main(["evaluate", str(run), "--questions", str(path)])
+    table = pd.read_parquet(run / "results" / "questions-mine.parquet")
+    pmi = table[table.metric == "custom.pmi"]
+    assert list(pmi.method) == ["base", "elm"]
+    assert pmi.chance.round(3).eq(0.333).all()
+
+
+def test_own_questions_that_are_broken_name_file_and_line(run, tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "A?", "choices": ["x"], "answer": 0}\n{oops\n{"question": "B?", "choices": ["x", "x"], "answer": 5}\n')
+    code, error = said(capsys, ["evaluate", str(run), "--questions", str(path)])
+    assert code == 2
+    for word in ("mine.jsonl:1", "at least 2", "mine.jsonl:2", "not JSON", "mine.jsonl:3", "stands twice", "0 to 1"):
+        assert word in error
+
+
+def test_a_run_that_exists_is_refused_and_resume_goes_on(run, tiny_model_folder, tiny_concept_folder, capsys):
+    given = flags(tiny_model_folder, tiny_concept_folder)
+    assert "--resume" in said(capsys, ["erase", "--out", str(run), *given])[1]
+    main(["erase", "--out", str(run), "--resume"])
+    assert "steps 2-4 of 4" in capsys.readouterr().out
+    code, error = said(capsys, ["erase", "--out", str(run), "--resume", "--eta", "9"])
+    assert code == 2
+    assert "objective.eta" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model", "smollm2-135n"], "smollm2-135m"),
+        (["--concept", "harry-poter"], "harry-potter"),
+        (["--preset", "papper"], "paper"),
+        (["--rank", "0"], "rank is 0"),
+        (["--layers", "3", "40"], "layers go to 40"),
+    ],
+)
+def test_bad_settings_name_what_was_expected_and_write_nothing(tmp_path, capsys, words, expected):
+    code, error = said(capsys, ["erase", "--out", str(tmp_path / "x"), *words])
+    assert code == 2
+    assert expected in error
+    assert not (tmp_path / "x").exists()

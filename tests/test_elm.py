@@ -1,0 +1,167 @@
+"""ELM's targets and loss, as theorems on a tiny random model."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from elm_interp.erase.elm import ELM
+from elm_interp.erase.objective import Sample, Teacher, TopK, distribution_loss
+from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
+from elm_interp.errors import UnknownNameError
+from elm_interp.models.adapters import AdapterSlots
+
+TEXTS = ["Old Tamsin keeps the lamp of Marrowgate.", "The grey cat sleeps.", "Ships fear the Comb, a row of black rocks."]
+
+
+def logits(n=5, d_vocab=50, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [3 * torch.randn(n, d_vocab, generator=generator) for _ in range(3)]
+
+
+def nudge(lm, size=0.3):
+    for name, p in lm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=size, generator=torch.Generator().manual_seed(len(name)))
+
+
+def test_the_target_equals_the_hand_computed_one():
+    plain, expert, novice = logits()
+    p, e, n = (x.softmax(-1) for x in (plain, expert, novice))
+    by_hand = p * (n / e) ** 3.0
+    by_hand /= by_hand.sum(-1, keepdim=True)
+    ours = Guidance(eta=3.0).log_probs(plain, expert, novice).exp()
+    torch.testing.assert_close(ours, by_hand, atol=1e-6, rtol=1e-4)
+
+
+def test_eta_zero_is_the_base():
+    plain, expert, novice = logits()
+    torch.testing.assert_close(Guidance(eta=0).log_probs(plain, expert, novice), plain.log_softmax(-1))
+
+
+def test_the_mask_lets_only_plausible_tokens_win():
+    plain, expert, novice = logits()
+    found = Guidance(eta=500, plausible=0.1).log_probs(plain, expert, novice).exp()
+    p = plain.softmax(-1)
+    assert (found[p < 0.1 * p.amax(-1, keepdim=True)] == 0).all()
+    torch.testing.assert_close(found.sum(-1), torch.ones(5))
+
+
+def test_top_k_targets_are_the_renormalised_head_of_the_distribution(tiny_lm):
+    rows = tiny_lm.encode(TEXTS[:1])
+    states = [hidden_after(tiny_lm, prefix, rows)[0] for prefix in ("", "An expert:", "A novice:")]
+    target = Guidance(eta=2, top_k=7).target(tiny_lm, *states)
+    whole = Guidance(eta=2).log_probs(*(tiny_lm.unembed(h) for h in states)).exp()
+    best = whole.topk(7)
+    assert (target.tokens == best.indices).all()
+    torch.testing.assert_close(target.probs, best.values / best.values.sum(-1, keepdim=True))
+
+
+def test_the_shared_prefix_gives_the_same_states_as_the_plain_pass(tiny_lm):
+    prefix = "The author knows Marrowgate by heart.\n\n"
+    rows = tiny_lm.encode(TEXTS)
+    shared = hidden_after(tiny_lm, prefix, rows)
+    start = tiny_lm.encode([prefix])[0]
+    for row, found in zip(rows, shared, strict=True):
+        plain = tiny_lm.hidden(tiny_lm.pad([start + row]))[0, len(start) :]
+        torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_equals_cross_entropy_less_entropy_and_so_do_its_gradients(tiny_lm):
+    parameters = tiny_lm.adapters.attach(tiny_lm.lora([1, 2], rank=2, alpha=4))
+    nudge(tiny_lm)
+    rows = tiny_lm.encode(TEXTS)
+    probs = torch.rand(3, 60, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    tokens = torch.stack([torch.randperm(400, generator=torch.Generator().manual_seed(i))[:5] for i in range(180)]).view(3, 60, 5)
+    samples = [Sample("erase", "x", tuple(r), 0, TopK(tokens[i, : len(r) - 1].int(), probs[i, : len(r) - 1])) for i, r in enumerate(rows)]
+    ours = distribution_loss(tiny_lm, samples)["erase"]
+    found = torch.autograd.grad(ours, parameters)
+
+    losses, entropies = [], []
+    for sample, row in zip(samples, rows, strict=True):
+        log_probs = tiny_lm.logits(tiny_lm.pad([row]), positions="all", grad=True)[0, :-1].log_softmax(-1)
+        dense = torch.zeros_like(log_probs).scatter_(1, sample.target.tokens.long(), sample.target.probs)
+        losses.append(-(dense * log_probs).sum(-1))
+        entropies.append(-torch.xlogy(dense, dense).sum(-1))
+    cross_entropy = torch.cat(losses).mean()
+    torch.testing.assert_close(ours, cross_entropy - torch.cat(entropies).mean(), atol=1e-5, rtol=1e-4)
+    for a, b in zip(found, torch.autograd.grad(cross_entropy, parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-3)
+
+
+def test_the_untouched_model_has_no_retain_loss(tiny_lm):
+    tiny_lm.adapters.attach(tiny_lm.lora([1], rank=2, alpha=4))
+    rows = tiny_lm.encode(TEXTS)
+    with tiny_lm.adapter(None):
+        states = hidden_after(tiny_lm, "", rows)
+    samples = [Sample("retain", "x", tuple(r), 0, Teacher(h[:-1])) for r, h in zip(rows, states, strict=True)]
+    assert float(distribution_loss(tiny_lm, samples)["retain"].detach()) == pytest.approx(0, abs=1e-6)
+    nudge(tiny_lm)
+    assert float(distribution_loss(tiny_lm, samples)["retain"].detach()) > 1e-3
+
+
+def test_eta_zero_without_retention_asks_for_nothing(tiny_lm, tiny_concept):
+    objective = ELM(eta=0, layers=(1,), rank=2, top_k=400, fluency_weight=0)
+    samples = objective.prepare(tiny_lm, tiny_concept)
+    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    loss = objective.loss(tiny_lm, samples["erase"])["erase"]
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
+    assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-5
+
+
+def test_prepare_reads_the_training_part_alone_and_leaves_the_model_as_it_was(tiny_lm, tiny_concept):
+    before = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}
+    samples = ELM(layers=(1,), fluency_samples=4, fluency_tokens=5).prepare(tiny_lm, tiny_concept, seed=3)
+    held_out = {p.id for p in tiny_concept.forget + tiny_concept.retain if p.split == "held_out"}
+    held_out |= {q.id for qs in tiny_concept.questions.values() for q in qs if q.split == "held_out"}
+    assert not {s.id for found in samples.values() for s in found} & held_out
+    assert set(samples) == {"erase", "retain", "fluency"}
+    for key, value in tiny_lm.model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_the_fluency_term_trains_on_written_tokens_alone(tiny_lm, tiny_concept):
+    samples = ELM(layers=(1,), fluency_samples=3, fluency_tokens=5).prepare(tiny_lm, tiny_concept)["fluency"]
+    for sample in samples:
+        # the target at `start` is for the first written token
+        assert len(sample.target) == len(sample.ids) - 1 - sample.start <= 5
+
+
+def test_guided_text_is_the_same_for_a_seed_and_alone_or_batched(tiny_lm):
+    prompts = tiny_lm.encode(TEXTS)
+    how = {"expert": "An expert:", "novice": "A novice:", "new_tokens": 6}
+    greedy = Guidance(eta=2, top_k=1)
+    together = generate_guided(tiny_lm, greedy, prompts, seed=0, **how)
+    assert together == [generate_guided(tiny_lm, greedy, [p], seed=0, **how)[0] for p in prompts]
+    drawn = Guidance(eta=0.1, top_k=50)
+    state = torch.get_rng_state()
+    first = generate_guided(tiny_lm, drawn, prompts, seed=1, **how)
+    assert first == generate_guided(tiny_lm, drawn, prompts, seed=1, **how) != generate_guided(tiny_lm, drawn, prompts, seed=2, **how)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"rank": 0}, "rank"), ({"eta": -1.0}, "eta"), ({"eta": float("nan")}, "eta"), ({"layers": ()}, "layers"), ({"layers": (3, 4)}, "layers"), ({"modules": "head"}, "modules"), ({"plausible": 1.5}, "plausible")],
+)
+def test_settings_that_cannot_work_are_named(change, word):
+    assert any(word in problem for problem in dataclasses.replace(ELM(layers=(1,)), **change).problems(4))
+
+
+def test_all_problems_come_at_once():
+    assert len(ELM(rank=0, eta=-1, layers=(99,)).problems(4)) == 3
+
+
+def test_the_paper_preset_is_the_paper_s():
+    paper = ELM.preset("paper")
+    assert (paper.eta, paper.rank, paper.layers, paper.plausible) == (500, 4, (4, 5, 6, 7), 0)
+    with pytest.raises(UnknownNameError, match="Did you mean 'paper'"):
+        ELM.preset("papper")
+
+
+def test_slots_are_gone_after_release(tiny_lm):
+    keys = set(tiny_lm.model.state_dict())
+    slots = AdapterSlots(tiny_lm.model)
+    slots.attach(tiny_lm.lora([0], rank=2, alpha=2))
+    slots.release()
+    assert set(tiny_lm.model.state_dict()) == keys

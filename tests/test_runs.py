@@ -1,0 +1,74 @@
+"""Run folders: refused, resumed, read back; everything wrong is said before a model is loaded."""
+
+import dataclasses
+import json
+
+import pytest
+
+from elm_interp.erase.elm import ELM
+from elm_interp.erase.trainer import Training
+from elm_interp.errors import ConfigError, RunFolderError
+from elm_interp.runs import Run, RunConfig
+
+SMALL = {
+    "objective": ELM(eta=5, layers=(1, 2), rank=2, alpha=8, fluency_samples=4, fluency_tokens=4),
+    "training": Training(steps=4, forget_batch=2, retain_batch=2, fluency_batch=1, lr=1e-2, warmup=1, save_every=2),
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def config(tiny_model_folder, tiny_concept_folder):
+    return RunConfig(model=str(tiny_model_folder), concept=str(tiny_concept_folder), **SMALL)
+
+
+def test_config_survives_the_round_trip(config, tmp_path):
+    Run.create(tmp_path / "x", config)
+    assert Run.open(tmp_path / "x").config == config
+
+
+def test_all_problems_are_reported_at_once_before_a_model_is_loaded(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
+    bad = dataclasses.replace(config, concept="harry-poter", objective=ELM(rank=0, eta=-1, layers=(4,)), training=Training(steps=0))
+    with pytest.raises(ConfigError) as error:
+        Run.create(tmp_path / "x", bad)
+    for word in ("Did you mean 'harry-potter'", "rank is 0", "eta is -1", "layers go to 4", "steps is 0"):
+        assert word in str(error.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_existing_run_is_refused_and_unchanged(config, tmp_path):
+    Run.create(tmp_path / "x", config)
+    before = (tmp_path / "x" / "config.json").read_bytes()
+    with pytest.raises(RunFolderError, match="--resume"):
+        Run.create(tmp_path / "x", config)
+    assert (tmp_path / "x" / "config.json").read_bytes() == before
+
+
+def test_resume_with_other_settings_lists_the_differences(config, tmp_path):
+    Run.create(tmp_path / "x", config)
+    other = dataclasses.replace(config, seed=7, objective=dataclasses.replace(config.objective, eta=9.0))
+    with pytest.raises(RunFolderError, match=r"(?s)objective.eta: the run has 5, now given 9.0.*seed: the run has 0, now given 7"):
+        Run.create(tmp_path / "x", other, resume=True)
+
+
+def test_a_folder_of_something_else_is_refused(config, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "thesis.tex").write_text("mine")
+    with pytest.raises(RunFolderError, match="is not a run"):
+        Run.create(tmp_path / "x", config)
+
+
+def test_opening_no_run_names_the_runs_beside_it(config, tmp_path):
+    Run.create(tmp_path / "demo", config)
+    with pytest.raises(RunFolderError, match="demo"):
+        Run.open(tmp_path / "dmo")
+
+
+def test_unknown_settings_in_a_config_file_are_named(config, tmp_path):
+    Run.create(tmp_path / "x", config)
+    path = tmp_path / "x" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ranc": 3}))
+    with pytest.raises(ConfigError, match="ranc"):
+        Run.open(tmp_path / "x")

@@ -1,0 +1,77 @@
+"""Scoring: shared prompts and batching change the cost, not the numbers."""
+
+import pytest
+import torch
+
+from elm_interp.models.scoring import continuation_log_probs, token_log_probs
+
+PROMPTS = ["Question: Who keeps the lamp?\nAnswer:", "The cat is called", "A"]
+OPTIONS = [[" Tamsin", " Orla", " Captain Wick of Marrowgate", " Bram"], [" Pepper", " a grey cat"], [" bell named Gull", " b", " school that slopes"]]
+
+
+def plain(lm, text: str) -> torch.Tensor:
+    """Log-probability of each token after the first, by the transformers model alone."""
+    ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        return lm.model(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
+@pytest.mark.parametrize("max_tokens", [4096, 40, 1])
+def test_continuations_score_as_in_the_whole_text(tiny_lm, max_tokens):
+    found = continuation_log_probs(tiny_lm, PROMPTS, OPTIONS, max_tokens=max_tokens)
+    assert [len(scores) for scores in found] == [4, 2, 3]
+    for prompt, options, scores in zip(PROMPTS, OPTIONS, found, strict=True):
+        skipped = len(tiny_lm.encode([prompt])[0]) - 1
+        for option, score in zip(options, scores, strict=True):
+            torch.testing.assert_close(score, plain(tiny_lm, prompt + option)[skipped:])
+
+
+def test_continuations_score_the_same_in_a_batch_and_alone(tiny_lm):
+    together = continuation_log_probs(tiny_lm, PROMPTS, OPTIONS)
+    for prompt, options, scores in zip(PROMPTS, OPTIONS, together, strict=True):
+        for option, score in zip(options, scores, strict=True):
+            ((alone,),) = continuation_log_probs(tiny_lm, [prompt], [[option]])
+            torch.testing.assert_close(score, alone)
+
+
+def test_a_border_inside_a_token_is_scored_from_the_last_token_that_all_share(tiny_lm):
+    prompt, options = "the town of Marrow", ["gate", " and bread"]
+    whole = [tiny_lm.encode([prompt + option])[0] for option in options]
+    assert whole[0][: len(tiny_lm.encode([prompt])[0])] != tiny_lm.encode([prompt])[0]  # " Marrowgate" is a token
+    shared = next(i for i, (a, b) in enumerate(zip(*whole, strict=False)) if a != b)
+    (scores,) = continuation_log_probs(tiny_lm, [prompt], [options])
+    for option, score in zip(options, scores, strict=True):
+        torch.testing.assert_close(score, plain(tiny_lm, prompt + option)[shared - 1 :])
+
+
+def test_continuations_of_one_token_each_need_one_pass(tiny_lm):
+    (scores,) = continuation_log_probs(tiny_lm, ["A"], [[" b", " c"]])
+    logits = tiny_lm.logits(tiny_lm.tokenize("A"))[0].log_softmax(-1)
+    ids = [tiny_lm.encode([f"A {x}"])[0][1] for x in "bc"]
+    torch.testing.assert_close(torch.cat(scores), logits[ids])
+
+
+@pytest.mark.parametrize(("prompt", "options", "message"), [("A bell", ["", " b"], "no token"), ("A", ["  "], "adds no token"), ("", [" b"], "shares no first token")])
+def test_what_cannot_be_scored_is_refused_by_its_text(tiny_lm, prompt, options, message):
+    with pytest.raises(ValueError, match=message):
+        continuation_log_probs(tiny_lm, [prompt], [options])
+
+
+def test_texts_score_as_by_the_plain_model(tiny_lm, tiny_concept):
+    texts = [p.text for p in tiny_concept.forget[:5]] + ["A bell"]
+    for max_tokens in (4096, 100):
+        for text, score in zip(texts, token_log_probs(tiny_lm, texts, max_tokens=max_tokens), strict=True):
+            torch.testing.assert_close(score, plain(tiny_lm, text))
+
+
+def test_a_text_of_one_token_is_refused(tiny_lm):
+    with pytest.raises(ValueError, match="cannot score 'a': it has 1 tokens, expected at least 2"):
+        token_log_probs(tiny_lm, ["A bell", "a"])
+
+
+def test_the_chunks_of_the_head_do_not_change_the_scores(tiny_lm, tiny_concept, monkeypatch):
+    texts = [p.text for p in tiny_concept.retain]
+    whole = token_log_probs(tiny_lm, texts)
+    monkeypatch.setattr("elm_interp.models.scoring.HEAD_ROWS", 7)
+    for a, b in zip(whole, token_log_probs(tiny_lm, texts), strict=True):
+        torch.testing.assert_close(a, b)
