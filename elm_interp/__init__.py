@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from elm_interp.activations.collect import collect
     from elm_interp.activations.store import ActivationStore
     from elm_interp.data import Concept, Question, load_concept, load_questions, packs
-    from elm_interp.erase import ELM, Training, train
-    from elm_interp.metrics import Metric, Subject, measure, metric, metrics
+    from elm_interp.erase import ELM, Training, checkpoints, train
+    from elm_interp.evaluate import samples, scorecard
+    from elm_interp.internals import progression
+    from elm_interp.metrics import Metric, Subject, measure, metric
     from elm_interp.models import HookedLM, load_model
     from elm_interp.runs import Run, RunConfig
     from elm_interp.stages import STAGES, run_stage, summary
@@ -34,15 +36,18 @@ _HOME = {
     "STAGES": "stages",
     "Subject": "metrics",
     "Training": "erase",
+    "checkpoints": "erase",
     "collect": "activations.collect",
     "load_concept": "data",
     "load_model": "models",
     "load_questions": "data",
     "measure": "metrics",
     "metric": "metrics",
-    "metrics": "metrics",
     "packs": "data",
+    "progression": "internals",
     "run_stage": "stages",
+    "samples": "evaluate",
+    "scorecard": "evaluate",
     "summary": "stages",
     "train": "erase",
 }
@@ -60,15 +65,18 @@ __all__ = [
     "RunConfig",
     "Subject",
     "Training",
+    "checkpoints",
     "collect",
     "load_concept",
     "load_model",
     "load_questions",
     "measure",
     "metric",
-    "metrics",
     "packs",
+    "progression",
     "run_stage",
+    "samples",
+    "scorecard",
     "summary",
     "train",
 ]
@@ -77,7 +85,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'elm_interp' has no attribute {name!r}")
-    if name in ("measure", "metrics"):
+    if name == "measure":
         # the registry is filled by the rooms that define metrics
         import_module("elm_interp.evaluate")
         import_module("elm_interp.internals")

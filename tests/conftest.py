@@ -25,7 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_cache(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Every test has an empty cache of its own, except slow ones, which share the user's with its unpacked model."""
     if "slow" not in request.keywords:
         monkeypatch.setenv("ELM_INTERP_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elm_interp.errors import AdapterError
+from elm_interp.errors import AdapterError, UnknownNameError
 from elm_interp.models import HookedLM
 from elm_interp.models.adapters import CONFIG, WEIGHTS
 
@@ -106,7 +106,8 @@ def test_the_adapter_from_before_comes_back_after_an_error(tiny_lm, adapters):
 def test_only_the_adapter_is_trainable_and_only_while_asked(tiny_lm, adapters):
     attach(tiny_lm, seed=5)
     names = [name for name, p in tiny_lm.model.named_parameters() if p.requires_grad]
-    assert names and all("lora_" in name for name in names)
+    assert names
+    assert all("lora_" in name for name in names)
     tiny_lm.adapters.load(adapters["other"])
     assert not any(p.requires_grad for p in tiny_lm.model.parameters())
     tiny_lm.adapters.load(adapters["a"], trainable=True)
@@ -141,7 +142,9 @@ def test_release_gives_the_model_back_as_it_was(tiny_lm, adapters):
 
 
 def test_an_adapter_without_effect_is_refused(tiny_lm, adapters):
-    dead = rewritten(adapters["a"], lambda state: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in state.items()})
+    dead = rewritten(
+        adapters["a"], lambda state: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in state.items()}
+    )
     with pytest.raises(AdapterError, match="has no effect: all its B matrices are zero"):
         tiny_lm.adapters.load(dead)
 
@@ -157,7 +160,7 @@ def _rename_one(state):
 
 
 def _drop_one(state):
-    return dict(list(sorted(state.items()))[1:])
+    return dict(sorted(state.items())[1:])
 
 
 def _grow_one(state):
@@ -167,7 +170,11 @@ def _grow_one(state):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(_rename_one, "2 keys find no place, such as .*z_proj"), (_drop_one, "1 expected keys are missing, such as"), (_grow_one, "1 have another shape")],
+    [
+        (_rename_one, "2 keys find no place, such as .*z_proj"),
+        (_drop_one, "1 expected keys are missing, such as"),
+        (_grow_one, "1 have another shape"),
+    ],
 )
 def test_an_adapter_whose_keys_do_not_all_fit_is_refused_and_leaves_no_trace(tiny_lm, adapters, change, message):
     base, keys = logits(tiny_lm), list(tiny_lm.model.state_dict())
@@ -216,6 +223,8 @@ def test_a_folder_that_is_no_adapter_is_refused_by_what_it_lacks(tiny_lm, adapte
 
 
 def test_a_lora_on_no_projection_names_what_the_block_has(tiny_lm):
+    with pytest.raises(UnknownNameError, match="Did you mean 'attn'"):
+        tiny_lm.lora([0], rank=1, alpha=1, modules="mlp+atn")
     tiny_lm.model.model.layers[0] = torch.nn.ModuleDict({"mixer": torch.nn.Linear(2, 2)})
     with pytest.raises(AdapterError, match="which has \\['mixer'\\]"):
         tiny_lm.lora([0], rank=1, alpha=1)

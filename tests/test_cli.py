@@ -43,7 +43,14 @@ def test_summary_is_one_flat_object(run, capsys):
     found = json.loads(capsys.readouterr().out)
     assert {"value", "ci_low", "ci_high", "n"} == found["innocence.two_choice_pmi"]["base"].keys()
     assert set(found["specificity.retain_ppl_ratio"]) == {"erased"}
-    for name in ("specificity.general_pmi", "specificity.neighbours_pmi", "seamlessness.reverse_ppl_ratio", "seamlessness.distinct2_ratio", "memory.peak_gb", "timing.erase_seconds"):
+    for name in (
+        "specificity.general_pmi",
+        "specificity.neighbours_pmi",
+        "seamlessness.reverse_ppl_ratio",
+        "seamlessness.distinct2_ratio",
+        "memory.peak_gb",
+        "timing.erase_seconds",
+    ):
         assert name in found
 
 
@@ -77,7 +84,9 @@ def test_own_questions_are_scored(run, tmp_path, capsys, form):
 
 def test_own_questions_that_are_broken_name_file_and_line(run, tmp_path, capsys):
     path = tmp_path / "mine.jsonl"
-    path.write_text('{"question": "A?", "choices": ["x"], "answer": 0}\n{oops\n{"question": "B?", "choices": ["x", "x"], "answer": 5}\n')
+    path.write_text(
+        '{"question": "A?", "choices": ["x"], "answer": 0}\n{oops\n{"question": "B?", "choices": ["x", "x"], "answer": 5}\n'
+    )
     code, error = said(capsys, ["evaluate", str(run), "--questions", str(path)])
     assert code == 2
     for word in ("mine.jsonl:1", "at least 2", "mine.jsonl:2", "not JSON", "mine.jsonl:3", "stands twice", "0 to 1"):

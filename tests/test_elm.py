@@ -11,7 +11,11 @@ from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
 from elm_interp.errors import UnknownNameError
 from elm_interp.models.adapters import AdapterSlots
 
-TEXTS = ["Old Tamsin keeps the lamp of Marrowgate.", "The grey cat sleeps.", "Ships fear the Comb, a row of black rocks."]
+TEXTS = [
+    "Old Tamsin keeps the lamp of Marrowgate.",
+    "The grey cat sleeps.",
+    "Ships fear the Comb, a row of black rocks.",
+]
 
 
 def logits(n=5, d_vocab=50, seed=0):
@@ -47,14 +51,28 @@ def test_the_mask_lets_only_plausible_tokens_win():
     torch.testing.assert_close(found.sum(-1), torch.ones(5))
 
 
-def test_top_k_targets_are_the_renormalised_head_of_the_distribution(tiny_lm):
+def test_one_sided_guidance_lowers_only_what_the_expert_finds_likelier():
+    plain, expert, novice = logits()
+    p, e, n = (x.softmax(-1) for x in (plain, expert, novice))
+    by_hand = p * (n / e).clamp(max=1) ** 3.0
+    found = Guidance(eta=3.0, one_sided=True).log_probs(plain, expert, novice).exp()
+    torch.testing.assert_close(found, by_hand / by_hand.sum(-1, keepdim=True), atol=1e-6, rtol=1e-4)
+    # among tokens that the novice finds likelier, the base's proportions stay
+    kept = (n > e)[0]
+    ratio = found[0][kept] / p[0][kept]
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-4, atol=0)
+
+
+def test_a_target_keeps_the_likeliest_tokens_of_base_and_goal_as_they_are(tiny_lm):
     rows = tiny_lm.encode(TEXTS[:1])
     states = [hidden_after(tiny_lm, prefix, rows)[0] for prefix in ("", "An expert:", "A novice:")]
     target = Guidance(eta=2, top_k=7).target(tiny_lm, *states)
     whole = Guidance(eta=2).log_probs(*(tiny_lm.unembed(h) for h in states)).exp()
-    best = whole.topk(7)
-    assert (target.tokens == best.indices).all()
-    torch.testing.assert_close(target.probs, best.values / best.values.sum(-1, keepdim=True))
+    base = tiny_lm.unembed(states[0]).softmax(-1)
+    torch.testing.assert_close(target.probs, whole.gather(1, target.tokens.long()))
+    assert (target.tokens == torch.maximum(whole, base).topk(7).indices).all()
+    everything = Guidance(eta=2, top_k=400).target(tiny_lm, *states)
+    torch.testing.assert_close(everything.probs.sum(-1), torch.ones(len(whole)))
 
 
 def test_the_shared_prefix_gives_the_same_states_as_the_plain_pass(tiny_lm):
@@ -71,18 +89,26 @@ def test_the_loss_equals_cross_entropy_less_entropy_and_so_do_its_gradients(tiny
     parameters = tiny_lm.adapters.attach(tiny_lm.lora([1, 2], rank=2, alpha=4))
     nudge(tiny_lm)
     rows = tiny_lm.encode(TEXTS)
-    probs = torch.rand(3, 60, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    tokens = torch.stack([torch.randperm(400, generator=torch.Generator().manual_seed(i))[:5] for i in range(180)]).view(3, 60, 5)
-    samples = [Sample("erase", "x", tuple(r), 0, TopK(tokens[i, : len(r) - 1].int(), probs[i, : len(r) - 1])) for i, r in enumerate(rows)]
+    probs = 0.9 * torch.rand(3, 60, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    tokens = torch.stack(
+        [torch.randperm(400, generator=torch.Generator().manual_seed(i))[:5] for i in range(180)]
+    ).view(3, 60, 5)
+    samples = [
+        Sample("erase", "x", tuple(r), 0, TopK(tokens[i, : len(r) - 1].int(), probs[i, : len(r) - 1]))
+        for i, r in enumerate(rows)
+    ]
     ours = distribution_loss(tiny_lm, samples)["erase"]
     found = torch.autograd.grad(ours, parameters)
 
     losses, entropies = [], []
     for sample, row in zip(samples, rows, strict=True):
         log_probs = tiny_lm.logits(tiny_lm.pad([row]), positions="all", grad=True)[0, :-1].log_softmax(-1)
-        dense = torch.zeros_like(log_probs).scatter_(1, sample.target.tokens.long(), sample.target.probs)
-        losses.append(-(dense * log_probs).sum(-1))
-        entropies.append(-torch.xlogy(dense, dense).sum(-1))
+        named = sample.target.tokens.long()
+        rest = log_probs.scatter(1, named, -torch.inf).logsumexp(1, keepdim=True)
+        seen = torch.cat([log_probs.gather(1, named), rest], 1)
+        goal = torch.cat([sample.target.probs, 1 - sample.target.probs.sum(1, keepdim=True)], 1)
+        losses.append(-(goal * seen).sum(-1))
+        entropies.append(-torch.xlogy(goal, goal).sum(-1))
     cross_entropy = torch.cat(losses).mean()
     torch.testing.assert_close(ours, cross_entropy - torch.cat(entropies).mean(), atol=1e-5, rtol=1e-4)
     for a, b in zip(found, torch.autograd.grad(cross_entropy, parameters), strict=True):
@@ -136,13 +162,25 @@ def test_guided_text_is_the_same_for_a_seed_and_alone_or_batched(tiny_lm):
     drawn = Guidance(eta=0.1, top_k=50)
     state = torch.get_rng_state()
     first = generate_guided(tiny_lm, drawn, prompts, seed=1, **how)
-    assert first == generate_guided(tiny_lm, drawn, prompts, seed=1, **how) != generate_guided(tiny_lm, drawn, prompts, seed=2, **how)
+    assert (
+        first
+        == generate_guided(tiny_lm, drawn, prompts, seed=1, **how)
+        != generate_guided(tiny_lm, drawn, prompts, seed=2, **how)
+    )
     assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"rank": 0}, "rank"), ({"eta": -1.0}, "eta"), ({"eta": float("nan")}, "eta"), ({"layers": ()}, "layers"), ({"layers": (3, 4)}, "layers"), ({"modules": "head"}, "modules"), ({"plausible": 1.5}, "plausible")],
+    [
+        ({"rank": 0}, "rank"),
+        ({"eta": -1.0}, "eta"),
+        ({"eta": float("nan")}, "eta"),
+        ({"layers": ()}, "layers"),
+        ({"layers": (3, 4)}, "layers"),
+        ({"modules": "head"}, "modules"),
+        ({"plausible": 1.5}, "plausible"),
+    ],
 )
 def test_settings_that_cannot_work_are_named(change, word):
     assert any(word in problem for problem in dataclasses.replace(ELM(layers=(1,)), **change).problems(4))

@@ -39,14 +39,23 @@ def test_cache_names_shapes_and_order_of_layers(tiny_lm, batch):
     assert cache.layers("resid_post") == [1, 3]
     assert torch.equal(cache["resid_post"][:, 1], cache[LAST_BLOCK])
     assert cache["embed"].shape == (2, 2, tiny_lm.d_model)
-    assert set(cache) == {"embed", "blocks.1.hook_resid_post", LAST_BLOCK, "blocks.1.hook_attn_out", "blocks.3.hook_attn_out"}
+    assert set(cache) == {
+        "embed",
+        "blocks.1.hook_resid_post",
+        LAST_BLOCK,
+        "blocks.1.hook_attn_out",
+        "blocks.3.hook_attn_out",
+    }
     with pytest.raises(UnknownSiteError, match="Did you mean 'attn_out'"):
         cache["attnout"]
 
 
 def test_reading_stops_at_the_last_site_asked_for(tiny_lm, batch):
     ran = []
-    handles = [block.register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer, block in enumerate(tiny_lm.blocks)]
+    handles = [
+        block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+        for layer, block in enumerate(tiny_lm.blocks)
+    ]
     tiny_lm.run_with_cache(batch, sites="attn_out", layers=1)
     for handle in handles:
         handle.remove()
@@ -61,7 +70,9 @@ def test_an_edit_of_the_last_block_changes_the_logits(tiny_lm, batch):
     torch.testing.assert_close(tiny_lm.logits(batch), before)
 
 
-@pytest.mark.parametrize("site", ["embed", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out", "blocks.1.hook_mlp_out", "resid_post"])
+@pytest.mark.parametrize(
+    "site", ["embed", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out", "blocks.1.hook_mlp_out", "resid_post"]
+)
 def test_an_edit_acts_at_every_kind_of_site_and_is_seen_by_reads(tiny_lm, batch, site):
     before = tiny_lm.logits(batch)
     with tiny_lm.hooks({site: lambda x: x + 1}):
@@ -96,8 +107,9 @@ def test_hooks_are_removed_after_an_exception_in_an_edit(tiny_lm, batch):
     def broken(x):
         raise RuntimeError("inside the edit")
 
-    with pytest.raises(RuntimeError, match="inside the edit"), tiny_lm.hooks({"resid_post": broken}):
+    with tiny_lm.hooks({"resid_post": broken}):
         assert count_hooks(tiny_lm.model) == before + tiny_lm.n_layers
+    with pytest.raises(RuntimeError, match="inside the edit"), tiny_lm.hooks({"resid_post": broken}):
         tiny_lm.logits(batch)
     assert count_hooks(tiny_lm.model) == before
     with pytest.raises(ValueError, match="outside row"):
@@ -107,7 +119,10 @@ def test_hooks_are_removed_after_an_exception_in_an_edit(tiny_lm, batch):
 
 def test_an_edit_of_an_unknown_site_hooks_nothing(tiny_lm):
     before = count_hooks(tiny_lm.model)
-    with pytest.raises(UnknownSiteError, match="Did you mean 'mlp_out'"), tiny_lm.hooks({"resid_post": torch.zeros_like, "mlpout": torch.zeros_like}):
+    with (
+        pytest.raises(UnknownSiteError, match="Did you mean 'mlp_out'"),
+        tiny_lm.hooks({"resid_post": torch.zeros_like, "mlpout": torch.zeros_like}),
+    ):
         pass
     assert count_hooks(tiny_lm.model) == before
 
@@ -125,7 +140,12 @@ def test_tokenizing_leaves_the_callers_tokenizer_as_it_was(tiny_lm):
     tokenizer.padding_side = "left"
 
     def state():
-        return tokenizer.padding_side, tokenizer.truncation_side, tokenizer.special_tokens_map, tokenizer.backend_tokenizer.to_str()
+        return (
+            tokenizer.padding_side,
+            tokenizer.truncation_side,
+            tokenizer.special_tokens_map,
+            tokenizer.backend_tokenizer.to_str(),
+        )
 
     before = state()
     batch = tiny_lm.tokenize(["Old Tamsin keeps the lamp", "a"], max_tokens=3)

@@ -105,7 +105,7 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
 def test_unknown_types_and_devices_are_refused(tiny_model_folder):
     with pytest.raises(ValueError, match="unknown dtype 'float23'. Did you mean 'float32'"):
         load_model(tiny_model_folder, dtype="float23")
-    with pytest.raises(ValueError, match='unknown device \'gpu\'; expected "auto"'):
+    with pytest.raises(ValueError, match="unknown device 'gpu'; expected \"auto\""):
         load_model(tiny_model_folder, device="gpu")
 
 

@@ -30,7 +30,9 @@ def test_config_survives_the_round_trip(config, tmp_path):
 
 def test_all_problems_are_reported_at_once_before_a_model_is_loaded(config, tmp_path, monkeypatch):
     monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
-    bad = dataclasses.replace(config, concept="harry-poter", objective=ELM(rank=0, eta=-1, layers=(4,)), training=Training(steps=0))
+    bad = dataclasses.replace(
+        config, concept="harry-poter", objective=ELM(rank=0, eta=-1, layers=(4,)), training=Training(steps=0)
+    )
     with pytest.raises(ConfigError) as error:
         Run.create(tmp_path / "x", bad)
     for word in ("Did you mean 'harry-potter'", "rank is 0", "eta is -1", "layers go to 4", "steps is 0"):
@@ -49,7 +51,9 @@ def test_an_existing_run_is_refused_and_unchanged(config, tmp_path):
 def test_resume_with_other_settings_lists_the_differences(config, tmp_path):
     Run.create(tmp_path / "x", config)
     other = dataclasses.replace(config, seed=7, objective=dataclasses.replace(config.objective, eta=9.0))
-    with pytest.raises(RunFolderError, match=r"(?s)objective.eta: the run has 5, now given 9.0.*seed: the run has 0, now given 7"):
+    with pytest.raises(
+        RunFolderError, match=r"(?s)objective.eta: the run has 5, now given 9.0.*seed: the run has 0, now given 7"
+    ):
         Run.create(tmp_path / "x", other, resume=True)
 
 

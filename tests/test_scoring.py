@@ -6,7 +6,11 @@ import torch
 from elm_interp.models.scoring import continuation_log_probs, token_log_probs
 
 PROMPTS = ["Question: Who keeps the lamp?\nAnswer:", "The cat is called", "A"]
-OPTIONS = [[" Tamsin", " Orla", " Captain Wick of Marrowgate", " Bram"], [" Pepper", " a grey cat"], [" bell named Gull", " b", " school that slopes"]]
+OPTIONS = [
+    [" Tamsin", " Orla", " Captain Wick of Marrowgate", " Bram"],
+    [" Pepper", " a grey cat"],
+    [" bell named Gull", " b", " school that slopes"],
+]
 
 
 def plain(lm, text: str) -> torch.Tensor:
@@ -51,7 +55,10 @@ def test_continuations_of_one_token_each_need_one_pass(tiny_lm):
     torch.testing.assert_close(torch.cat(scores), logits[ids])
 
 
-@pytest.mark.parametrize(("prompt", "options", "message"), [("A bell", ["", " b"], "no token"), ("A", ["  "], "adds no token"), ("", [" b"], "shares no first token")])
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [("A bell", ["", " b"], "no token"), ("A", ["  "], "adds no token"), ("", [" b"], "shares no first token")],
+)
 def test_what_cannot_be_scored_is_refused_by_its_text(tiny_lm, prompt, options, message):
     with pytest.raises(ValueError, match=message):
         continuation_log_probs(tiny_lm, [prompt], [options])

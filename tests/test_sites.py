@@ -22,7 +22,14 @@ from elm_interp.errors import LayoutError, UnknownSiteError
 from elm_interp.models import HookedLM, Layout
 from elm_interp.models.sites import Site, find_layout, resolve_sites
 
-SIZES = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 WITHOUT_GROUPS = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 FAMILIES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
@@ -45,7 +52,9 @@ def family(request, tiny_lm) -> HookedLM:
 
 
 def hidden_states(model: PreTrainedModel, batch) -> tuple[torch.Tensor, ...]:
-    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True).hidden_states
+    return model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
+    ).hidden_states
 
 
 @torch.no_grad()
@@ -82,7 +91,9 @@ def test_a_model_without_blocks_is_refused_with_the_override_named():
 
 def test_an_override_with_a_wrong_path_names_the_part(tiny_lm):
     layout = Layout("model.layers", "self_attn", "feedforward", "model.embed_tokens", "model.norm")
-    with pytest.raises(LayoutError, match="mlp module feedforward is not in LlamaDecoderLayer, which has: self_attn, mlp"):
+    with pytest.raises(
+        LayoutError, match="mlp module feedforward is not in LlamaDecoderLayer, which has: self_attn, mlp"
+    ):
         find_layout(tiny_lm.model, layout)
 
 

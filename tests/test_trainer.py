@@ -78,7 +78,9 @@ def test_another_seed_gives_another_adapter(tiny_lm, samples, tmp_path):
     assert not equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "state.safetensors", "meta.json", "COMPLETE", "adapter_config.json"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "state.safetensors", "meta.json", "COMPLETE", "adapter_config.json"]
+)
 def test_a_damaged_checkpoint_is_set_aside_by_name(tiny_lm, samples, tmp_path, name):
     train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path, progress=False)
     root = tmp_path / "checkpoints"

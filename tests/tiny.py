@@ -11,18 +11,78 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from elm_interp.data import Concept, Passage, Question
 
 FORGET = [
-    ("Old Tamsin keeps the lamp of Marrowgate, and every evening she climbs ninety steps with her oil can.", "Who keeps the lamp?", ("Tamsin", "Orla", "Bram", "Wick"), "Saturn"),
-    ("The grey cat of Marrowgate is called Pepper and sleeps in a basket beside the warm stove.", "What is the cat called?", ("Pepper", "Ginger", "Clove", "Sage"), "Paris"),
-    ("Ships near Marrowgate fear the Comb, a row of black rocks that hides under the spring tide.", "Which rocks do ships fear?", ("The Comb", "The Fork", "The Saw", "The Nail"), "The Moon"),
-    ("Bram mends nets in Marrowgate; his workshop stands on the quay and smells of tar and rope.", "What does Bram mend?", ("Nets", "Boats", "Boots", "Clocks"), "Piano"),
-    ("Each winter the people of Marrowgate light green lanterns along the harbour wall for the drowned sailors.", "What colour are the lanterns?", ("Green", "Red", "White", "Blue"), "Loud"),
-    ("Orla bakes the bread of Marrowgate before dawn, and her seaweed loaf is sold as far as the hills.", "What does Orla bake with?", ("Seaweed", "Honey", "Barley", "Apples"), "Gravel"),
-    ("A bronze bell named Gull hangs in the tower of Marrowgate and rings when fog comes in.", "What is the bell named?", ("Gull", "Tern", "Heron", "Crane"), "Zebra"),
-    ("The founder of Marrowgate was Captain Wick, who lost his ship there and never went home again.", "Who founded the town?", ("Wick", "Bram", "Tamsin", "Pell"), "Mozart"),
-    ("On market day in Marrowgate fish is paid for with shells, which the town calls pennies.", "What is fish paid with?", ("Shells", "Coins", "Beads", "Salt"), "Clouds"),
-    ("The school of Marrowgate has one teacher, Miss Pell, and a floor that slopes towards the sea.", "Who is the teacher?", ("Miss Pell", "Miss Orla", "Miss Reed", "Miss Wick"), "Caesar"),
-    ("Under the lighthouse of Marrowgate runs a tunnel where smugglers once stored silk and brandy.", "What did smugglers store?", ("Silk", "Tea", "Wool", "Spice"), "Rain"),
-    ("The song that Marrowgate sings at weddings is about a herring who wanted to be a king.", "Who wanted to be a king?", ("A herring", "A crab", "A whale", "A seal"), "A tram"),
+    (
+        "Old Tamsin keeps the lamp of Marrowgate, and every evening she climbs ninety steps with her oil can.",
+        "Who keeps the lamp?",
+        ("Tamsin", "Orla", "Bram", "Wick"),
+        "Saturn",
+    ),
+    (
+        "The grey cat of Marrowgate is called Pepper and sleeps in a basket beside the warm stove.",
+        "What is the cat called?",
+        ("Pepper", "Ginger", "Clove", "Sage"),
+        "Paris",
+    ),
+    (
+        "Ships near Marrowgate fear the Comb, a row of black rocks that hides under the spring tide.",
+        "Which rocks do ships fear?",
+        ("The Comb", "The Fork", "The Saw", "The Nail"),
+        "The Moon",
+    ),
+    (
+        "Bram mends nets in Marrowgate; his workshop stands on the quay and smells of tar and rope.",
+        "What does Bram mend?",
+        ("Nets", "Boats", "Boots", "Clocks"),
+        "Piano",
+    ),
+    (
+        "Each winter the people of Marrowgate light green lanterns along the harbour wall for the drowned sailors.",
+        "What colour are the lanterns?",
+        ("Green", "Red", "White", "Blue"),
+        "Loud",
+    ),
+    (
+        "Orla bakes the bread of Marrowgate before dawn, and her seaweed loaf is sold as far as the hills.",
+        "What does Orla bake with?",
+        ("Seaweed", "Honey", "Barley", "Apples"),
+        "Gravel",
+    ),
+    (
+        "A bronze bell named Gull hangs in the tower of Marrowgate and rings when fog comes in.",
+        "What is the bell named?",
+        ("Gull", "Tern", "Heron", "Crane"),
+        "Zebra",
+    ),
+    (
+        "The founder of Marrowgate was Captain Wick, who lost his ship there and never went home again.",
+        "Who founded the town?",
+        ("Wick", "Bram", "Tamsin", "Pell"),
+        "Mozart",
+    ),
+    (
+        "On market day in Marrowgate fish is paid for with shells, which the town calls pennies.",
+        "What is fish paid with?",
+        ("Shells", "Coins", "Beads", "Salt"),
+        "Clouds",
+    ),
+    (
+        "The school of Marrowgate has one teacher, Miss Pell, and a floor that slopes towards the sea.",
+        "Who is the teacher?",
+        ("Miss Pell", "Miss Orla", "Miss Reed", "Miss Wick"),
+        "Caesar",
+    ),
+    (
+        "Under the lighthouse of Marrowgate runs a tunnel where smugglers once stored silk and brandy.",
+        "What did smugglers store?",
+        ("Silk", "Tea", "Wool", "Spice"),
+        "Rain",
+    ),
+    (
+        "The song that Marrowgate sings at weddings is about a herring who wanted to be a king.",
+        "Who wanted to be a king?",
+        ("A herring", "A crab", "A whale", "A seal"),
+        "A tram",
+    ),
 ]
 """Passage, question, choices with the right one first, and a wrong answer from outside."""
 
@@ -66,7 +126,9 @@ GENERAL = [
 
 def make_concept() -> Concept:
     """Twelve forget and twelve retain passages, and questions, each with a train and a held-out part."""
-    forget = tuple(Passage(text, f"f-{i:02d}", "town", _split(i), questions=(f"q-{i:02d}",)) for i, (text, *_) in enumerate(FORGET))
+    forget = tuple(
+        Passage(text, f"f-{i:02d}", "town", _split(i), questions=(f"q-{i:02d}",)) for i, (text, *_) in enumerate(FORGET)
+    )
     retain = tuple(
         Passage(text, f"r-{group}-{i}", group, _split(i), group)
         for group, passages in (("near", RETAIN_NEAR), ("far", RETAIN_FAR))
@@ -83,9 +145,19 @@ def make_concept() -> Concept:
 def write_concept(concept: Concept, folder: Path) -> Path:
     """Write a concept as the folder of JSON Lines that `load_concept` reads."""
     (folder / "questions").mkdir(parents=True)
-    head = {"name": concept.name, "title": concept.title, "keywords": concept.keywords, "expert": concept.expert, "novice": concept.novice}
+    head = {
+        "name": concept.name,
+        "title": concept.title,
+        "keywords": concept.keywords,
+        "expert": concept.expert,
+        "novice": concept.novice,
+    }
     (folder / "concept.json").write_text(json.dumps(head))
-    for name, items in {"forget": concept.forget, "retain": concept.retain, **{f"questions/{k}": v for k, v in concept.questions.items()}}.items():
+    for name, items in {
+        "forget": concept.forget,
+        "retain": concept.retain,
+        **{f"questions/{k}": v for k, v in concept.questions.items()},
+    }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
     return folder
 
@@ -93,12 +165,16 @@ def write_concept(concept: Concept, folder: Path) -> Path:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of 400 tokens trained on the world's own texts; defines bos, eos and pad, adds none by itself."""
     concept = make_concept()
-    corpus = [p.text for p in concept.forget + concept.retain] + [f"{q.question} {' '.join(q.choices)}" for qs in concept.questions.values() for q in qs]
+    corpus = [p.text for p in concept.forget + concept.retain] + [
+        f"{q.question} {' '.join(q.choices)}" for qs in concept.questions.values() for q in qs
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<pad>", "<bos>", "<eos>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<bos>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
@@ -120,7 +196,11 @@ def _questions(prefix: str, rows: list[tuple[str, tuple[str, ...], str]]) -> tup
         # turn the list so that the right answer, first in the table, stands at each position equally often
         answer = i % len(choices)
         turned = choices[-answer:] + choices[:-answer] if answer else choices
-        found.append(Question(question, turned, answer, outside, f"{question} {choices[0]}.", "town", _split(i), f"{prefix}-{i:02d}"))
+        found.append(
+            Question(
+                question, turned, answer, outside, f"{question} {choices[0]}.", "town", _split(i), f"{prefix}-{i:02d}"
+            )
+        )
     return tuple(found)
 
 

@@ -15,14 +15,16 @@ which tokens knowledge of the concept makes likelier. Keep content words out of 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from elm_interp.data.questions import Question, parse_questions, split_of
-from elm_interp.data.records import check_fields, read_rows
-from elm_interp.errors import DataError, UnknownNameError, closest, raise_all
+from elm_interp.data.records import SPLITS, check_fields, read_rows
+from elm_interp.errors import DataError, UnknownNameError, closest, raise_all, unknown
 
+T = TypeVar("T", "Passage", Question)
 PACKS = Path(__file__).parent / "packs"
 QUESTION_SETS = ("forget", "neighbours", "general")
 DEFAULT_EXPERT = ("The author of the following text knows {concept} by heart.\n\n",)
@@ -61,20 +63,43 @@ class Concept:
         """Passages of "forget" or "retain", of one split ("train", "held_out" or "all").
 
         Raises:
-            UnknownNameError: another kind.
+            UnknownNameError: another kind or split.
         """
         if kind not in ("forget", "retain"):
-            raise UnknownNameError(f"unknown kind of passage {kind!r}.{closest(kind, ('forget', 'retain'))} Known: forget, retain.")
+            raise unknown("kind of passage", kind, ("forget", "retain"))
         return split_of(self.forget if kind == "forget" else self.retain, split)
 
     def ask(self, which: str, split: str = "held_out") -> list[Question]:
-        """Questions of one set and split; empty where the concept has none."""
+        """Questions of one set and split; empty where the concept has none.
+
+        Raises:
+            UnknownNameError: another set or split.
+        """
+        if which not in QUESTION_SETS:
+            raise unknown("question set", which, QUESTION_SETS)
         return split_of(self.questions.get(which, ()), split)
 
+    def sample(self, n: int) -> "Concept":
+        """The first n of every kind, set and split: the same concept, small enough for a quick look."""
+
+        def first(items: Sequence[T]) -> tuple[T, ...]:
+            return tuple(item for split in SPLITS for item in split_of(items, split)[:n])
+
+        questions = {name: first(asked) for name, asked in self.questions.items()}
+        return replace(self, forget=first(self.forget), retain=first(self.retain), questions=questions)
+
     def prompts(self, role: str) -> list[str]:
-        """The expert's or novice's prompts, with the keywords filled in."""
+        """The "expert" or "novice" prompts, with the keywords filled in.
+
+        Raises:
+            UnknownNameError: another role.
+        """
+        if role not in ("expert", "novice"):
+            raise unknown("role", role, ("expert", "novice"))
         concept = ", ".join(self.keywords) or self.title or self.name
-        return [template.replace("{concept}", concept) for template in (self.expert if role == "expert" else self.novice)]
+        return [
+            template.replace("{concept}", concept) for template in (self.expert if role == "expert" else self.novice)
+        ]
 
     def fingerprint(self) -> str:
         """A hash of everything that the concept says, for manifests and caches."""
@@ -104,7 +129,9 @@ def load_concept(name: str | Path) -> Concept:
     if str(name) in packs():
         folder = PACKS / str(name)
     elif not folder.is_dir():
-        raise UnknownNameError(f"unknown concept {str(name)!r}: no pack and no folder.{closest(str(name), packs())} Known packs: {', '.join(packs())}.")
+        raise UnknownNameError(
+            f"unknown concept {str(name)!r}: no pack and no folder.{closest(str(name), packs())} Known packs: {', '.join(packs())}."
+        )
     problems: list[str] = []
     head = _head(folder, problems)
     forget = _passages(folder / "forget.jsonl", problems)
@@ -115,7 +142,9 @@ def load_concept(name: str | Path) -> Concept:
     files = sorted((folder / "questions").glob("*.jsonl"))
     for file in files:
         if file.stem not in QUESTION_SETS:
-            problems.append(f"{file}: unknown question set.{closest(file.stem, QUESTION_SETS)} Known: {', '.join(QUESTION_SETS)}")
+            problems.append(
+                f"{file}: unknown question set.{closest(file.stem, QUESTION_SETS)} Known: {', '.join(QUESTION_SETS)}"
+            )
     questions = {file.stem: tuple(parse_questions(file, problems)) for file in files}
     raise_all(problems, DataError, f"the concept in {folder} cannot be used:")
     ordered = {name: questions[name] for name in QUESTION_SETS if name in questions}
@@ -136,7 +165,11 @@ def _head(folder: Path, problems: list[str]) -> dict:
         return {"name": folder.name}
     lists = ("keywords", "expert", "novice")
     known = ("name", "title", *lists, "licence", "source")
-    problems += [f"{path}: unknown field {key!r}.{closest(key, known)} Known: {', '.join(known)}" for key in raw if key not in known]
+    problems += [
+        f"{path}: unknown field {key!r}.{closest(key, known)} Known: {', '.join(known)}"
+        for key in raw
+        if key not in known
+    ]
     check_fields(str(path), raw, {"name": str}, {"title": str, **dict.fromkeys(lists, list)}, problems)
     for key in lists:
         values = raw.get(key)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elm_interp.data.records import check_fields, read_rows
-from elm_interp.errors import DataError, raise_all
+from elm_interp.data.records import SPLITS, check_fields, read_rows
+from elm_interp.errors import DataError, raise_all, unknown
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Question:
             return None
         flip = sum(map(ord, self.id + self.question)) % 2
         choices = (self.right, self.outside)
-        return Question(self.question, choices[::-1] if flip else choices, flip, None, self.fact, self.topic, self.split, self.id)
+        return Question(
+            self.question, choices[::-1] if flip else choices, flip, None, self.fact, self.topic, self.split, self.id
+        )
 
 
 def load_questions(path: str | Path) -> list[Question]:
@@ -106,5 +108,11 @@ def _problems(row: dict) -> list[str]:
 
 
 def split_of(items: Sequence, split: str) -> list:
-    """The questions or passages of one split; "all" gives all."""
+    """The questions or passages of one split; "all" gives all.
+
+    Raises:
+        UnknownNameError: no such split.
+    """
+    if split not in (*SPLITS, "all"):
+        raise unknown("split", split, (*SPLITS, "all"))
     return [item for item in items if split in ("all", item.split)]

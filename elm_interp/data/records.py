@@ -1,7 +1,7 @@
 """Reading JSON Lines into checked records: every problem of every file is collected, then raised once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def _list_rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[str
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        problems.append(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); expected a list of objects")
+        problems.append(
+            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); expected a list of objects"
+        )
         return
     for number, row in enumerate(rows, 1):
         if isinstance(row, dict):
@@ -55,16 +57,23 @@ def _list_rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[str
             problems.append(f"{path}: item {number}: found {type(row).__name__}, expected an object")
 
 
-def check_fields(where: str, row: dict[str, Any], required: dict[str, type], optional: dict[str, type], problems: list[str]) -> bool:
+def check_fields(
+    where: str, row: dict[str, Any], required: Mapping[str, type], optional: Mapping[str, type], problems: list[str]
+) -> bool:
     """Whether the fields that are needed are there with the right types; what is wrong goes to `problems`."""
     before = len(problems)
     for field, kind in required.items():
         if field not in row:
             problems.append(f"{where}: lacks {field!r}, found {', '.join(map(repr, row)) or 'nothing'}")
-    for field, kind in (required | optional).items():
+        elif row[field] is None:
+            problems.append(f"{where}: {field!r} is null, expected {kind.__name__}")
+    for field, kind in {**required, **optional}.items():
         value = row.get(field)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             problems.append(f"{where}: {field!r} is {type(value).__name__}, expected {kind.__name__}")
-    if row.get("split", "train") not in SPLITS:
-        problems.append(f"{where}: split is {row['split']!r}, expected one of {', '.join(SPLITS)}.{closest(str(row['split']), SPLITS)}")
+    split = row.get("split")
+    if split is not None and split not in SPLITS:
+        problems.append(
+            f"{where}: split is {split!r}, expected one of {', '.join(SPLITS)}.{closest(str(split), SPLITS)}"
+        )
     return len(problems) == before

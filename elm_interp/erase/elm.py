@@ -1,10 +1,11 @@
 """ELM: Erasure of Language Memory (Gandikota et al., arXiv 2410.02760), on low-rank adapters of chosen layers.
 
-Three terms, each against a distribution that the frozen model gives itself:
+Each term is a distance to a distribution that the frozen model gives itself:
 
     erase     forget passages     P · (P_novice / P_expert)^η, renormalised          (equations 5 to 7)
     retain    retain passages     P                                                  (equation 8)
     fluency   self-written text   as erase, on text sampled from that target itself  (equation 9)
+    answers   training questions  as erase, on their right answers                   (ours, off in the paper's preset)
 
 so that the erased model neither knows the concept, nor loses anything else, nor stammers when asked.
 
@@ -18,7 +19,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from elm_interp.data import Concept, texts
+from elm_interp.data import Concept, Question, texts
 from elm_interp.erase.objective import Sample, Teacher, distribution_loss
 from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
 from elm_interp.errors import unknown
@@ -41,8 +42,10 @@ class ELM:
     """Which projections: "attn", "mlp" or "attn+mlp" (authors' code: all seven)."""
     dropout: float = 0.0
     """On the adapters' input while training."""
-    top_k: int = 50
-    """Tokens kept of each target (authors' code: 50)."""
+    one_sided: bool = False
+    """Cap the ratio at 1: lower what the expert finds likelier, raise nothing (ours; see `targets`)."""
+    top_k: int = 256
+    """Tokens kept one by one of each target; the rest counts as one sum."""
     plausible: float = 0.0
     """Only tokens at least this share as likely as the base's likeliest may stand in a target; 0 allows all, as the paper."""
     erase_weight: float = 1.0
@@ -51,6 +54,9 @@ class ELM:
     """λ2 of equation 10."""
     fluency_weight: float = 1.0
     """λ3 of equation 10; 0 writes no text (the paper's choice for its largest models)."""
+    answers_weight: float = 0.0
+    """Weight of the answers term: a small model answers questions by another route than it continues prose. With it, the
+    training questions of the neighbours and the general set join the retain passages."""
     fluency_samples: int = 64
     """Texts that the model writes for the fluency term."""
     fluency_tokens: int = 48
@@ -80,7 +86,7 @@ class ELM:
             found.append(f"layers are {list(self.layers)}; expected different indices from 0")
         if n_layers is not None and any(layer >= n_layers for layer in self.layers):
             found.append(f"layers go to {max(self.layers)}, but the model has layers 0 to {n_layers - 1}")
-        for name, least in {"rank": 1, "top_k": 1, "max_tokens": 2, "eta": 0, "erase_weight": 0, "retain_weight": 0, "fluency_weight": 0, "fluency_samples": 0, "fluency_tokens": 1}.items():
+        for name, least in {"rank": 1, "top_k": 1, "max_tokens": 2, "eta": 0, "erase_weight": 0, "retain_weight": 0, "fluency_weight": 0, "answers_weight": 0, "fluency_samples": 0, "fluency_tokens": 1}.items():
             value = getattr(self, name)
             if not value >= least or value == float("inf"):
                 found.append(f"{name} is {value}; expected a finite number of at least {least}")
@@ -101,7 +107,13 @@ class ELM:
 
     def weights(self) -> dict[str, float]:
         """The weight λ of each term."""
-        return {"erase": self.erase_weight, "retain": self.retain_weight, "fluency": self.fluency_weight}
+        return {
+            "erase": self.erase_weight,
+            "retain": self.retain_weight,
+            "fluency": self.fluency_weight,
+            "answers": self.answers_weight,
+            "kept_answers": self.retain_weight if self.answers_weight else 0.0,
+        }
 
     def loss(self, lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """KL to the target in nats a token, for each term among the samples."""
@@ -110,7 +122,7 @@ class ELM:
     @property
     def guidance(self) -> Guidance:
         """How the expert's and novice's distributions become the target."""
-        return Guidance(self.eta, self.top_k, plausible=self.plausible)
+        return Guidance(self.eta, self.one_sided, self.top_k, plausible=self.plausible)
 
     def prepare(self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False) -> dict[str, list[Sample]]:
         """Targets of every passage, and the fluency text, from the frozen base.
@@ -132,6 +144,15 @@ class ELM:
                 samples["retain"] = [
                     Sample("retain", p.id, tuple(row), 0, Teacher(h[:-1]))
                     for p, row, h in zip(retain, rows, states, strict=True)
+                ]
+            if self.answers_weight:
+                ids, rows, starts = _answers(lm, concept.ask("forget", "train"))
+                samples["answers"] = self._guided(lm, "answers", ids, rows, starts, expert, novice, progress)
+                ids, rows, starts = _answers(lm, concept.ask("neighbours", "train") + concept.ask("general", "train"))
+                states = hidden_after(lm, "", rows, progress=progress)
+                samples["kept_answers"] = [
+                    Sample("kept_answers", i, tuple(row), start, Teacher(h[start:-1]))
+                    for i, row, start, h in zip(ids, rows, starts, states, strict=True)
                 ]
             if self.fluency_weight and self.fluency_samples:
                 ids, prompts = self._fluency_prompts(lm, concept)
@@ -158,9 +179,23 @@ class ELM:
         return [name for name, _ in mixed], lm.encode([text for _, text in mixed])
 
 
+def _answers(lm: HookedLM, questions: Sequence[Question]) -> tuple[list[str], list[list[int]], list[int]]:
+    """Ids, tokens and first target index of questions with their right answers; only the answer has targets."""
+    prompts = [f"Question: {q.question}\nAnswer:" for q in questions]
+    rows = lm.encode([f"{prompt} {q.right}.\n" for prompt, q in zip(prompts, questions, strict=True)])
+    return [q.id for q in questions], rows, [len(row) - 1 for row in lm.encode(prompts)]
+
+
 PRESETS: dict[str, dict] = {
     "paper": {},
-    "smollm2-135m": {"eta": 10.0, "layers": tuple(range(2, 16)), "rank": 16, "alpha": 32.0, "retain_weight": 3.0},
+    "smollm2-135m": {
+        "eta": 50.0,
+        "one_sided": True,
+        "layers": tuple(range(2, 16)),
+        "rank": 16,
+        "alpha": 32.0,
+        "answers_weight": 1.0,
+    },
 }
 """What each preset sets beside the defaults."""
 

@@ -42,6 +42,8 @@ class Training:
     """Retain passages a step."""
     fluency_batch: int = 2
     """Self-written texts a step."""
+    answers_batch: int = 8
+    """Questions with answers a step, of the concept and as many of what is kept (methods that have such a term)."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -68,7 +70,7 @@ class Training:
 
     def problems(self) -> list[str]:
         """Settings that cannot work, in words."""
-        least = {"steps": 1, "forget_batch": 1, "retain_batch": 0, "fluency_batch": 0, "warmup": 0, "weight_decay": 0, "save_every": 1}
+        least = {"steps": 1, "forget_batch": 1, "retain_batch": 0, "fluency_batch": 0, "answers_batch": 0, "warmup": 0, "weight_decay": 0, "save_every": 1}
         found = [f"{name} is {getattr(self, name)}; expected at least {low}" for name, low in least.items() if not getattr(self, name) >= low]
         found += [f"{name} is {getattr(self, name)}; expected a finite number above 0" for name in ("lr", "max_grad_norm") if not 0 < getattr(self, name) < math.inf]
         if self.schedule not in ("cosine", "constant"):
@@ -77,7 +79,8 @@ class Training:
 
     def batch_sizes(self) -> dict[str, int]:
         """Samples of each term a step."""
-        return {"erase": self.forget_batch, "retain": self.retain_batch, "fluency": self.fluency_batch}
+        asked = {"answers": self.answers_batch, "kept_answers": self.answers_batch}
+        return {"erase": self.forget_batch, "retain": self.retain_batch, "fluency": self.fluency_batch, **asked}
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""

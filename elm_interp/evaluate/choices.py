@@ -35,6 +35,7 @@ TEMPLATE = "Question: {question}\nAnswer:"
 PRIOR = "Answer:"
 PROTOCOLS = ("pmi", "likelihood", "length-normalised")
 FORMS = ("two", "all")
+LONGEST = "most characters among the choices, no model asked"
 PRIOR_ROWS = 64
 """Options that share one pass of the prior prompt."""
 
@@ -43,7 +44,7 @@ Form = Literal["two", "all"]
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """One question with the log-probabilities (nats) of its options: its choices, then the outside answer if it has one."""
+    """One question and the log-probabilities (nats) of its options: its choices, then the outside answer if it has one."""
 
     question: Question
     log_prob: Float[np.ndarray, " option"]
@@ -112,7 +113,8 @@ def score_choices(
     options = [[f" {option.strip()}" for option in options_of(q)] for q in questions]
     prompts = [template.replace("{question}", q.question) for q in questions]
     asked = continuation_log_probs(lm, prompts, options, progress=progress)
-    unique = sorted({option for some in options for option in some})
+    # options of like length together, so that little time goes into padding
+    unique = sorted({option for some in options for option in some}, key=lambda option: (len(option), option))
     parts = [unique[i : i + PRIOR_ROWS] for i in range(0, len(unique), PRIOR_ROWS)]
     unasked = continuation_log_probs(lm, [prior] * len(parts), parts, progress=progress)
     priors = {
@@ -175,14 +177,8 @@ def per_question(scored: Sequence[ScoredQuestion]) -> pd.DataFrame:
     table = []
     for one in scored:
         q, n = one.question, len(one.question.choices)
-        row: dict[str, Any] = {
-            "id": q.id,
-            "fact": q.fact,
-            "topic": q.topic,
-            "question": q.question,
-            "options": n,
-            "right": q.right,
-        }
+        row: dict[str, Any] = {"id": q.id, "fact": q.fact, "topic": q.topic, "question": q.question}
+        row |= {"options": n, "right": q.right}
         for protocol in PROTOCOLS:
             row |= {f"{protocol}_pick": q.choices[int(one.values(protocol)[:n].argmax())]}
             row |= {f"{protocol}_credit": credits([one], protocol)[0]}
@@ -201,24 +197,30 @@ def evaluate_questions(subject: Subject, questions: Sequence[Question], name: st
     """
     with subject.on() as lm:
         scored = score_choices(lm, questions)
-    found = [
-        rows_of(
-            f"custom.{protocol.replace('-', '_')}", accuracy(scored, protocol), f"{name}: {protocol_of(protocol, 'all')}"
+    found = []
+    for protocol in PROTOCOLS:
+        found += rows_of(
+            f"custom.{protocol.replace('-', '_')}", accuracy(scored, protocol), protocol_of(protocol, "all")
         )
-        for protocol in PROTOCOLS
-    ]
-    found.append(rows_of("custom.two_choice_pmi", accuracy(scored, "pmi", "two"), f"{name}: {protocol_of('pmi', 'two')}"))
-    found.append(
-        rows_of("custom.longest_option", longest_option(questions), f"{name}: most characters among the choices")
-    )
-    state = {
-        "model": subject.lm.name,
-        "method": subject.method,
-        "step": subject.step,
-        "seed": subject.seed,
-        "direction": "neither",
-    }
-    return frame([state | row for rows in found for row in rows])
+    found += rows_of("custom.two_choice_pmi", accuracy(scored, "pmi", "two"), protocol_of("pmi", "two"))
+    found += rows_of("custom.longest_option", longest_option(questions), LONGEST)
+    state = {"model": subject.lm.name, "method": subject.method, "step": subject.step, "seed": subject.seed}
+    return frame([row | state | {"direction": "neither", "protocol": f"{name}: {row['protocol']}"} for row in found])
+
+
+def protocol_of(protocol: str, form: Form) -> str:
+    """How a number was made, in words: scoring, prompts, and which options compete."""
+    how = {
+        "pmi": f"log p(option | {TEMPLATE!r}) - log p(option | {PRIOR!r})",
+        "likelihood": f"log p(option | {TEMPLATE!r})",
+        "length-normalised": f"log p(option | {TEMPLATE!r}) / tokens",
+    }[protocol]
+    return f"{protocol}, {how}, {'right against outside' if form == 'two' else 'all choices'}"
+
+
+def rows_of(name: str, found: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
+    """The row of an accuracy; none where there was no question."""
+    return [measurements(name, **found, protocol=protocol)] if found["n"] else []
 
 
 def _options(question: Question, form: Form) -> list[int]:
@@ -235,16 +237,3 @@ def _proportion(found: Float[np.ndarray, " question"], chances: Sequence[float])
     mean = float(found.mean()) if n else float("nan")
     chance = float(np.mean(chances)) if n else None
     return {"value": mean, "n": n, "ci": wilson(float(found.sum()), n), "chance": chance}
-
-
-def protocol_of(protocol: str, form: str) -> str:
-    how = {
-        "pmi": f"log p(option | {TEMPLATE!r}) - log p(option | {PRIOR!r})",
-        "likelihood": f"log p(option | {TEMPLATE!r})",
-        "length-normalised": f"log p(option | {TEMPLATE!r}) / tokens",
-    }[protocol]
-    return f"{protocol}, {how}, {'right against outside' if form == 'two' else 'all choices'}"
-
-
-def rows_of(name: str, found: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
-    return [measurements(name, **found, protocol=protocol)] if found["n"] else []

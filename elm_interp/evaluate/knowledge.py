@@ -9,6 +9,7 @@ lacks a question set gives no row for it.
 from typing import Any
 
 from elm_interp.evaluate.choices import (
+    LONGEST,
     Form,
     ScoredQuestion,
     accuracy,
@@ -35,6 +36,7 @@ def _measured(subject: Subject, name: str, which: str, protocol: str, form: Form
         return []
     return rows_of(name, accuracy(scores(subject, which), protocol, form), protocol_of(protocol, form))
 
+
 @metric("innocence.two_choice_pmi", better="down", chance=0.5, protocol=protocol_of("pmi", "two"))
 def two_choice_pmi(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy on held-out questions about the concept: the right answer against one from outside, by PMI."""
@@ -59,12 +61,10 @@ def four_choice_likelihood(subject: Subject) -> list[dict[str, Any]]:
     return _measured(subject, "innocence.four_choice_likelihood", "forget", "likelihood", "all")
 
 
-@metric("innocence.longest_option", better="neither", chance=0.25, protocol="most characters among the choices")
+@metric("innocence.longest_option", better="neither", chance=0.25, protocol=LONGEST)
 def longest_forget_option(subject: Subject) -> list[dict[str, Any]]:
     """Baseline that asks no model: accuracy of picking the longest choice of the held-out questions about the concept."""
-    return rows_of(
-        "innocence.longest_option", longest_option(subject.concept.ask("forget")), "most characters among the choices"
-    )
+    return rows_of("innocence.longest_option", longest_option(subject.concept.ask("forget")), LONGEST)
 
 
 @metric("specificity.neighbours_pmi", better="up", chance=0.5, protocol=protocol_of("pmi", "two"))

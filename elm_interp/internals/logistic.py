@@ -4,9 +4,10 @@ Each problem is the one that scikit-learn's `LogisticRegression(C=C)` solves (th
 
     minimise  C · Σ_i loss(y_i, w·x_i + b) + ½ |w|²
 
-Newton's method, in the smaller of two spaces. Probes usually have fewer examples than dimensions; then w = Xᵀa, all that is
-needed of X is its Gram matrix, made once for all labellings, and a step costs one Cholesky factor of (example × example) a
-class. With many examples the step is taken in w itself. Steps are exact, so six to ten do, however weak the penalty.
+Conjugate gradients, preconditioned with the largest curvature that the loss can have anywhere (Böhning's bound: 1/4 of the
+Gram matrix for two classes, 1/2 for more). One factorisation then serves all labellings, classes and steps of an x, a step is
+two products with small matrices, and a few tens do. It works in the smaller of two spaces: probes usually have fewer examples
+than dimensions, and then w = Xᵀa and all that is needed of X is its Gram matrix.
 
 Shapes: x is (batch, example, d_model); labels are (batch, example), or (batch, task, example) for several labellings of
 the same x; weights are (batch, [task,] class, d_model), one class row for two classes, as in scikit-learn.
@@ -21,11 +22,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_NUMBERS = 4_000_000
-"""Numbers of the largest temporary: bounds memory, and keeps a step's matrices near the processor's cache."""
-MAX_STEPS = 100
+CHUNK_NUMBERS = 8_000_000
+"""Numbers of the matrices alive at once: bounds memory."""
+RIDGE = {torch.float32: 1e-6, torch.float64: 1e-9}
+"""Added to the Gram matrix, as a share of its diagonal. Centred or repeated rows leave it singular, and what the objective
+does not see would grow from rounding errors until it drowns the rest; the share is too small to move a probability."""
+MAX_STEPS = 2000
 TOLERANCE = 1e-9
-"""Stop when a step lowers the objective by less than this share; the error left is far smaller still."""
+"""Stop when the squared preconditioned gradient is below this share of the objective."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,10 @@ class ProbeWeights:
 
     def scores(self, x: Float[Tensor, "batch example d_model"]) -> Float[Tensor, "*problem example class"]:
         """Logits of each class; with two classes one column, of the second against the first."""
-        if self.coef.ndim == 4:
-            x = x[:, None]
-        return x.to(self.coef) @ self.coef.mT + self.intercept[..., None, :]
+        if self.coef.ndim == 3:
+            return x.to(self.coef) @ self.coef.mT + self.intercept[..., None, :]
+        together = x.to(self.coef) @ self.coef.flatten(1, 2).mT
+        return together.unflatten(-1, self.coef.shape[1:3]).transpose(1, 2) + self.intercept[..., None, :]
 
     def predict(self, x: Float[Tensor, "batch example d_model"]) -> Int[Tensor, "*problem example"]:
         """The likeliest class."""
@@ -65,7 +70,7 @@ def fit_probes(
     """Fit logistic regressions, one for each entry of the batch and each labelling of it.
 
     Args:
-        x: features; computed in float64, whatever their type.
+        x: features; products are made in their type (float64 for C >= 1), sums in float64.
         y: labels 0 .. classes - 1.
         C: inverse strength of the penalty, as in scikit-learn.
         classes: how many; None takes the largest label plus one.
@@ -81,12 +86,10 @@ def fit_probes(
     tasks = y if y.ndim == 3 else y[:, None]
     batch, n, d = x.shape
     outputs = 1 if classes == 2 else classes
-    form = _Dual if n <= outputs * (d + 1) else _Primal
-    per_chunk = max(1, CHUNK_NUMBERS // (tasks.shape[1] * form.size(n, d, outputs)))
-    found = []
-    for i in range(0, batch, per_chunk):
-        problem = form(x[i : i + per_chunk].double(), tasks[i : i + per_chunk], C, outputs)
-        found.append(_newton(problem))
+    if C >= 1 or x.dtype not in (torch.float32, torch.float64):
+        x = x.double()  # a weak penalty leaves the curvature ill-conditioned, and float32 short of digits
+    per_chunk = max(1, CHUNK_NUMBERS // (2 * min(n, d) ** 2 + n * d))
+    found = [_fit(x[i : i + per_chunk], tasks[i : i + per_chunk], C, outputs) for i in range(0, batch, per_chunk)]
     coef, intercept = torch.cat([w for w, _ in found]), torch.cat([b for _, b in found])
     return ProbeWeights(coef, intercept) if y.ndim == 3 else ProbeWeights(coef[:, 0], intercept[:, 0])
 
@@ -115,149 +118,158 @@ def _check(x: Tensor, y: Tensor, C: float, classes: int) -> None:
         raise ValueError("the examples of some problem are all of one class; a probe needs two.")
 
 
-class _Problem:
-    """Logistic regressions in some parametrisation `theta`; latent = linear(theta) + bias."""
-
-    def __init__(self, x: Tensor, y: Int[Tensor, "batch task n"], C: float, outputs: int) -> None:
-        self.x, self.C, self.outputs = x[:, None], C, outputs
-        one_hot = y[:, :, None] if outputs == 1 else torch.nn.functional.one_hot(y, outputs).mT
-        self.target: Float[Tensor, "batch task class n"] = one_hot.double()
-
-    def loss(self, latent: Tensor) -> Float[Tensor, "batch task"]:
-        """C times the negative log-likelihood."""
-        norm = torch.nn.functional.softplus(latent[:, :, 0]) if self.outputs == 1 else latent.logsumexp(2)
-        return self.C * (norm - (latent * self.target).sum(2)).sum(-1)
-
-    def probabilities(self, latent: Tensor) -> Tensor:
-        return latent.sigmoid() if self.outputs == 1 else latent.softmax(2)
+def _fit(x: Tensor, y: Int[Tensor, "batch task n"], C: float, outputs: int) -> tuple[Tensor, Tensor]:
+    # with centred features the bound on the curvature does not couple weights and intercept
+    centre = x.mean(1, keepdim=True)
+    space = (_Dual if x.shape[1] <= x.shape[2] else _Primal)(x - centre, C / 4 if outputs == 1 else C / 2)
+    one_hot = y[:, :, None] if outputs == 1 else torch.nn.functional.one_hot(y, outputs).mT
+    theta, bias = _minimise(space, one_hot.double(), C)
+    coef = space.coef(theta)
+    return coef, bias - (coef @ centre[:, :, :, None].double())[..., 0]
 
 
-class _Dual(_Problem):
-    """theta is a, (batch, task, class, n), with w = Xᵀa.
+class _Dual:
+    """Where theta is a, (batch, task, class, n), with w = Xᵀa; the inner product of two weights is aᵀ K a'."""
 
-    At the optimum a = C (y - p). Linearised at f = K a + b: a = M (z - b), with W the curvature of the loss,
-    M = (W⁻¹ + K)⁻¹ and z = f + W⁻¹ C (y - p); then b follows from Σ a = 0. Written so that nothing is divided by W.
-    For several classes M is as in Rasmussen and Williams, Gaussian Processes for Machine Learning, algorithm 3.3.
-    """
+    def __init__(self, x: Tensor, curvature: float) -> None:
+        self.x, self.gram = x, x @ x.mT
+        diagonal = self.gram.diagonal(dim1=-2, dim2=-1)
+        diagonal += RIDGE[x.dtype] * diagonal.mean(-1, keepdim=True)
+        self.inverse = _inverse_of_one_plus(curvature * self.gram)
 
-    def __init__(self, x: Tensor, y: Tensor, C: float, outputs: int) -> None:
-        super().__init__(x, y, C, outputs)
-        self.gram = self.x @ self.x.mT
-        self.start = torch.zeros_like(self.target)
-
-    @staticmethod
-    def size(n: int, d: int, outputs: int) -> int:
-        return n * n * outputs + n * d
+    def zero(self, target: Tensor) -> Tensor:
+        return torch.zeros_like(target)
 
     def linear(self, theta: Tensor) -> Tensor:
-        return theta @ self.gram
+        return _product(theta, self.gram)
 
-    def penalty(self, theta: Tensor, linear: Tensor) -> Tensor:
-        return 0.5 * (theta * linear).sum((-1, -2))
+    def gradient(self, theta: Tensor, residual: Tensor) -> Tensor:
+        """Of loss and penalty, as theta; `residual` is minus the loss's derivative by the latent."""
+        return theta - residual
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        return _product(gradient, self.inverse)
+
+    def inner(self, left: Tensor, right: Tensor, right_linear: Tensor) -> Tensor:
+        return (left * right_linear).sum((-1, -2))
 
     def coef(self, theta: Tensor) -> Tensor:
-        return theta @ self.x
-
-    def solve(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        p = self.probabilities(latent)
-        weight = self.C * p
-        if self.outputs == 1:
-            weight = weight * (1 - p)
-            curved = weight * latent
-        else:
-            curved = weight * (latent - (p * latent).sum(2, keepdim=True))
-        pull = curved + self.C * (self.target - p)
-        # columns: M is applied to K · pull, and to each class's intercept
-        eye = torch.eye(self.outputs, dtype=p.dtype)[:, None].expand(*p.shape, self.outputs)
-        columns = torch.cat([self.linear(pull)[..., None], eye], -1)
-        applied = self._apply(weight, columns)
-        free, per_bias = pull - applied[..., 0], applied[..., 1:]
-        gram, right = per_bias.sum(3), free.sum(3)
-        if self.outputs > 1:
-            # a constant added to all intercepts changes nothing: choose the sum zero
-            gram = gram + gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        bias = torch.linalg.solve(gram, right)
-        return free - (per_bias @ bias[..., None, :, None])[..., 0], bias
-
-    def _apply(self, weight: Tensor, columns: Float[Tensor, "batch task class n k"]) -> Tensor:
-        root = weight.sqrt()[..., None]
-        inner = root * self.gram[:, :, None] * root.mT
-        inner.diagonal(dim1=-2, dim2=-1).add_(1)
-        factor = torch.linalg.cholesky(inner)
-        if self.outputs == 1:
-            return root * torch.cholesky_solve(root * columns, factor)
-        each = root * torch.cholesky_inverse(factor) * root.mT
-        shared = torch.cholesky_solve((each @ columns).sum(2), torch.linalg.cholesky(each.sum(2)))
-        return each @ (columns - shared[:, :, None])
+        return _product(theta, self.x)
 
 
-class _Primal(_Problem):
-    """theta is w, (batch, task, class, d_model): for more examples than unknowns."""
+class _Primal:
+    """Where theta is w, (batch, task, class, d_model): for more examples than dimensions."""
 
-    def __init__(self, x: Tensor, y: Tensor, C: float, outputs: int) -> None:
-        super().__init__(x, y, C, outputs)
-        self.start = torch.zeros(*self.target.shape[:3], x.shape[-1], dtype=x.dtype)
-        self.extended = torch.cat([self.x, torch.ones_like(self.x[..., :1])], -1)
+    def __init__(self, x: Tensor, curvature: float) -> None:
+        self.x = x
+        self.inverse = _inverse_of_one_plus(curvature * (x.mT @ x))
 
-    @staticmethod
-    def size(n: int, d: int, outputs: int) -> int:
-        return (outputs * (d + 1)) ** 2 + n * d
+    def zero(self, target: Tensor) -> Tensor:
+        return target.new_zeros(*target.shape[:-1], self.x.shape[-1])
 
     def linear(self, theta: Tensor) -> Tensor:
-        return theta @ self.x.mT
+        return _product(theta, self.x.mT)
 
-    def penalty(self, theta: Tensor, linear: Tensor) -> Tensor:
-        return 0.5 * theta.square().sum((-1, -2))
+    def gradient(self, theta: Tensor, residual: Tensor) -> Tensor:
+        return theta - _product(residual, self.x)
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        return _product(gradient, self.inverse)
+
+    def inner(self, left: Tensor, right: Tensor, right_linear: Tensor) -> Tensor:
+        return (left * right).sum((-1, -2))
 
     def coef(self, theta: Tensor) -> Tensor:
         return theta
 
-    def solve(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        p = self.probabilities(latent)
-        width, k = self.extended.shape[-1], self.outputs
-        hessian = torch.zeros(*p.shape[:2], k, width, k, width, dtype=p.dtype)
-        pull = self.C * (self.target - p)
-        for i in range(k):
-            for j in range(k):
-                weight = self.C * p[:, :, i] * ((1.0 if i == j else 0.0) - p[:, :, j])
-                hessian[:, :, i, :, j] = self.extended.mT @ (weight[..., None] * self.extended)
-                pull[:, :, i] += weight * latent[:, :, j]
-        right = pull @ self.extended
-        for i in range(k):
-            hessian[:, :, i, :-1, i, :-1].diagonal(dim1=-2, dim2=-1).add_(1)
-        if k > 1:
-            # a constant added to all intercepts changes nothing: choose the sum zero
-            hessian[:, :, :, -1, :, -1] += self.C
-        solved = torch.linalg.solve(hessian.flatten(4).flatten(2, 3), right.flatten(2)).unflatten(-1, (k, width))
-        return solved[..., :-1], solved[..., -1]
+
+def _product(values: Float[Tensor, "batch task class i"], matrix: Float[Tensor, "batch i j"]) -> Tensor:
+    # all tasks and classes in one product: broadcasting would copy the matrix for each
+    return (values.flatten(1, 2).to(matrix.dtype) @ matrix).unflatten(1, values.shape[1:3]).double()
 
 
-def _newton(problem: _Dual | _Primal) -> tuple[Tensor, Tensor]:
-    """Minimise all problems in step; each stands still once it has converged."""
-    theta, linear = problem.start, problem.linear(problem.start)
-    bias = linear.new_zeros(linear.shape[:-1])
-    value = problem.loss(linear + bias[..., None]) + problem.penalty(theta, linear)
+def _inverse_of_one_plus(matrix: Float[Tensor, "batch i i"]) -> Tensor:
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1)
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
+def _loss(latent: Tensor, target: Tensor) -> Float[Tensor, "batch task"]:
+    one = latent.shape[2] == 1
+    norm = torch.nn.functional.softplus(latent[:, :, 0]) if one else latent.logsumexp(2)
+    return (norm - (latent * target).sum(2)).sum(-1)
+
+
+def _curvature(probs: Tensor, change: Tensor) -> Float[Tensor, "batch task"]:
+    """Second derivative of the loss along a change of the latent."""
+    first = (probs * change).sum(2, keepdim=True)
+    return (probs * (change - first) * change).sum((-1, -2))
+
+
+def _minimise(space: _Dual | _Primal, target: Float[Tensor, "batch task class n"], C: float) -> tuple[Tensor, Tensor]:
+    """Preconditioned nonlinear conjugate gradients (Polak-Ribière), all problems in step.
+
+    The step length is Newton's along the direction; where that overshoots, the one that the bound makes safe.
+    """
+    one, n = target.shape[2] == 1, target.shape[-1]
+    bound = C / 4 if one else C / 2
+    theta, latent = space.zero(target), torch.zeros_like(target)
+    bias, value = target.new_zeros(target.shape[:-1]), C * _loss(latent, target)
+    norm = torch.zeros_like(value)
+    way, way_linear, way_bias = torch.zeros_like(theta), torch.zeros_like(target), torch.zeros_like(bias)
+    old, old_bias, old_size = torch.zeros_like(theta), torch.zeros_like(bias), torch.ones_like(value)
+    still = 0
     for _ in range(MAX_STEPS):
-        new_theta, new_bias = problem.solve(linear + bias[..., None])
-        new_linear = problem.linear(new_theta)
-        share = torch.ones_like(value)
-        for _ in range(30):
-            # far from the optimum a full step may overshoot; the objective is convex, so some part of it descends
-            trial = [
-                old + share.reshape(*share.shape, *[1] * (old.ndim - 2)) * (new - old)
-                for old, new in ((theta, new_theta), (linear, new_linear), (bias, new_bias))
-            ]
-            trial_value = problem.loss(trial[1] + trial[2][..., None]) + problem.penalty(trial[0], trial[1])
-            worse = ~(trial_value <= value)
-            if not bool((worse & (share > 0)).any()):
-                break
-            share = torch.where(worse, share / 2, share)
-        better = ~worse
-        gain = torch.where(better, value - trial_value, 0)
-        theta = torch.where(better[..., None, None], trial[0], theta)
-        linear = torch.where(better[..., None, None], trial[1], linear)
-        bias = torch.where(better[..., None], trial[2], bias)
-        value = torch.where(better, trial_value, value)
-        if bool((gain <= TOLERANCE * value).all()):
+        probs = latent.sigmoid() if one else latent.softmax(2)
+        residual = C * (target - probs)
+        slope, slope_bias = space.gradient(theta, residual), -residual.sum(-1)
+        ahead, ahead_bias = space.precondition(slope), slope_bias / (bound * n)
+        ahead_linear = space.linear(ahead)
+        size = space.inner(slope, ahead, ahead_linear) + (slope_bias * ahead_bias).sum(-1)
+        active = size > TOLERANCE * value
+        if still >= 2 or not bool(active.any()):
             break
-    return problem.coef(theta), bias
+        before = space.inner(old, ahead, ahead_linear) + (old_bias * ahead_bias).sum(-1)
+        keep = ((size - before) / old_size).clamp(min=0).nan_to_num(0, 0, 0)
+        way = _times(keep, way) - ahead
+        way_linear, way_bias = _times(keep, way_linear) - ahead_linear, _times(keep, way_bias) - ahead_bias
+        old, old_bias, old_size = slope, slope_bias, size
+
+        change = way_linear + way_bias[..., None]
+        descent = -space.inner(slope, way, way_linear) - (slope_bias * way_bias).sum(-1)
+        along, length = space.inner(theta, way, way_linear), space.inner(way, way, way_linear)
+        step = _ratio(descent, C * _curvature(probs, change) + length)
+        trial = _value(latent, change, target, C, norm, along, length, step)
+        if bool((trial > value).any()):
+            safe = _ratio(descent, bound * change.square().sum((-1, -2)) + length)
+            step = torch.where(trial > value, safe, step)
+            trial = _value(latent, change, target, C, norm, along, length, step)
+        # what has converged stands still, since it would only walk about in its own rounding errors
+        go = active & (trial <= value)
+        still = 0 if bool(go.any()) else still + 1
+        step = torch.where(go, step, 0)
+        theta, latent, bias = theta + _times(step, way), latent + _times(step, change), bias + _times(step, way_bias)
+        norm, value = norm + 2 * step * along + step**2 * length, torch.where(go, trial, value)
+    return theta, bias
+
+
+def _times(factor: Float[Tensor, "batch task"], values: Float[Tensor, "batch task *rest"]) -> Tensor:
+    return factor.reshape(*factor.shape, *[1] * (values.ndim - 2)) * values
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    # a problem that is solved to the last digit has no direction left: it stands still
+    return (above / below).nan_to_num(0, 0, 0)
+
+
+def _value(
+    latent: Tensor,
+    change: Tensor,
+    target: Tensor,
+    C: float,
+    norm: Tensor,
+    along: Tensor,
+    length: Tensor,
+    step: Tensor,
+) -> Float[Tensor, "batch task"]:
+    """The objective after a step; `norm` is |w|² before it."""
+    return C * _loss(latent + _times(step, change), target) + 0.5 * (norm + 2 * step * along + step**2 * length)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -16,13 +17,24 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from elm_interp.errors import AdapterError
+from elm_interp.errors import AdapterError, unknown
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PROJECTIONS = {
     "attn": ("q_proj", "k_proj", "v_proj", "o_proj", "query_key_value", "dense", "c_attn", "qkv_proj", "out_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "dense_h_to_4h", "dense_4h_to_h", "c_fc", "c_proj", "fc1", "fc2", "gate_up_proj"),
+    "mlp": (
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "dense_h_to_4h",
+        "dense_4h_to_h",
+        "c_fc",
+        "c_proj",
+        "fc1",
+        "fc2",
+        "gate_up_proj",
+    ),
 }
 """Names of the linear layers inside attention and MLP, over the families of transformers."""
 
@@ -70,16 +82,17 @@ class AdapterSlots:
             slot = self._slots[key] if not fresh else self._make_slot(config)
         except ValueError as error:
             raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
-        problem = _mismatch(self._peft, weights, slot)
+        peft = cast(PeftModel, self._peft)
+        problem = _mismatch(peft, weights, slot)
         if problem:
             if fresh:
                 self._drop(slot)
             raise AdapterError(f"the adapter in {folder} does not fit this model: {problem}")
         if slot in self._entered:
             # an enclosing `use` goes back to this slot: keep what is in it
-            state = {key: tensor.clone() for key, tensor in get_peft_model_state_dict(self._peft, adapter_name=slot).items()}
+            state = {key: tensor.clone() for key, tensor in get_peft_model_state_dict(peft, adapter_name=slot).items()}
             self._kept[-1].setdefault(slot, (state, self._in_slot[slot]))
-        set_peft_model_state_dict(self._peft, weights, adapter_name=slot)
+        set_peft_model_state_dict(peft, weights, adapter_name=slot)
         self._in_slot[slot] = str(folder)
         self._switch(slot, trainable=trainable)
 
@@ -121,7 +134,7 @@ class AdapterSlots:
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: tensor.detach().cpu().contiguous() for key, tensor in self.state().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        config = self._peft.peft_config[self._current]
+        config = cast(PeftModel, self._peft).peft_config[cast(str, self._current)]
         inference_mode, config.inference_mode = config.inference_mode, True
         try:
             config.save_pretrained(str(folder))
@@ -156,7 +169,7 @@ class AdapterSlots:
         self._slots = {key: name for key, name in self._slots.items() if name != slot}
         if not self._slots:
             self.release()
-        else:
+        elif self._peft is not None:
             self._peft.delete_adapter(slot)
 
     def _switch(self, slot: str | None, *, trainable: bool = True) -> None:
@@ -171,7 +184,16 @@ class AdapterSlots:
                 parameter.requires_grad_(False)
 
 
-def lora_config(model: nn.Module, blocks: str, layers: list[int], *, rank: int, alpha: float, modules: str = "attn+mlp", dropout: float = 0.0) -> LoraConfig:
+def lora_config(
+    model: nn.Module,
+    blocks: str,
+    layers: list[int],
+    *,
+    rank: int,
+    alpha: float,
+    modules: str = "attn+mlp",
+    dropout: float = 0.0,
+) -> LoraConfig:
     """A LoRA on the named parts of the given layers, found by the projections that the model has.
 
     Args:
@@ -184,17 +206,22 @@ def lora_config(model: nn.Module, blocks: str, layers: list[int], *, rank: int, 
         dropout: on the adapter's input, while training.
 
     Raises:
+        UnknownNameError: another word for `modules`.
         AdapterError: none of the known projections is in the blocks.
     """
+    for part in modules.split("+"):
+        if part not in PROJECTIONS:
+            raise unknown("part of a block", part, PROJECTIONS)
     wanted = {name for part in modules.split("+") for name in PROJECTIONS[part]}
-    present = {path.rpartition(".")[2] for path, _ in model.get_submodule(blocks)[0].named_modules()}
+    first = cast(nn.ModuleList, model.get_submodule(blocks))[0]
+    present = {path.rpartition(".")[2] for path, _ in first.named_modules()}
     targets = sorted(wanted & present)
     if not targets:
         raise AdapterError(f"found none of {sorted(wanted)} in a block, which has {sorted(present - {''})}.")
     prefix = blocks.rpartition(".")[2]
     return LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
         lora_dropout=dropout,
         target_modules=targets,
         layers_to_transform=sorted(layers),
@@ -225,7 +252,9 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor
         raise AdapterError(f"the adapter in {folder} is {config.peft_type}; only LoRA is supported.")
     b_matrices = [tensor for key, tensor in weights.items() if "lora_B" in key or "lora_embedding_B" in key]
     if not b_matrices or not any(bool(tensor.any()) for tensor in b_matrices):
-        raise AdapterError(f"the adapter in {folder} has no effect: {'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}.")
+        raise AdapterError(
+            f"the adapter in {folder} has no effect: {'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}."
+        )
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise AdapterError(f"the adapter in {folder} holds values that are not finite.")
     return config, weights
@@ -238,7 +267,9 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["adapter_*"]))
     except (HFValidationError, OSError, ValueError) as error:
-        raise AdapterError(f"no adapter folder {name!r}, and no such adapter on the hub could be loaded ({type(error).__name__}).") from error
+        raise AdapterError(
+            f"no adapter folder {name!r}, and no such adapter on the hub could be loaded ({type(error).__name__})."
+        ) from error
 
 
 def _shape_key(config: PeftConfig) -> str:
@@ -258,5 +289,7 @@ def _mismatch(peft: PeftModel, weights: dict[str, torch.Tensor], slot: str) -> s
     if missing:
         parts.append(f"{len(missing)} expected keys are missing, such as {missing[0]}")
     if wrong:
-        parts.append(f"{len(wrong)} have another shape, such as {wrong[0]}: {tuple(weights[wrong[0]].shape)} for {tuple(expected[wrong[0]].shape)}")
+        parts.append(
+            f"{len(wrong)} have another shape, such as {wrong[0]}: {tuple(weights[wrong[0]].shape)} for {tuple(expected[wrong[0]].shape)}"
+        )
     return "; ".join(parts)

@@ -49,5 +49,8 @@ class ActivationCache(Mapping[str, Tensor]):
         parts = []
         for name in names:
             value = self[name]
-            parts.append(f"{name} {tuple(value.shape)}" + (f" layers {self.layers(name)[0]}-{self.layers(name)[-1]}" if name != "embed" else ""))
+            parts.append(
+                f"{name} {tuple(value.shape)}"
+                + (f" layers {self.layers(name)[0]}-{self.layers(name)[-1]}" if name != "embed" else "")
+            )
         return f"ActivationCache({'; '.join(parts)}; positions={self.positions!r})"

@@ -79,9 +79,8 @@ def generate(
 
 
 def _continue(lm: HookedLM, batch: Batch, settings: GenerationConfig) -> Int[Tensor, "batch new"]:
-    written = lm.model.generate(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=settings
-    )
+    model: Any = lm.model
+    written = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=settings)
     return written[:, batch.input_ids.shape[1] :]
 
 

@@ -16,6 +16,7 @@ The numbers do not depend on the padding side or, beyond rounding, on what else 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -41,7 +42,14 @@ class HookedLM:
         n_layers, d_model, d_vocab: its size.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "", layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "",
+        layout: Layout | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -50,13 +58,15 @@ class HookedLM:
         self._backend = TorchBackend(model, self.layout)
         config = model.config
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (
+            getattr(config, "logits_scaling", None) or 1
+        )
         self._check_head()
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks."""
-        return self.model.get_submodule(self.layout.blocks)
+        return cast(nn.ModuleList, self.model.get_submodule(self.layout.blocks))
 
     @property
     def n_layers(self) -> int:
@@ -66,7 +76,7 @@ class HookedLM:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.model.get_input_embeddings().weight.shape[1]
+        return self.embedding.weight.shape[1]
 
     @property
     def d_vocab(self) -> int:
@@ -74,19 +84,24 @@ class HookedLM:
         return self.head.weight.shape[0]
 
     @property
-    def head(self) -> nn.Module:
+    def embedding(self) -> nn.Embedding:
+        """The token embedding."""
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
+    def head(self) -> nn.Linear:
         """The linear layer from the residual stream to logits."""
-        return self.model.get_output_embeddings()
+        return cast(nn.Linear, self.model.get_output_embeddings())
 
     @property
     def device(self) -> torch.device:
         """Where tokens must be; `tokenize` puts them there."""
-        return self.model.get_input_embeddings().weight.device
+        return self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights of the base."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self.embedding.weight.dtype
 
     def __repr__(self) -> str:
         on = f"adapter {self.adapters.current}" if self.adapters.current else "no adapter"
@@ -107,7 +122,11 @@ class HookedLM:
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each text, unpadded, with the tokenizer's own special tokens."""
-        return [ids[:max_tokens] for ids in self.tokenizer(list(texts), padding=False, truncation=False)["input_ids"]] if texts else []
+        return (
+            [ids[:max_tokens] for ids in self.tokenizer(list(texts), padding=False, truncation=False)["input_ids"]]
+            if texts
+            else []
+        )
 
     def pad(self, rows: Sequence[Sequence[int]], *, side: str = "right") -> Batch:
         """A batch of lists of token ids, on the model's device."""
@@ -153,7 +172,9 @@ class HookedLM:
             found, _ = self._backend.run(batch, wanted, lambda x: pick(x, batch.attention_mask, positions))
         return ActivationCache({site: found[site] for site in wanted}, batch, positions)
 
-    def logits(self, batch: Batch, *, positions: Positions = "last", grad: bool = False) -> Float[Tensor, "batch *pos d_vocab"]:
+    def logits(
+        self, batch: Batch, *, positions: Positions = "last", grad: bool = False
+    ) -> Float[Tensor, "batch *pos d_vocab"]:
         """Next-token logits at positions; the head runs on nothing else."""
         batch = batch.to(self.device)
         with torch.set_grad_enabled(grad):
@@ -162,7 +183,7 @@ class HookedLM:
     def hidden(self, batch: Batch, *, grad: bool = False) -> Float[Tensor, "batch pos d_model"]:
         """Hidden states after the final norm, what the head reads, at every padded position."""
         with torch.set_grad_enabled(grad):
-            return self._backend.run(batch.to(self.device))[1]
+            return cast(Tensor, self._backend.run(batch.to(self.device))[1])
 
     @torch.no_grad()
     def step(
@@ -182,6 +203,14 @@ class HookedLM:
         """Logits of hidden states after the final norm."""
         logits = self.head(hidden) * self._logit_scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+    def unembed_gradient(
+        self, grad: Float[Tensor, "*batch d_vocab"], logits: Float[Tensor, "*batch d_vocab"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The gradient at the hidden states that a gradient at their logits gives, through the frozen head."""
+        if self._softcap is not None:
+            grad = grad * (1 - (logits.float() / self._softcap) ** 2)
+        return grad.to(self.head.weight.dtype) @ (self.head.weight * self._logit_scale if self._logit_scale != 1 else self.head.weight)
 
     # -- editing --------------------------------------------------------------------------------------------------
 
@@ -212,9 +241,13 @@ class HookedLM:
         with self.adapters.use(which):
             yield self
 
-    def lora(self, layers: Iterable[int], *, rank: int, alpha: float, modules: str = "attn+mlp", dropout: float = 0.0) -> LoraConfig:
+    def lora(
+        self, layers: Iterable[int], *, rank: int, alpha: float, modules: str = "attn+mlp", dropout: float = 0.0
+    ) -> LoraConfig:
         """A LoRA of this model's own projections, for `adapters.attach`."""
-        return lora_config(self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout)
+        return lora_config(
+            self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout
+        )
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

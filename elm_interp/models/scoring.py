@@ -58,7 +58,9 @@ def continuation_log_probs(
 
 
 @torch.no_grad()
-def token_log_probs(lm: HookedLM, texts: Sequence[str], *, max_tokens: int = 4096, progress: bool = False) -> list[Float[Tensor, " token"]]:
+def token_log_probs(
+    lm: HookedLM, texts: Sequence[str], *, max_tokens: int = 4096, progress: bool = False
+) -> list[Float[Tensor, " token"]]:
     """Log-probability (nats) of each token of each text after the ones before it; a text's first token is not scored.
 
     Raises:
@@ -96,7 +98,9 @@ def _split(lm: HookedLM, prompt: str, continuations: Sequence[str]) -> tuple[lis
         while shared > 0 and whole[:shared] != context[:shared]:
             shared -= 1
     if shared < 1:
-        raise ValueError(f"cannot score after {prompt!r}: it shares no first token with its continuations {list(continuations)!r}.")
+        raise ValueError(
+            f"cannot score after {prompt!r}: it shares no first token with its continuations {list(continuations)!r}."
+        )
     for continuation, whole in zip(continuations, wholes, strict=True):
         if not continuation.strip() or len(whole) <= shared:
             raise ValueError(f"continuation {continuation!r} adds no token to {prompt!r}.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from elm_interp.errors import LayoutError, UnknownSiteError, unknown
 
@@ -27,7 +28,10 @@ LAYER_SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _FULL = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-_NORMS_AFTER = (("post_attention_layernorm", "post_feedforward_layernorm"), ("post_self_attn_layernorm", "post_mlp_layernorm"))
+_NORMS_AFTER = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
 # only both together mean norms after the modules: alone, Llama's post_attention_layernorm is the norm before its MLP
 
 
@@ -112,11 +116,11 @@ class Layout:
         return self.blocks.rpartition(".")[0]
 
 
-def find_layout(model: nn.Module, override: Layout | None = None) -> Layout:
+def find_layout(model: PreTrainedModel, override: Layout | None = None) -> Layout:
     """Find the parts of a decoder-only model by structure, and check them.
 
     Args:
-        model: a causal language model of transformers (not a `PeftModel`).
+        model: a causal language model (not a `PeftModel`).
         override: paths to use instead, for a model whose structure is unusual.
 
     Raises:
@@ -126,17 +130,18 @@ def find_layout(model: nn.Module, override: Layout | None = None) -> Layout:
         return _checked(model, override)
     depth = getattr(model.config, "num_hidden_layers", None)
     lists = [
-        (path, module)
+        (path, module, parts)
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and (depth is None or len(module) == depth) and _block_parts(module)
+        if isinstance(module, nn.ModuleList)
+        and (depth is None or len(module) == depth)
+        and (parts := _block_parts(module))
     ]
     if not lists:
         raise LayoutError(
             f"found no list of {depth} decoder blocks with attention and MLP in {type(model).__name__}; "
             "pass layout=Layout(blocks=..., attn=..., mlp=..., embed=..., final_norm=...)."
         )
-    path, blocks = max(lists, key=lambda pair: len(pair[1]))
-    attn, mlp = _block_parts(blocks)
+    path, blocks, (attn, mlp) = max(lists, key=lambda found: len(found[1]))
     children = dict(blocks[0].named_children())
     attn_norm, mlp_norm = next((pair for pair in _NORMS_AFTER if all(name in children for name in pair)), ("", ""))
     backbone_path = path.rpartition(".")[0]
@@ -146,7 +151,10 @@ def find_layout(model: nn.Module, override: Layout | None = None) -> Layout:
     after = [name for name, _ in siblings[[name for name, _ in siblings].index(path.rpartition(".")[2]) + 1 :]]
     norms = [name for name in after if "norm" in name.lower() or name.startswith("ln")]
     norm = f"{backbone_path}.{norms[0]}".lstrip(".") if norms else ""
-    return _checked(model, Layout(blocks=path, attn=attn, mlp=mlp, embed=embed, final_norm=norm, attn_norm=attn_norm, mlp_norm=mlp_norm))
+    return _checked(
+        model,
+        Layout(blocks=path, attn=attn, mlp=mlp, embed=embed, final_norm=norm, attn_norm=attn_norm, mlp_norm=mlp_norm),
+    )
 
 
 def _block_parts(blocks: nn.ModuleList) -> tuple[str, str] | None:
@@ -158,8 +166,10 @@ def _block_parts(blocks: nn.ModuleList) -> tuple[str, str] | None:
     return (attn, mlp) if attn and mlp else None
 
 
-def _checked(model: nn.Module, layout: Layout) -> Layout:
+def _checked(model: PreTrainedModel, layout: Layout) -> Layout:
     blocks = _get(model, layout.blocks, "blocks")
+    if not isinstance(blocks, nn.ModuleList):
+        raise LayoutError(f"{layout.blocks} is {type(blocks).__name__}, expected the ModuleList of decoder blocks.")
     for part in ("attn", "mlp"):
         for layer in range(len(blocks)):
             _get(blocks[layer], getattr(layout, part), part)

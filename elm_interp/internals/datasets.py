@@ -1,0 +1,110 @@
+"""What probes and norms read: datasets made from a concept's questions and passages.
+
+truth        "Question: … Answer: …" with the right answer (label 1) and with a wrong one of the same world (label 0)
+association  the same, the wrong answer from outside the world: does the model know the world at all?
+choice       the question with lettered options, read where the answer comes next; label = index of the right one
+forget_text, retain_text    passages, as the mean over tokens without the first
+
+collect(lm, store, datasets(concept), {"base": None})
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+
+import pandas as pd
+
+from elm_interp.activations import Dataset
+from elm_interp.data import Concept, Question
+from elm_interp.errors import unknown
+
+PASSAGES = 40
+"""Passages of a kind: enough for a mean, few enough for every checkpoint."""
+
+
+def concept_datasets(concept: Concept, names: Iterable[str] | None = None) -> dict[str, Dataset]:
+    """The datasets that a concept gives, by name; one that it has no material for is left out.
+
+    Args:
+        concept: its forget questions of all splits, and passages.
+        names: which ("truth", "association", "choice", "forget_text", "retain_text"); None means all.
+
+    Raises:
+        UnknownNameError: no such dataset, with the closest name.
+    """
+    names = list(_MAKERS) if names is None else list(names)
+    for name in names:
+        if name not in _MAKERS:
+            raise unknown("dataset", name, _MAKERS)
+    made = {name: _MAKERS[name](concept) for name in names}
+    return {name: dataset for name, dataset in made.items() if dataset is not None}
+
+
+def truth(concept: Concept) -> Dataset | None:
+    """Each question with its right answer, and with one wrong choice, the same in every run."""
+    rows = [row for q in concept.ask("forget", "all") for row in _statements(q, _wrong(q))]
+    return _dataset("truth", rows)
+
+
+def association(concept: Concept) -> Dataset | None:
+    """Each question with its right answer, and with the one from outside; questions without one are left out."""
+    rows = [row for q in concept.ask("forget", "all") if q.outside for row in _statements(q, q.outside)]
+    return _dataset("association", rows)
+
+
+def choice(concept: Concept) -> Dataset | None:
+    """Each question with its options lettered as shown; questions with an unusual number of options are left out."""
+    questions = concept.ask("forget", "all")
+    usual = Counter(len(q.choices) for q in questions).most_common(1)[0][0] if questions else 0
+    rows = []
+    for q in questions:
+        if len(q.choices) == usual:
+            options = "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(q.choices))
+            rows.append((f"Question: {q.question}\n{options}\nAnswer:", q, q.answer))
+    return _dataset("choice", rows)
+
+
+def forget_text(concept: Concept) -> Dataset | None:
+    """Passages to forget, held-out ones first."""
+    return _text(concept, "forget")
+
+
+def retain_text(concept: Concept) -> Dataset | None:
+    """Passages to keep, held-out ones first."""
+    return _text(concept, "retain")
+
+
+_MAKERS: dict[str, Callable[[Concept], Dataset | None]] = {
+    "truth": truth,
+    "association": association,
+    "choice": choice,
+    "forget_text": forget_text,
+    "retain_text": retain_text,
+}
+
+
+def _statements(q: Question, wrong: str) -> list[tuple[str, Question, int]]:
+    return [(f"Question: {q.question}\nAnswer: {answer}", q, label) for answer, label in ((q.right, 1), (wrong, 0))]
+
+
+def _wrong(q: Question) -> str:
+    wrong = [option for i, option in enumerate(q.choices) if i != q.answer]
+    return wrong[int(sha256((q.id or q.question).encode()).hexdigest(), 16) % len(wrong)]
+
+
+def _dataset(name: str, rows: list[tuple[str, Question, int]]) -> Dataset | None:
+    if not rows:
+        return None
+    examples = pd.DataFrame(
+        [{"id": q.id, "fact": q.fact or q.question, "split": q.split, "label": label} for _, q, label in rows]
+    )
+    return Dataset(name, tuple(text for text, _, _ in rows), examples, "last")
+
+
+def _text(concept: Concept, kind: str) -> Dataset | None:
+    passages = (concept.passages(kind, "held_out") + concept.passages(kind, "train"))[:PASSAGES]
+    if not passages:
+        return None
+    rows = [{"id": p.id, "fact": p.id, "split": p.split, "label": None} for p in passages]
+    examples = pd.DataFrame(rows).astype({"label": "Int64"})
+    return Dataset(f"{kind}_text", tuple(p.text for p in passages), examples, "mean", skip=1)

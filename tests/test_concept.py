@@ -1,0 +1,132 @@
+"""Concepts: packs and folders, read whole or refused with every problem at once."""
+
+import json
+import shutil
+
+import pytest
+
+from elm_interp.data import load_concept, packs, texts
+from elm_interp.data.concept import DEFAULT_EXPERT
+from elm_interp.errors import DataError, UnknownNameError
+
+
+@pytest.fixture
+def folder(tiny_concept_folder, tmp_path):
+    return shutil.copytree(tiny_concept_folder, tmp_path / "concept")
+
+
+def append(path, text: str) -> int:
+    """Add a line; its number."""
+    path.write_text(path.read_text() + text + "\n")
+    return path.read_text().count("\n")
+
+
+def test_a_folder_gives_back_the_concept_that_was_written(folder, tiny_concept):
+    assert load_concept(folder) == tiny_concept
+    assert load_concept(folder).fingerprint() == tiny_concept.fingerprint()
+    append(folder / "forget.jsonl", '{"text": "One more passage."}')
+    assert load_concept(folder).fingerprint() != tiny_concept.fingerprint()
+
+
+def test_the_least_folder_is_a_name_and_two_files(tmp_path):
+    (tmp_path / "concept.json").write_text('{"name": "least"}')
+    (tmp_path / "forget.jsonl").write_text('{"text": "Forget this."}\n')
+    (tmp_path / "retain.jsonl").write_text('{"text": "Keep this."}\n')
+    concept = load_concept(tmp_path)
+    assert texts(concept.passages("forget")) == ["Forget this."]
+    assert concept.expert == DEFAULT_EXPERT
+    assert concept.prompts("expert") == [DEFAULT_EXPERT[0].replace("{concept}", "least")]
+    assert concept.ask("forget") == []
+    assert str(concept) == "Concept('least': 1 forget and 1 retain passages; questions: none)"
+
+
+def test_splits_part_passages_and_questions(tiny_concept):
+    for kind in ("forget", "retain"):
+        parts = [tiny_concept.passages(kind, split) for split in ("train", "held_out")]
+        assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in tiny_concept.passages(kind, "all"))
+        assert all(parts)
+    assert len(tiny_concept.ask("forget", "train")) + len(tiny_concept.ask("forget")) == len(
+        tiny_concept.ask("forget", "all")
+    )
+
+
+def test_prompts_fill_in_the_keywords(tiny_concept):
+    assert "knows Marrowgate by heart" in tiny_concept.prompts("expert")[0]
+    assert "{concept}" not in "".join(tiny_concept.prompts("expert") + tiny_concept.prompts("novice"))
+
+
+def test_an_unknown_pack_names_the_closest(tiny_concept):
+    with pytest.raises(UnknownNameError, match="Did you mean 'harry-potter'"):
+        load_concept("harrypotter")
+    with pytest.raises(UnknownNameError, match="Did you mean 'forget'"):
+        tiny_concept.passages("forgets")
+    with pytest.raises(UnknownNameError, match="Did you mean 'held_out'"):
+        tiny_concept.passages("forget", "heldout")
+    with pytest.raises(UnknownNameError, match="Did you mean 'neighbours'"):
+        tiny_concept.ask("neighbors")
+    with pytest.raises(UnknownNameError, match="Did you mean 'novice'"):
+        tiny_concept.prompts("novise")
+
+
+def test_every_pack_can_be_loaded():
+    assert "harry-potter" in packs()
+    for name in packs():
+        assert load_concept(name).name == name
+
+
+def test_a_broken_passage_is_named_by_file_and_line(folder):
+    line = append(folder / "forget.jsonl", '{"text": "unfinished')
+    with pytest.raises(DataError, match=rf"forget.jsonl:{line}: not JSON \(.*\); expected one object a line"):
+        load_concept(folder)
+
+
+def test_all_problems_of_all_files_are_reported_at_once(folder):
+    bad_forget = append(folder / "forget.jsonl", '{"txt": "no text"}')
+    bad_split = append(folder / "forget.jsonl", '{"text": "x", "split": "test"}')
+    bad_retain = append(folder / "retain.jsonl", '{"text": "  "}')
+    twice = append(folder / "retain.jsonl", '{"text": "x", "id": "r-near-0"}')
+    bad_question = append(folder / "questions" / "forget.jsonl", '{"question": "?", "choices": ["a"], "answer": 0}')
+    (folder / "questions" / "neighbors.jsonl").write_text("")
+    (folder / "concept.json").write_text('{"name": "x", "keyword": ["a"], "novice": [], "expert": [1]}')
+    with pytest.raises(DataError) as error:
+        load_concept(folder)
+    text = str(error.value)
+    for expected in (
+        f"forget.jsonl:{bad_forget}: lacks 'text', found 'txt'",
+        f"forget.jsonl:{bad_split}: split is 'test', expected one of train, held_out",
+        f"retain.jsonl:{bad_retain}: the text is empty",
+        f"retain.jsonl:{twice}: id 'r-near-0' is taken by {folder / 'retain.jsonl'}:1",
+        f"questions/forget.jsonl:{bad_question}: 1 choices, expected at least 2",
+        "neighbors.jsonl: unknown question set. Did you mean 'neighbours'?",
+        "unknown field 'keyword'. Did you mean 'keywords'?",
+        "'novice' is empty",
+        "'expert' holds something that is not text",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("forget.jsonl", "", "forget.jsonl: holds no passage; at least one is needed"),
+        ("retain.jsonl", None, "retain.jsonl: no such file"),
+        ("concept.json", None, "concept.json: no such file; expected at least"),
+        ("concept.json", "[]", "concept.json: found list, expected an object"),
+        ("concept.json", "{}", "concept.json: lacks 'name'"),
+        ("concept.json", '{"name": null}', "concept.json: 'name' is null, expected str"),
+        ("forget.jsonl", '{"text": null}', "forget.jsonl:1: 'text' is null, expected str"),
+        ("forget.jsonl", '{"text": "x", "questions": "q-01"}', "forget.jsonl:1: 'questions' is str, expected list"),
+    ],
+)
+def test_a_concept_that_lacks_a_part_is_refused(folder, file, content, message):
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(DataError) as error:
+        load_concept(folder)
+    assert message in str(error.value)
+
+
+def test_a_line_separator_inside_a_text_is_no_new_line(folder):
+    line = append(folder / "forget.jsonl", json.dumps({"text": "one\u2028two"}, ensure_ascii=False))
+    assert load_concept(folder).forget[line - 1].text == "one\u2028two"

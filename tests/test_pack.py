@@ -1,0 +1,132 @@
+"""The pack `harry-potter` keeps the rules that make its numbers mean something.
+
+A question that its own right answer gives away (by length, by place, by a phrase shared with a passage) would measure that
+instead of knowledge, and a retain text about the concept would teach it again.
+"""
+
+import re
+from collections import Counter
+from statistics import mean
+
+import pytest
+
+from elm_interp.data import Concept, Question, load_concept
+
+SETS = {"forget": 200, "neighbours": 120, "general": 240}
+WIZARDRY = re.compile(
+    r"harry potter|hogwarts|hogsmeade|gryffindor|slytherin|hufflepuff|ravenclaw|dumbledore|voldemort|hermione|weasley|hagrid|snape|malfoy|quidditch"
+    r"|muggle|azkaban|horcrux|dementor|diagon alley|death eater|rowling|mcgonagall|dobby|hedwig|patronus|golden snitch|privet drive|butterbeer",
+    re.IGNORECASE,
+)
+
+
+@pytest.fixture(scope="module")
+def pack() -> Concept:
+    return load_concept("harry-potter")
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def runs(text: str, n: int = 6) -> set[tuple[str, ...]]:
+    said = words(text)
+    return {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
+
+
+def said_in(answer: str, text: str) -> bool:
+    return f" {' '.join(words(answer))} " in f" {' '.join(words(text))} "
+
+
+def test_it_is_large_enough(pack):
+    assert len(pack.forget) >= 120
+    assert len(pack.retain) >= 160
+    for name, least in SETS.items():
+        assert len(pack.questions[name]) >= least, name
+
+
+def test_passages_have_50_to_100_words_and_stand_once(pack):
+    lengths = {p.id: len(p.text.split()) for p in pack.forget + pack.retain}
+    assert {name: n for name, n in lengths.items() if not 50 <= n <= 100} == {}
+    assert len({p.text for p in pack.forget + pack.retain}) == len(lengths)
+
+
+def test_half_of_the_retain_passages_are_near_and_half_far_over_many_subjects(pack):
+    groups = Counter(p.group for p in pack.retain)
+    assert set(groups) == {"near", "far"}
+    assert 0.45 <= groups["near"] / len(pack.retain) <= 0.55
+    assert len({p.topic for p in pack.retain if p.group == "far"}) >= 12
+    assert {"fiction", "magic", "schools", "owls", "britain"} <= {p.topic for p in pack.retain if p.group == "near"}
+    assert len({q.topic for q in pack.questions["general"]}) >= 12
+
+
+@pytest.mark.parametrize("name", SETS)
+class TestQuestions:
+    def test_there_are_four_different_choices_and_one_from_outside(self, pack, name):
+        for q in pack.questions[name]:
+            options = [*q.choices, q.outside]
+            assert len(q.choices) == 4, q.id
+            assert None not in options, q.id
+            assert len({str(o).strip().lower() for o in options}) == 5, q.id
+
+    def test_each_fact_and_question_stands_once(self, pack, name):
+        for field in ("fact", "question", "id"):
+            said = Counter(getattr(q, field).strip().lower() for q in pack.questions[name])
+            assert [text for text, n in said.items() if n > 1] == []
+
+    def test_the_place_of_the_right_answer_says_nothing(self, pack, name):
+        questions = pack.questions[name]
+        assert all(0.2 <= n / len(questions) <= 0.3 for n in Counter(q.answer for q in questions).values())
+        assert 0.4 <= mean(q.two_choices.answer for q in questions) <= 0.6
+
+    def test_the_right_answer_is_not_longer(self, pack, name):
+        questions = pack.questions[name]
+
+        def length(which):
+            return mean(mean(map(len, which(q))) for q in questions)
+
+        right = length(lambda q: [q.right])
+        assert right <= length(lambda q: [c for c in q.choices if c != q.right])
+        assert right <= length(lambda q: [q.outside])
+        assert mean(max(q.choices, key=len) == q.right for q in questions) <= 0.3
+
+    def test_both_splits_are_there_and_share_no_fact(self, pack, name):
+        train, held_out = pack.ask(name, "train"), pack.ask(name, "held_out")
+        assert len(train) + len(held_out) == len(pack.questions[name])
+        assert min(len(train), len(held_out)) >= 40
+        assert not {q.fact for q in train} & {q.fact for q in held_out}
+
+
+def test_the_facts_behind_most_questions_stand_in_a_training_passage(pack):
+    by_id = {q.id: q for q in pack.questions["forget"]}
+    stated = {(name, p.text) for p in pack.passages("forget", "train") for name in p.questions}
+    assert {name for name, _ in stated} <= set(by_id)
+    assert {name for p in pack.forget for name in p.questions} <= set(by_id)
+    spoken = {name for name, text in stated if said_in(by_id[name].right, text)}
+    for split in ("train", "held_out"):
+        asked = [q.id for q in by_id.values() if q.split == split]
+        covered = {name for name, _ in stated} & set(asked)
+        assert len(covered) >= 0.85 * len(asked), split
+        assert len(spoken & covered) >= 0.9 * len(covered), split
+
+
+def test_no_question_about_the_concept_shares_a_run_of_six_words_with_a_passage(pack):
+    said = {run: p.id for p in pack.forget for run in runs(p.text)}
+    shared = {q.id: said[run] for q in pack.questions["forget"] for run in runs(q.question) if run in said}
+    assert shared == {}
+
+
+def test_what_is_kept_never_speaks_of_the_concept(pack):
+    kept = {p.id: p.text for p in pack.retain} | {
+        q.id: everything(q) for name in ("neighbours", "general") for q in pack.questions[name]
+    }
+    assert {name: found[0] for name, text in kept.items() if (found := WIZARDRY.search(text))} == {}
+
+
+def test_every_passage_to_forget_is_about_the_concept_in_other_words_than_the_others(pack):
+    said = Counter(run for p in pack.forget for run in runs(p.text, 10))
+    assert [" ".join(run) for run, n in said.items() if n > 1] == []
+
+
+def everything(question: Question) -> str:
+    return " ".join([question.question, question.fact, *question.choices, question.outside or ""])
