@@ -54,8 +54,8 @@ _HOME = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "STAGES",
     "ELM",
+    "STAGES",
     "ActivationStore",
     "Concept",
     "HookedLM",

@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         commands = _commands(_defaults(words))
-        tyro.extras.subcommand_cli_from_dict(commands, args=words, description=__doc__, prog="elm-interp", config=(Flat,))
+        tyro.extras.subcommand_cli_from_dict(
+            commands, args=words, description=__doc__, prog="elm-interp", config=(Flat,)
+        )
     except (ValueError, NotFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

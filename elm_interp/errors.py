@@ -50,7 +50,9 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], error: type[UnknownNameError] = UnknownNameError) -> UnknownNameError:
+def unknown(
+    kind: str, name: str, known: Iterable[str], error: type[UnknownNameError] = UnknownNameError
+) -> UnknownNameError:
     """The error for a name that does not exist: what was found, the closest match, and all that exist."""
     known = list(known)
     return error(f"unknown {kind} {name!r}.{closest(name, known)} Known: {', '.join(map(str, known)) or 'none'}.")

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from elm_interp.activations.store import ActivationStore
 from elm_interp.data import Concept, texts
 from elm_interp.errors import ConfigError, unknown
-from elm_interp.models import HookedLM, Positions
+from elm_interp.models import HookedLM
 from elm_interp.results import frame, stack
 
 T = TypeVar("T")
@@ -53,7 +53,9 @@ class Subject:
     def __post_init__(self) -> None:
         if self.base is None:
             is_base = self.adapter is None
-            self.base = self if is_base else Subject(self.lm, self.concept, judge=self.judge, seed=self.seed, store=self.store)
+            self.base = (
+                self if is_base else Subject(self.lm, self.concept, judge=self.judge, seed=self.seed, store=self.store)
+            )
 
     @property
     def is_base(self) -> bool:
@@ -79,7 +81,13 @@ class Subject:
         return self._memo[key]
 
     def activations(
-        self, text: str, *, split: str = "held_out", site: str = "resid_post", positions: Positions = "mean", skip: int = 0
+        self,
+        text: str,
+        *,
+        split: str = "held_out",
+        site: str = "resid_post",
+        positions: str | int = "mean",
+        skip: int = 0,
     ) -> Float[Tensor, "example layer d_model"]:
         """Activations at every layer on passages of the concept ("forget" or "retain"), float32, on the CPU.
 
@@ -89,7 +97,9 @@ class Subject:
 
         def compute() -> Tensor:
             with self.on() as lm:
-                return collect_texts(lm, texts(self.concept.passages(text, split)), site=site, positions=positions, skip=skip)
+                return collect_texts(
+                    lm, texts(self.concept.passages(text, split)), site=site, positions=positions, skip=skip
+                )
 
         return self.memo(("activations", text, split, site, str(positions), skip), compute)
 
@@ -139,7 +149,10 @@ def metric(
 
     def register(function: Callable[[Subject], Rows]) -> Callable[[Subject], Rows]:
         known = _REGISTRY.get(name)
-        if known and (known.compute.__module__, known.compute.__qualname__) != (function.__module__, function.__qualname__):
+        if known and (known.compute.__module__, known.compute.__qualname__) != (
+            function.__module__,
+            function.__qualname__,
+        ):
             raise ConfigError(f"metric {name!r} is registered already, by {known.compute.__module__}.")
         _REGISTRY[name] = Metric(name, function, better, chance, unit, protocol, cost, needs_base)
         return function
@@ -160,7 +173,9 @@ def metrics(patterns: Iterable[str] | str = "*") -> list[Metric]:
     return [m for name, m in _REGISTRY.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
 
 
-def measure(subject: Subject, patterns: Iterable[str] | str = "*", *, cost: str = "dear", progress: bool = False) -> pd.DataFrame:
+def measure(
+    subject: Subject, patterns: Iterable[str] | str = "*", *, cost: str = "dear", progress: bool = False
+) -> pd.DataFrame:
     """Measure a subject: tidy rows of every metric that matches.
 
     Args:
@@ -169,7 +184,9 @@ def measure(subject: Subject, patterns: Iterable[str] | str = "*", *, cost: str 
         cost: "cheap" leaves out metrics that write text.
         progress: show a bar.
     """
-    chosen = [m for m in metrics(patterns) if (cost == "dear" or m.cost == "cheap") and not (m.needs_base and subject.is_base)]
+    chosen = [
+        m for m in metrics(patterns) if (cost == "dear" or m.cost == "cheap") and not (m.needs_base and subject.is_base)
+    ]
     tables = []
     for m in tqdm(chosen, desc=f"measuring {subject.method}", leave=False, disable=not progress):
         table = frame(m.compute(subject))

@@ -1,6 +1,6 @@
 """Tidy results: every measurement, from every part, is rows of one schema, so that a plot or a notebook cell is one line.
 
-    rows = measurements("innocence.two_choice_pmi", 0.54, n=182, ci=wilson(98, 182), chance=0.5)
+rows = measurements("innocence.two_choice_pmi", 0.54, n=182, ci=wilson(98, 182), chance=0.5)
 """
 
 import math
@@ -87,7 +87,9 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def bootstrap(values: Float[np.ndarray, " n"], statistic: str = "mean", *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    values: Float[np.ndarray, " n"], statistic: str = "mean", *, samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile bootstrap interval (95 %) of the mean or median over examples."""
     values = np.asarray(values, dtype=float)
     if len(values) == 0:

@@ -1,13 +1,13 @@
 """A run: the folder that is the only interface between stages.
 
-    runs/demo/
-      config.json      what was asked        manifest.json   what it ran on      metrics.jsonl   one line a step
-      checkpoints/     adapters              activations/    safetensors shards
-      results/         tidy frames           figures/, report.html
+runs/demo/
+  config.json      what was asked        manifest.json   what it ran on      metrics.jsonl   one line a step
+  checkpoints/     adapters              activations/    safetensors shards
+  results/         tidy frames           figures/, report.html
 
-    run = Run.open("runs/demo")
-    subject = run.subject()                 # the erased model, its base beside it
-    run.results("scorecard")                # a tidy frame
+run = Run.open("runs/demo")
+subject = run.subject()                 # the erased model, its base beside it
+run.results("scorecard")                # a tidy frame
 """
 
 import json
@@ -15,7 +15,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -77,11 +76,14 @@ class RunConfig:
         method = raw.pop("method", "elm")
         problems = [] if method == ELM.name else [f"unknown method {method!r}; known: {ELM.name}"]
         parts: dict[str, Any] = {}
-        for name, kind in (("objective", ELM), ("training", Training)):
+        kinds: tuple[tuple[str, Any], ...] = (("objective", ELM), ("training", Training))
+        for name, kind in kinds:
             given = raw.pop(name, {})
             known = {f.name for f in fields(kind)}
             problems += [f"unknown {name} setting {key!r}" for key in given if key not in known]
-            parts[name] = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known})
+            parts[name] = kind(
+                **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known}
+            )
         known = {f.name for f in fields(cls)}
         problems += [f"unknown setting {key!r}" for key in raw if key not in known]
         raise_all(problems, ConfigError, "the configuration cannot be used:")
@@ -109,7 +111,11 @@ class RunConfig:
             problems.append(str(error).replace("\n", "\n  "))
         problems += self.objective.problems(depth) + self.training.problems()
         if concept is not None:
-            problems += [f"the concept has no {kind} passage in its training part" for kind in ("forget", "retain") if not concept.passages(kind)]
+            problems += [
+                f"the concept has no {kind} passage in its training part"
+                for kind in ("forget", "retain")
+                if not concept.passages(kind)
+            ]
         if not 0 <= self.seed < 2**31:
             problems.append(f"seed is {self.seed}; expected 0 to {2**31 - 1}")
         raise_all(problems, ConfigError, "these settings cannot work:")
@@ -139,10 +145,16 @@ class Run:
         config.check()
         if (folder / "config.json").exists():
             if not resume:
-                raise RunFolderError(f"{folder} holds a run already; go on with it by --resume, or choose another folder.")
+                raise RunFolderError(
+                    f"{folder} holds a run already; go on with it by --resume, or choose another folder."
+                )
             known = cls.open(folder)
             differences = _differences(known.config.to_dict(), config.to_dict())
-            raise_all(differences, RunFolderError, f"{folder} was made with other settings; give the same ones to resume, or choose another folder:")
+            raise_all(
+                differences,
+                RunFolderError,
+                f"{folder} was made with other settings; give the same ones to resume, or choose another folder:",
+            )
             return known
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunFolderError(f"{folder} exists and is not a run (it has no config.json); choose another folder.")
@@ -164,7 +176,9 @@ class Run:
             raw = json.loads((folder / "config.json").read_text())
         except FileNotFoundError:
             beside = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
-            raise RunFolderError(f"{folder} holds no run (no config.json). Runs beside it: {', '.join(beside) or 'none'}.") from None
+            raise RunFolderError(
+                f"{folder} holds no run (no config.json). Runs beside it: {', '.join(beside) or 'none'}."
+            ) from None
         except ValueError as error:
             raise RunFolderError(f"{folder}/config.json is broken: {error}") from error
         return cls(folder, RunConfig.from_dict(raw))
@@ -201,7 +215,9 @@ class Run:
         """
         found = checkpoints(self.folder / "checkpoints")
         if not found:
-            raise RunFolderError(f"{self.folder} has no whole checkpoint; train it with: elm-interp erase --out {self.folder} --resume")
+            raise RunFolderError(
+                f"{self.folder} has no whole checkpoint; train it with: elm-interp erase --out {self.folder} --resume"
+            )
         return found
 
     @property
@@ -223,7 +239,9 @@ class Run:
         found = self.checkpoints()
         chosen = found[-1] if step is None else next((c for c in found if c.step == step), None)
         if chosen is None:
-            raise RunFolderError(f"no checkpoint of step {step}; there are 0 (the base), {', '.join(str(c.step) for c in found)}.")
+            raise RunFolderError(
+                f"no checkpoint of step {step}; there are 0 (the base), {', '.join(str(c.step) for c in found)}."
+            )
         return self._base.at(chosen.path, method=self.method, step=chosen.step)
 
     def subjects(self) -> list[Subject]:
@@ -289,7 +307,7 @@ class Run:
         return f"Run({str(self.folder)!r}: {self.method} on {self.config.model}, concept {self.config.concept}, {state}; results: {', '.join(made) or 'none'})"
 
 
-def _differences(known: dict, given: dict, path: str = "") -> Sequence[str]:
+def _differences(known: dict, given: dict, path: str = "") -> list[str]:
     found: list[str] = []
     for key in sorted(known.keys() | given.keys()):
         a, b = known.get(key), given.get(key)
@@ -316,7 +334,9 @@ def _version(package: str) -> str | None:
 def _git_revision() -> str | None:
     here = Path(__file__).parent
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -324,4 +344,3 @@ def _git_revision() -> str | None:
 def _command() -> str:
     # the program's own name only: a manifest may be published, the user's folders need not be
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-

@@ -1,10 +1,10 @@
 """The stages of a run, each a function of a `Run`, each able to run alone on a finished folder.
 
-    run = Run.create("runs/demo", RunConfig())
-    for stage in STAGES.values():
-        stage(run)
+run = Run.create("runs/demo", RunConfig())
+for stage in STAGES.values():
+    stage(run)
 
-    erase → evaluate → collect → probe → norms → progress → report
+erase → evaluate → collect → probe → norms → progress → report
 """
 
 import resource
@@ -28,7 +28,13 @@ from elm_interp.metrics import measure
 from elm_interp.report import write_report
 from elm_interp.runs import Run
 
-PROGRESSION_METRICS = ("innocence.two_choice_pmi", "innocence.two_choice_likelihood", "innocence.four_choice_pmi", "specificity.*", "seamlessness.*")
+PROGRESSION_METRICS = (
+    "innocence.two_choice_pmi",
+    "innocence.two_choice_likelihood",
+    "innocence.four_choice_pmi",
+    "specificity.*",
+    "seamlessness.*",
+)
 """What is followed over the checkpoints, beside every layer's probes."""
 
 
@@ -139,7 +145,9 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
         steps = pd.read_json(log, lines=True).dropna(subset=["seconds"]) if log.stat().st_size else pd.DataFrame()
         if len(steps):
             found["timing.train_seconds"] = {"erased": _number(steps["seconds"].sum(), len(steps))}
-            found["timing.train_tokens_per_second"] = {"erased": _number(steps["tokens"].sum() / steps["seconds"].sum(), len(steps))}
+            found["timing.train_tokens_per_second"] = {
+                "erased": _number(steps["tokens"].sum() / steps["seconds"].sum(), len(steps))
+            }
             forget = len(steps) * run.config.training.forget_batch
             spent = steps["seconds"].sum() + timing.get("prepare_seconds", 0.0)
             found["timing.seconds_per_forget_sample"] = {"erased": _number(spent / forget, forget)}

@@ -13,7 +13,7 @@ from elm_interp.errors import ConfigError
 from elm_interp.evaluate import fluency, generations, samples
 from elm_interp.evaluate.fluency import distinct, jackknife, losses_after, prompts, repetition, words
 from elm_interp.metrics import Subject, measure
-from elm_interp.models.generation import generate
+from elm_interp.models.generation import draw, generate
 
 PROMPTS = ["Who keeps the lamp?\n", "What is the cat of Marrowgate called?\n", "Bram\n"]
 
@@ -42,10 +42,36 @@ def test_the_same_seed_gives_the_same_text_and_another_does_not(tiny_lm):
     assert generate(tiny_lm, PROMPTS, new_tokens=8, seed=2) != first
 
 
-def test_greedy_text_does_not_depend_on_the_batch(tiny_lm):
-    together = generate(tiny_lm, PROMPTS, new_tokens=8, greedy=True)
-    assert together == [generate(tiny_lm, [p], new_tokens=8, greedy=True)[0] for p in PROMPTS]
-    assert together == generate(tiny_lm, PROMPTS, new_tokens=8, greedy=True, max_rows=2)
+@pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
+def test_text_does_not_depend_on_the_batch(tiny_lm, greedy):
+    together = generate(tiny_lm, PROMPTS, new_tokens=8, greedy=greedy)
+    assert together == generate(tiny_lm, PROMPTS, new_tokens=8, greedy=greedy, max_rows=1)
+    assert together[:1] == generate(tiny_lm, PROMPTS[:1], new_tokens=8, greedy=greedy)
+
+
+def test_tokens_are_drawn_from_the_nucleus_in_proportion(monkeypatch):
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.01, 0.01, 0.97, 0.01]]).log()
+    noise = (torch.arange(1000) + 0.5) / 1000
+    for first_try in (1, 1024):
+        monkeypatch.setattr("elm_interp.models.generation.FIRST_TRY", first_try)
+
+        def shares(row, **settings):
+            found = draw(logits[row].expand(1000, -1), noise, **settings)
+            return (found.bincount(minlength=4) / 1000).tolist()
+
+        assert shares(0) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=2e-3)
+        assert shares(0, top_p=0.65) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=2e-3)
+        assert shares(1, top_p=0.9) == [0, 0, 1, 0]
+        assert shares(0, temperature=0.5) == pytest.approx([1 / 30, 16 / 30, 4 / 30, 9 / 30], abs=2e-3)
+
+
+def test_writing_ends_at_the_models_own_end_of_text(tiny_lm):
+    whole = generate(tiny_lm, PROMPTS[:1], new_tokens=12, greedy=True)[0]
+    second = tiny_lm.encode([whole])[0][1]
+    tiny_lm.model.generation_config.eos_token_id = [2, second]
+    cut = generate(tiny_lm, PROMPTS[:1], new_tokens=12, greedy=True)[0]
+    assert len(cut) < len(whole)
+    assert whole.startswith(cut)
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 """Checkpoints that survive a crash: written aside, hashed, renamed into place, their marker written last.
 
-    checkpoints/checkpoint-000040/
-      adapter_config.json, adapter_model.safetensors     the adapter, as peft files
-      state.safetensors                                  optimiser moments, random states: what a resume needs
-      meta.json                                          step, losses, the hash of every file
-      COMPLETE                                           the marker
+checkpoints/checkpoint-000040/
+  adapter_config.json, adapter_model.safetensors     the adapter, as peft files
+  state.safetensors                                  optimiser moments, random states: what a resume needs
+  meta.json                                          step, losses, the hash of every file
+  COMPLETE                                           the marker
 """
 
 import hashlib
@@ -39,7 +39,9 @@ class Checkpoint:
         return load_file(self.path / STATE)
 
 
-def write_checkpoint(root: Path, step: int, save_adapter: Callable[[Path], None], state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
+def write_checkpoint(
+    root: Path, step: int, save_adapter: Callable[[Path], None], state: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> Checkpoint:
     """Write the checkpoint of a step; a crash at any moment leaves either all of it or nothing that `checkpoints` lists."""
     final = root / f"checkpoint-{step:06d}"
     half = root / f".{final.name}.half"
@@ -62,7 +64,11 @@ def write_checkpoint(root: Path, step: int, save_adapter: Callable[[Path], None]
 
 def checkpoints(root: Path) -> list[Checkpoint]:
     """Every checkpoint that is complete, by step; damaged ones are left out (see `damage`)."""
-    found = [Checkpoint(int(path.name.rpartition("-")[2]), path) for path in root.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    found = [
+        Checkpoint(int(path.name.rpartition("-")[2]), path)
+        for path in root.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit()
+    ]
     return sorted(c for c in found if not damage(c.path))
 
 

@@ -15,7 +15,6 @@ so that the erased model neither knows the concept, nor loses anything else, nor
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-import torch
 from peft import LoraConfig
 from torch import Tensor
 
@@ -86,7 +85,18 @@ class ELM:
             found.append(f"layers are {list(self.layers)}; expected different indices from 0")
         if n_layers is not None and any(layer >= n_layers for layer in self.layers):
             found.append(f"layers go to {max(self.layers)}, but the model has layers 0 to {n_layers - 1}")
-        for name, least in {"rank": 1, "top_k": 1, "max_tokens": 2, "eta": 0, "erase_weight": 0, "retain_weight": 0, "fluency_weight": 0, "answers_weight": 0, "fluency_samples": 0, "fluency_tokens": 1}.items():
+        for name, least in {
+            "rank": 1,
+            "top_k": 1,
+            "max_tokens": 2,
+            "eta": 0,
+            "erase_weight": 0,
+            "retain_weight": 0,
+            "fluency_weight": 0,
+            "answers_weight": 0,
+            "fluency_samples": 0,
+            "fluency_tokens": 1,
+        }.items():
             value = getattr(self, name)
             if not value >= least or value == float("inf"):
                 found.append(f"{name} is {value}; expected a finite number of at least {least}")
@@ -124,7 +134,9 @@ class ELM:
         """How the expert's and novice's distributions become the target."""
         return Guidance(self.eta, self.one_sided, self.top_k, plausible=self.plausible)
 
-    def prepare(self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False) -> dict[str, list[Sample]]:
+    def prepare(
+        self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
+    ) -> dict[str, list[Sample]]:
         """Targets of every passage, and the fluency text, from the frozen base.
 
         Terms of weight 0 are left out. Only the training part of the concept is read. Class prompts are dealt to the
@@ -136,7 +148,9 @@ class ELM:
             forget = concept.passages("forget")
             if self.erase_weight:
                 rows = lm.encode(texts(forget), max_tokens=self.max_tokens)
-                samples["erase"] = self._guided(lm, "erase", [p.id for p in forget], rows, [0] * len(rows), expert, novice, progress)
+                samples["erase"] = self._guided(
+                    lm, "erase", [p.id for p in forget], rows, [0] * len(rows), expert, novice, progress
+                )
             if self.retain_weight:
                 retain = concept.passages("retain")
                 rows = lm.encode(texts(retain), max_tokens=self.max_tokens)
@@ -156,13 +170,41 @@ class ELM:
                 ]
             if self.fluency_weight and self.fluency_samples:
                 ids, prompts = self._fluency_prompts(lm, concept)
-                written = generate_guided(lm, self.guidance, prompts, expert=expert, novice=novice, new_tokens=self.fluency_tokens, seed=seed, progress=progress)
+                written = generate_guided(
+                    lm,
+                    self.guidance,
+                    prompts,
+                    expert=expert,
+                    novice=novice,
+                    new_tokens=self.fluency_tokens,
+                    seed=seed,
+                    progress=progress,
+                )
                 kept = [(i, p, w) for i, p, w in zip(ids, prompts, written, strict=True) if w]
                 rows = [p + w for _, p, w in kept]
-                samples["fluency"] = self._guided(lm, "fluency", [i for i, _, _ in kept], rows, [len(p) - 1 for _, p, _ in kept], expert, novice, progress)
+                samples["fluency"] = self._guided(
+                    lm,
+                    "fluency",
+                    [i for i, _, _ in kept],
+                    rows,
+                    [len(p) - 1 for _, p, _ in kept],
+                    expert,
+                    novice,
+                    progress,
+                )
         return {term: found for term, found in samples.items() if found}
 
-    def _guided(self, lm: HookedLM, term: str, ids: list[str], rows: list[list[int]], starts: list[int], expert: str, novice: str, progress: bool) -> list[Sample]:
+    def _guided(
+        self,
+        lm: HookedLM,
+        term: str,
+        ids: list[str],
+        rows: list[list[int]],
+        starts: list[int],
+        expert: str,
+        novice: str,
+        progress: bool,
+    ) -> list[Sample]:
         passes = [hidden_after(lm, prefix, rows, progress=progress) for prefix in ("", expert, novice)]
         found = []
         for i, (name, row, start) in enumerate(zip(ids, rows, starts, strict=True)):

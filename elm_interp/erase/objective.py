@@ -120,7 +120,11 @@ class _HeadKL(torch.autograd.Function):
         for rows, target in _chunks(targets):
             stop = start + rows
             logits = lm.unembed(hidden[start:stop])
-            loss, grad = _named(logits, target) if isinstance(target, TopK) else _whole(logits, lm.unembed(target.hidden.to(hidden)))
+            loss, grad = (
+                _named(logits, target)
+                if isinstance(target, TopK)
+                else _whole(logits, lm.unembed(target.hidden.to(hidden)))
+            )
             total += loss
             grads[start:stop] = lm.unembed_gradient(grad, logits)
             start = stop
@@ -147,7 +151,9 @@ def _named(logits: Float[Tensor, "pos d_vocab"], target: TopK) -> tuple[Tensor, 
     return loss, grad.scatter_(1, tokens, named - q)
 
 
-def _whole(logits: Float[Tensor, "pos d_vocab"], goal: Float[Tensor, "pos d_vocab"]) -> tuple[Tensor, Float[Tensor, "pos d_vocab"]]:
+def _whole(
+    logits: Float[Tensor, "pos d_vocab"], goal: Float[Tensor, "pos d_vocab"]
+) -> tuple[Tensor, Float[Tensor, "pos d_vocab"]]:
     """Summed KL to a whole distribution, given as logits, and its gradient at the logits."""
     log_p, log_q = logits.log_softmax(1, dtype=torch.float32), goal.log_softmax(1, dtype=torch.float32)
     q = log_q.exp()

@@ -43,7 +43,7 @@ class Guidance:
     def log_probs(
         self, plain: Float[Tensor, "n d_vocab"], expert: Float[Tensor, "n d_vocab"], novice: Float[Tensor, "n d_vocab"]
     ) -> Float[Tensor, "n d_vocab"]:
-        """log P_erased, from the logits of the three passes."""
+        """Log P_erased, from the logits of the three passes."""
         plain, expert, novice = ((x.float() / self.temperature).log_softmax(-1) for x in (plain, expert, novice))
         ratio = novice - expert
         mixed = plain + self.eta * (ratio.clamp(max=0) if self.one_sided else ratio)

@@ -70,9 +70,26 @@ class Training:
 
     def problems(self) -> list[str]:
         """Settings that cannot work, in words."""
-        least = {"steps": 1, "forget_batch": 1, "retain_batch": 0, "fluency_batch": 0, "answers_batch": 0, "warmup": 0, "weight_decay": 0, "save_every": 1}
-        found = [f"{name} is {getattr(self, name)}; expected at least {low}" for name, low in least.items() if not getattr(self, name) >= low]
-        found += [f"{name} is {getattr(self, name)}; expected a finite number above 0" for name in ("lr", "max_grad_norm") if not 0 < getattr(self, name) < math.inf]
+        least = {
+            "steps": 1,
+            "forget_batch": 1,
+            "retain_batch": 0,
+            "fluency_batch": 0,
+            "answers_batch": 0,
+            "warmup": 0,
+            "weight_decay": 0,
+            "save_every": 1,
+        }
+        found = [
+            f"{name} is {getattr(self, name)}; expected at least {low}"
+            for name, low in least.items()
+            if not getattr(self, name) >= low
+        ]
+        found += [
+            f"{name} is {getattr(self, name)}; expected a finite number above 0"
+            for name in ("lr", "max_grad_norm")
+            if not 0 < getattr(self, name) < math.inf
+        ]
         if self.schedule not in ("cosine", "constant"):
             found.append(f'schedule is {self.schedule!r}; expected "cosine" or "constant"')
         return found
@@ -139,11 +156,21 @@ def train(
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
         done = _resume(lm, optimizer, parameters, root)
         log = _Log(folder / "metrics.jsonl", done, warnings)
-        bar = tqdm(range(done + 1, training.steps + 1), desc="erasing", initial=done, total=training.steps, disable=not progress)
+        bar = tqdm(
+            range(done + 1, training.steps + 1),
+            desc="erasing",
+            initial=done,
+            total=training.steps,
+            disable=not progress,
+        )
         try:
             for step in bar:
                 began = time.perf_counter()
-                batch = [s for term, size in training.batch_sizes().items() for s in draw(samples.get(term, []), size, step, seed)]
+                batch = [
+                    s
+                    for term, size in training.batch_sizes().items()
+                    for s in draw(samples.get(term, []), size, step, seed)
+                ]
                 terms = objective.loss(lm, batch)
                 _check_finite(terms, step, batch)
                 weights = objective.weights()
@@ -156,11 +183,25 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
                 losses = {term: float(loss.detach()) for term, loss in terms.items()}
-                log.write(step=step, **losses, grad_norm=norm, lr=training.lr_at(step), tokens=sum(map(len, batch)), samples=len(batch), seconds=time.perf_counter() - began)
+                log.write(
+                    step=step,
+                    **losses,
+                    grad_norm=norm,
+                    lr=training.lr_at(step),
+                    tokens=sum(map(len, batch)),
+                    samples=len(batch),
+                    seconds=time.perf_counter() - began,
+                )
                 bar.set_postfix({term: f"{loss:.3f}" for term, loss in losses.items()})
                 if step % training.save_every == 0 or step == training.steps:
                     state = _state(optimizer, parameters)
-                    write_checkpoint(root, step, lm.adapters.save, state, {"losses": losses, "training": asdict(training), "seed": seed})
+                    write_checkpoint(
+                        root,
+                        step,
+                        lm.adapters.save,
+                        state,
+                        {"losses": losses, "training": asdict(training), "seed": seed},
+                    )
         finally:
             lm.adapters.release()
     return checkpoints(root)[-1]
@@ -204,7 +245,9 @@ def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Sample]) 
     for term, loss in terms.items():
         if not bool(torch.isfinite(loss)):
             ids = sorted({sample.id for sample in batch if term in (sample.term, "gradient")})
-            raise NotFiniteError(f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower learning rate or float32. The last checkpoint is whole.")
+            raise NotFiniteError(
+                f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower learning rate or float32. The last checkpoint is whole."
+            )
 
 
 def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
@@ -224,7 +267,9 @@ def _resume(lm: HookedLM, optimizer: torch.optim.Optimizer, parameters: list[nn.
     torch.set_rng_state(state.pop("rng"))
     for i, parameter in enumerate(parameters):
         names = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[parameter] = {name: state[f"{i}.{name}"].to(parameter.device if name != "step" else "cpu") for name in names}
+        optimizer.state[parameter] = {
+            name: state[f"{i}.{name}"].to(parameter.device if name != "step" else "cpu") for name in names
+        }
     return newest.step
 
 

@@ -1,24 +1,28 @@
 r"""Generation: text from a model in whatever state it is, batched, repeatable, leaving no trace.
 
-`model.generate` fills what a call leaves open from the model's own generation config (a repetition penalty, a top-k, a
-temperature), so that two models would be sampled by different rules; here the rules are always given. Adapters that are
-on and hooks that are set act as in any other pass.
+The model's own generation config (a repetition penalty, a top-k, a temperature) does not act, so that two models are sampled
+by the same rules; only its end-of-text tokens are heeded. Adapters that are on and hooks that are set act as in any pass.
+
+The random numbers are drawn before the first token, one for each prompt and token: what a prompt gets does not depend
+on what else is in its batch, two states of a model that are asked the same are sampled with the same luck, and the global
+random state is never touched. The head runs on the last position only, and no vocabulary is sorted whole unless it must be.
 
     texts = generate(lm, ["Who keeps the lamp?\n"], new_tokens=48, seed=0)
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GenerationConfig
 
 from elm_interp.errors import ConfigError
 from elm_interp.models.batch import Batch
 from elm_interp.models.hooked import HookedLM
+
+FIRST_TRY = 1024
+"""Tokens among which the nucleus is looked for first; it nearly always lies within."""
 
 
 @torch.no_grad()
@@ -36,8 +40,7 @@ def generate(
 ) -> list[str]:
     """What the model writes after each prompt.
 
-    The same prompts, seed and settings give the same text; the global random state is left as it was. Sampled text depends
-    on which prompts share a batch, greedy text does not (beyond rounding).
+    The same prompts, seed and settings give the same text, and how the prompts are batched changes it by rounding alone.
 
     Args:
         lm: the model.
@@ -45,7 +48,7 @@ def generate(
         new_tokens: at most this many are written after each.
         seed: of the sampling.
         temperature: divides the logits.
-        top_p: samples from the likeliest tokens that together have this probability; 1 allows all.
+        top_p: samples from the fewest tokens that together have at least this probability; 1 allows all.
         greedy: take the likeliest token instead of sampling.
         max_rows: prompts in one batch.
         progress: show a bar.
@@ -58,43 +61,77 @@ def generate(
         ValueError: a prompt without a token.
     """
     _check(new_tokens=new_tokens, temperature=temperature, top_p=top_p, max_rows=max_rows)
-    settings = _settings(lm, new_tokens, None if greedy else (temperature, top_p))
     rows = lm.encode(prompts)
+    noise = torch.rand(len(rows), new_tokens, generator=torch.Generator().manual_seed(seed))
     training = lm.model.training
-    texts: list[str] = []
-    # sampling draws on the global generators, of every device over which the model may be spread
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        try:
-            lm.model.eval()
-            for start in tqdm(range(0, len(rows), max_rows), desc="writing", leave=False, disable=not progress):
-                # padding on the left, so that every row goes on right after its prompt
-                batch = lm.pad(rows[start : start + max_rows], side="left")
-                texts += lm.tokenizer.batch_decode(
-                    _continue(lm, batch, settings), skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-        finally:
-            lm.model.train(training)
-    return texts
+    written: list[list[int]] = []
+    lm.model.eval()
+    try:
+        for start in tqdm(range(0, len(rows), max_rows), desc="writing", leave=False, disable=not progress):
+            # padding on the left, so that every row goes on right after its prompt
+            batch = lm.pad(rows[start : start + max_rows], side="left")
+            luck = None if greedy else noise[start : start + max_rows].to(lm.device)
+            written += _continue(lm, batch, new_tokens, luck, temperature, top_p)
+    finally:
+        lm.model.train(training)
+    return lm.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _continue(lm: HookedLM, batch: Batch, settings: GenerationConfig) -> Int[Tensor, "batch new"]:
-    model: Any = lm.model
-    written = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=settings)
-    return written[:, batch.input_ids.shape[1] :]
+def draw(
+    logits: Float[Tensor, "row d_vocab"], noise: Float[Tensor, " row"], *, temperature: float = 1.0, top_p: float = 1.0
+) -> Int[Tensor, " row"]:
+    """A token for each row, from its nucleus: the fewest tokens that together have at least probability `top_p`.
+
+    Args:
+        logits: of the next token.
+        noise: uniform on [0, 1): the point of the nucleus, likeliest token first, at which to draw.
+        temperature: divides the logits.
+        top_p: size of the nucleus.
+    """
+    probs = (logits.float() / temperature).softmax(-1)
+    size = min(FIRST_TRY, probs.shape[1])
+    best = probs.topk(size)
+    while size < probs.shape[1] and bool((best.values.sum(-1) < top_p).any()):
+        size = min(8 * size, probs.shape[1])
+        best = probs.topk(size)
+    total = best.values.cumsum(-1)
+    # a token is inside as long as those before it do not reach top_p; the first always is
+    inside = (total - best.values < top_p).sum(-1, keepdim=True)
+    point = noise[:, None].to(total) * total.gather(1, inside - 1)
+    index = torch.searchsorted(total, point, right=True).minimum(inside - 1)
+    return best.indices.gather(1, index)[:, 0]
 
 
-def _settings(lm: HookedLM, new_tokens: int, sampling: tuple[float, float] | None) -> GenerationConfig:
-    own = getattr(lm.model, "generation_config", None)
-    end = own.eos_token_id if own is not None and own.eos_token_id is not None else lm.tokenizer.eos_token_id
-    rules: dict[str, Any] = {"do_sample": False}
-    if sampling is not None:
-        rules = {"do_sample": True, "temperature": sampling[0], "top_p": sampling[1], "top_k": 0}
-    # whatever stays None here is taken from the model's own config
-    return GenerationConfig(
-        max_new_tokens=new_tokens, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, use_cache=True,
-        pad_token_id=lm.pad_id, eos_token_id=end, **rules,
-    )  # fmt: skip
+def _continue(
+    lm: HookedLM, batch: Batch, new_tokens: int, noise: Tensor | None, temperature: float, top_p: float
+) -> list[list[int]]:
+    tokens, mask, positions, cache = batch.input_ids, batch.attention_mask, batch.position_ids, None
+    end = _end_ids(lm)
+    rows: list[list[int]] = [[] for _ in range(len(batch))]
+    going = [True] * len(batch)
+    for i in range(new_tokens):
+        hidden, cache = lm.step(tokens, mask, positions, cache)
+        logits = lm.unembed(hidden[:, -1])
+        if noise is None:
+            chosen = logits.argmax(-1)
+        else:
+            chosen = draw(logits, noise[:, i], temperature=temperature, top_p=top_p)
+        for row, token in enumerate(chosen.tolist()):
+            going[row] = going[row] and token not in end
+            if going[row]:
+                rows[row].append(token)
+        if not any(going):
+            break
+        tokens, positions = chosen[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    return rows
+
+
+def _end_ids(lm: HookedLM) -> set[int]:
+    config = getattr(lm.model, "generation_config", None)
+    ends = config.eos_token_id if config is not None else None
+    ends = lm.tokenizer.eos_token_id if ends is None else ends
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 def _check(*, new_tokens: int, temperature: float, top_p: float, max_rows: int) -> None:

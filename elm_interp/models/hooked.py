@@ -210,7 +210,9 @@ class HookedLM:
         """The gradient at the hidden states that a gradient at their logits gives, through the frozen head."""
         if self._softcap is not None:
             grad = grad * (1 - (logits.float() / self._softcap) ** 2)
-        return grad.to(self.head.weight.dtype) @ (self.head.weight * self._logit_scale if self._logit_scale != 1 else self.head.weight)
+        return grad.to(self.head.weight.dtype) @ (
+            self.head.weight * self._logit_scale if self._logit_scale != 1 else self.head.weight
+        )
 
     # -- editing --------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Figures from tidy frames: every plot takes a frame and returns Axes, shows nothing and sets no global style.
 
-    from elm_interp.plots import plot_probe_by_layer, save
+from elm_interp.plots import plot_probe_by_layer, save
 
-    save(plot_probe_by_layer(frame), "figures/probe_by_layer")
+save(plot_probe_by_layer(frame), "figures/probe_by_layer")
 """
 
 from elm_interp.plots.behaviour import HEADLINE, plot_progression, plot_scorecard

@@ -30,7 +30,7 @@ SERIES = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
 """Curves that are neither base nor erased."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
