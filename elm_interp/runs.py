@@ -131,6 +131,7 @@ class Run:
         self._lm: HookedLM | None = None
         self._concept: Concept | None = None
         self._base: Subject | None = None
+        self._subjects: dict[Path, Subject] = {}
 
     @classmethod
     def create(cls, folder: str | Path, config: RunConfig, *, resume: bool = False) -> "Run":
@@ -242,7 +243,10 @@ class Run:
             raise RunFolderError(
                 f"no checkpoint of step {step}; there are 0 (the base), {', '.join(str(c.step) for c in found)}."
             )
-        return self._base.at(chosen.path, method=self.method, step=chosen.step)
+        # kept, so that what one stage scored or wrote serves the next
+        if chosen.path not in self._subjects:
+            self._subjects[chosen.path] = self._base.at(chosen.path, method=self.method, step=chosen.step)
+        return self._subjects[chosen.path]
 
     def subjects(self) -> list[Subject]:
         """The base and every checkpoint, by step."""

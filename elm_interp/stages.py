@@ -61,7 +61,7 @@ def evaluate(run: Run, *, progress: bool = True) -> None:
 def collect(run: Run, *, progress: bool = True) -> None:
     """Read the activations that the probes need, of the base and every checkpoint, into activations/."""
     states = {_name(0): None} | {_name(c.step): c.path for c in run.checkpoints()}
-    collect_activations(run.lm, run.store, concept_datasets(run.concept), states, progress=progress)
+    collect_activations(run.lm, run.store, concept_datasets(run.concept, PROBE_TASKS), states, progress=progress)
 
 
 def probe(run: Run, *, progress: bool = True) -> None:

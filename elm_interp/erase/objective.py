@@ -91,17 +91,29 @@ def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tens
     """KL(target ‖ model) in nats a token, averaged over the target positions of each term.
 
     Its gradient is that of the cross-entropy with a soft target (paper, equations 7 to 9); less the target's entropy, so
-    that 0 means reached. One forward pass serves all samples, and the head runs in chunks of `HEAD_ROWS` positions.
+    that 0 means reached. One forward pass serves all samples of like length, and the head runs in chunks of `HEAD_ROWS` positions.
     """
-    batch = lm.pad([sample.ids for sample in samples])
-    hidden = lm.hidden(batch, grad=True)
+    states: dict[int, Tensor] = {}
+    for rows in _alike([len(sample) for sample in samples]):
+        hidden = lm.hidden(lm.pad([samples[i].ids for i in rows]), grad=True)
+        states |= {i: hidden[k, samples[i].start : samples[i].start + len(samples[i].target)] for k, i in enumerate(rows)}
     losses: dict[str, Tensor] = {}
     for term in dict.fromkeys(sample.term for sample in samples):
-        rows = [(i, s) for i, s in enumerate(samples) if s.term == term]
-        at = [hidden[i, s.start : s.start + len(s.target)] for i, s in rows]
-        targets = [s.target for _, s in rows]
-        losses[term] = _HeadKL.apply(torch.cat(at), lm, targets)
+        chosen = [i for i, sample in enumerate(samples) if sample.term == term]
+        targets = [samples[i].target for i in chosen]
+        losses[term] = _HeadKL.apply(torch.cat([states[i] for i in chosen]), lm, targets)
     return losses
+
+
+def _alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups of like length, so that short questions are not padded to the length of passages."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and lengths[i] >= 0.6 * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 class _HeadKL(torch.autograd.Function):

@@ -38,6 +38,8 @@ FORMS = ("two", "all")
 LONGEST = "most characters among the choices, no model asked"
 PRIOR_ROWS = 64
 """Options that share one pass of the prior prompt."""
+PRIOR_TOKENS = 512
+"""Tokens of one pass after the prior prompt: few, since all rows of a pass are padded to its longest option."""
 
 Form = Literal["two", "all"]
 
@@ -116,7 +118,7 @@ def score_choices(
     # options of like length together, so that little time goes into padding
     unique = sorted({option for some in options for option in some}, key=lambda option: (len(option), option))
     parts = [unique[i : i + PRIOR_ROWS] for i in range(0, len(unique), PRIOR_ROWS)]
-    unasked = continuation_log_probs(lm, [prior] * len(parts), parts, progress=progress)
+    unasked = continuation_log_probs(lm, [prior] * len(parts), parts, max_tokens=PRIOR_TOKENS, progress=progress)
     priors = {
         o: float(x.double().sum())
         for part, xs in zip(parts, unasked, strict=True)

@@ -34,7 +34,8 @@ PROBE_TASKS = ("truth", "association", "choice")
 STRENGTH = 0.01
 """C of the probes. The penalty is a normal prior of variance C on every weight, so on d standardised features logits vary by
 about sqrt(C · d) before any example is seen: 2.4 at d = 576, unsure but not flat. C = 1 would allow 24, which separates any
-train set with fewer rows than dimensions and leaves the accuracy to noise."""
+train set with fewer rows than dimensions and leaves the accuracy to noise. It lies on the plateau of the default model's base:
+for `association`, 0.003 to 0.03 give the same accuracy within 0.01; 100 times more or less gives 0.03 less."""
 SEEDS = 5
 TEST_SHARE = 0.3
 

@@ -58,7 +58,7 @@ def generate(
 
     Raises:
         ConfigError: settings that cannot work.
-        ValueError: a prompt without a token.
+        ValueError: a prompt without a token, or a model whose logits are not finite.
     """
     _check(new_tokens=new_tokens, temperature=temperature, top_p=top_p, max_rows=max_rows)
     rows = lm.encode(prompts)
@@ -74,7 +74,8 @@ def generate(
             written += _continue(lm, batch, new_tokens, luck, temperature, top_p)
     finally:
         lm.model.train(training)
-    return lm.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return [str(lm.tokenizer.decode(ids, **settings)) for ids in written]
 
 
 def draw(
@@ -87,8 +88,13 @@ def draw(
         noise: uniform on [0, 1): the point of the nucleus, likeliest token first, at which to draw.
         temperature: divides the logits.
         top_p: size of the nucleus.
+
+    Raises:
+        ValueError: the logits are not finite.
     """
     probs = (logits.float() / temperature).softmax(-1)
+    if bool(probs[:, 0].isnan().any()):
+        raise ValueError("cannot sample: the logits are not finite; the weights are broken, or the dtype overflows.")
     size = min(FIRST_TRY, probs.shape[1])
     best = probs.topk(size)
     while size < probs.shape[1] and bool((best.values.sum(-1) < top_p).any()):
@@ -112,10 +118,7 @@ def _continue(
     for i in range(new_tokens):
         hidden, cache = lm.step(tokens, mask, positions, cache)
         logits = lm.unembed(hidden[:, -1])
-        if noise is None:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = draw(logits, noise[:, i], temperature=temperature, top_p=top_p)
+        chosen = logits.argmax(-1) if noise is None else draw(logits, noise[:, i], temperature=temperature, top_p=top_p)
         for row, token in enumerate(chosen.tolist()):
             going[row] = going[row] and token not in end
             if going[row]:

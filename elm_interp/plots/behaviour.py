@@ -8,16 +8,28 @@ Shares (accuracies and the like, 0 to 1) and ratios to the base (1 = unchanged) 
 Rows: one per metric and step with its interval; `method` "base" is the untouched model, the last step of the other is the erased one.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from elm_interp.errors import ConfigError
 from elm_interp.plots.frames import base_of, chance_of, erased_name, erased_of, over_seeds, rows_of
-from elm_interp.plots.style import BASE, CHANCE, ERASED, MARKERS, SERIES, WIDTH, legend_above, name_of, styled
+from elm_interp.plots.style import (
+    BASE,
+    CHANCE,
+    ERASED,
+    MARKERS,
+    SERIES,
+    WIDTH,
+    legend_above,
+    name_of,
+    styled,
+    whole_numbers,
+)
 
 HEADLINE = (
     "innocence.two_choice_pmi",
@@ -30,7 +42,35 @@ HEADLINE = (
 """The measures that a run is summed up by, and that progression shows where a frame has them."""
 GROUPS = ("innocence", "specificity", "seamlessness")
 SCALES = ("share", "ratio")
-NICE_RATIOS = (0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 2, 3, 5, 10, 20, 50, 100)
+NICE_RATIOS = (
+    1,
+    10,
+    0.1,
+    100,
+    1000,
+    10000,
+    0.01,
+    2,
+    5,
+    0.5,
+    0.2,
+    20,
+    50,
+    200,
+    500,
+    2000,
+    5000,
+    3,
+    1.5,
+    0.7,
+    1.2,
+    0.8,
+    0.9,
+    1.1,
+    1.3,
+    1.4,
+)
+"""Ticks of a ratio, the ones to keep first."""
 
 
 def scale_of(rows: pd.DataFrame) -> str:
@@ -48,13 +88,23 @@ def _panels(rows: pd.DataFrame, metrics: Iterable[str]) -> dict[str, list[str]]:
     return {scale: chosen for scale in SCALES if (chosen := [m for m, s in scales.items() if s == scale])}
 
 
-def _axes(ax: Axes | Sequence[Axes] | None, panels: dict[str, list[str]], heights: list[float], *, sharex: bool) -> list[Axes]:
+def _axes(
+    ax: Axes | Sequence[Axes] | None, panels: dict[str, list[str]], heights: list[float], *, sharex: bool
+) -> list[Axes]:
     """One axes a panel: the given ones, or those of a new figure."""
     if not panels:
-        raise ConfigError("none of the metrics is a share (0 to 1) or a ratio to the base, so there is nothing to draw on either scale.")
+        raise ConfigError(
+            "none of the metrics is a share (0 to 1) or a ratio to the base, so there is nothing to draw on either scale."
+        )
     if ax is None:
         _, new = plt.subplots(
-            len(panels), 1, figsize=(WIDTH, sum(heights)), height_ratios=heights, sharex=sharex, squeeze=False, layout="constrained"
+            len(panels),
+            1,
+            figsize=(WIDTH, sum(heights)),
+            height_ratios=heights,
+            sharex=sharex,
+            squeeze=False,
+            layout="constrained",
         )
         return list(new[:, 0])
     given = [ax] if isinstance(ax, Axes) else list(ax)
@@ -70,7 +120,7 @@ def _axes(ax: Axes | Sequence[Axes] | None, panels: dict[str, list[str]], height
 def plot_progression(
     frame: pd.DataFrame, metrics: Sequence[str] | None = None, *, ax: Axes | Sequence[Axes] | None = None
 ) -> Axes:
-    """Measures of behaviour at every checkpoint, with intervals and chance; step 0 is the base.
+    """Measures of behaviour at every checkpoint, with intervals and chance; step 0 is the base, whose ratios are 1.
 
     Args:
         frame: tidy rows at several steps.
@@ -94,17 +144,26 @@ def plot_progression(
         for metric in names:
             colour, marker = looks[metric]
             line = over_seeds(rows[rows["metric"] == metric], ["step"])
-            panel.plot(line["step"], line["mean"], color=colour, marker=marker, label=_full_name(metric), zorder=3)
-            panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0, zorder=2)
+            if scale == "ratio" and 0 not in set(line["step"]):
+                # the base over itself, which nobody needs to measure
+                line = pd.concat([pd.DataFrame({"step": [0], "mean": [1.0], "low": [1.0], "high": [1.0]}), line])
+            panel.plot(line["step"], line["mean"], color=colour, marker=marker, label=_full_name(metric).removesuffix(" ratio"), zorder=3)
+            panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.1, linewidth=0, zorder=2)
+            for edge in ("low", "high"):
+                panel.plot(line["step"], line[edge], color=colour, alpha=0.4, linewidth=0.7, zorder=2)
         if scale == "share":
             if (chance := chance_of(rows[rows["metric"].isin(names)])) is not None:
-                panel.axhline(chance, color=CHANCE, linestyle="--", linewidth=1.1, label=f"chance ({chance:.2g})", zorder=1)
+                panel.axhline(
+                    chance, color=CHANCE, linestyle="--", linewidth=1.1, label=f"chance ({chance:.2g})", zorder=1
+                )
             panel.set_ylabel("Accuracy" if all("_pmi" in m or "_likelihood" in m for m in names) else "Share")
         else:
             panel.axhline(1, color=CHANCE, linestyle="--", linewidth=1.1, label="unchanged (1)", zorder=1)
             panel.set_ylabel("Ratio to base (log scale)")
             _log_ratio(panel.yaxis, panel.set_yscale)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        steps = sorted(rows["step"].unique())
+        # ticks at the checkpoints, where they do not crowd
+        panel.xaxis.set_major_locator(FixedLocator(steps) if len(steps) <= 12 else whole_numbers())
         panel.margins(x=0.02)
         legend_above(panel, columns=2)
     given[-1].set_xlabel("Training step (0 = base)")
@@ -130,11 +189,15 @@ def plot_scorecard(
         ConfigError: axes that do not fit the scales, rows that mix models or methods, or nothing to draw.
     """
     known = dict.fromkeys(frame["metric"])
-    chosen = list(metrics) if metrics is not None else [m for group in GROUPS for m in known if m.startswith(f"{group}.")]
+    chosen = (
+        list(metrics) if metrics is not None else [m for group in GROUPS for m in known if m.startswith(f"{group}.")]
+    )
     rows = rows_of(frame, chosen)
     panels = _panels(rows, chosen)
     lines = {scale: len(names) + len({m.split(".")[0] for m in names}) for scale, names in panels.items()}
-    given = _axes(ax, panels, [0.29 * n + (0.95 if i == 0 else 0.65) for i, n in enumerate(lines.values())], sharex=False)
+    given = _axes(
+        ax, panels, [0.29 * n + (0.95 if i == 0 else 0.65) for i, n in enumerate(lines.values())], sharex=False
+    )
     for panel, (scale, names) in zip(given, panels.items(), strict=True):
         _scorecard_panel(panel, rows, names, scale)
     legend_above(given[0], columns=3)
@@ -143,7 +206,10 @@ def plot_scorecard(
 
 def _scorecard_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: str) -> None:
     """One scale of the score card: a line for each group's name and each metric, from the top down."""
-    heights, labels, group, y = [], [], None, 0
+    heights: list[int] = []
+    labels: list[str] = []
+    group, y = "", 0
+    shift_by = 0.13 if len(base_of(rows[rows["metric"].isin(names)])) else 0.0
     erased_label = erased_name(rows)
     for metric in names:
         if metric.split(".")[0] != group:
@@ -153,11 +219,19 @@ def _scorecard_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: 
             y += 1
         of_metric = rows[rows["metric"] == metric]
         ends = []
-        for side, colour, marker, shift in ((base_of, BASE, "o", -0.13), (erased_of, ERASED, "D", 0.13)):
+        for side, colour, marker, shift in ((base_of, BASE, "o", -shift_by), (erased_of, ERASED, "D", shift_by)):
             point = over_seeds(side(of_metric), ["metric"])
             if len(point):
                 value, low, high = (float(point[c].iloc[0]) for c in ("mean", "low", "high"))
-                ax.plot([low, high], [y + shift] * 2, color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt", zorder=2)
+                ax.plot(
+                    [low, high],
+                    [y + shift] * 2,
+                    color=colour,
+                    linewidth=2.2,
+                    alpha=0.45,
+                    solid_capstyle="butt",
+                    zorder=2,
+                )
                 ax.plot([value], [y + shift], color=colour, marker=marker, markersize=6, linestyle="", zorder=4)
                 ends.append((value, y + shift))
         if len(ends) == 2:
@@ -165,11 +239,13 @@ def _scorecard_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: 
         if scale == "share" and (chance := chance_of(of_metric)) is not None:
             ax.plot([chance] * 2, [y - 0.42, y + 0.42], color=CHANCE, linestyle="--", linewidth=1.2, zorder=1)
         arrow = {"up": "→", "down": "←"}.get(str(of_metric["direction"].iloc[0]), "")
-        ax.annotate(arrow, (1.03, y), xycoords=("axes fraction", "data"), ha="center", va="center", fontsize=12)
+        ax.annotate(arrow, (1.03, y), xycoords=("axes fraction", "data"), ha="center", va="center", fontsize=14)
         heights.append(y)
         labels.append(name_of(metric))
         y += 1
-    ax.annotate("good", (1.03, -0.9), xycoords=("axes fraction", "data"), ha="center", va="center", annotation_clip=False)
+    ax.annotate(
+        "better", (1.03, -0.9), xycoords=("axes fraction", "data"), ha="center", va="center", annotation_clip=False
+    )
     ax.set_yticks(heights, labels)
     for tick in ax.get_yticklabels():
         if tick.get_text().lower() in {m.split(".")[0] for m in names}:
@@ -179,12 +255,16 @@ def _scorecard_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: 
     ax.grid(False, axis="y")
     if scale == "share":
         ax.set_xlim(0, 1)
-        ax.set_xlabel("Share (accuracies: of questions right)")
+        ax.set_xlabel("Accuracy or share")
     else:
         ax.axvline(1, color=BASE, linewidth=1.2, zorder=1)
         _log_ratio(ax.xaxis, ax.set_xscale)
         ax.set_xlabel("Ratio to base (1 = unchanged, log scale)")
-    for label, colour, marker, style in (("base", BASE, "o", ""), (erased_label, ERASED, "D", ""), ("chance", CHANCE, "", "--")):
+    for label, colour, marker, style in (
+        ("base", BASE, "o", ""),
+        (erased_label, ERASED, "D", ""),
+        ("chance", CHANCE, "", "--"),
+    ):
         ax.plot([], [], color=colour, marker=marker, linestyle=style, label=label)
 
 
@@ -199,7 +279,12 @@ def _log_ratio(axis, set_scale) -> None:  # type: ignore[no-untyped-def]
     low, high = axis.get_view_interval()
     low, high = min(low, 0.9) / 1.03, max(high, 1.1) * 1.03
     (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
-    inside = [r for r in NICE_RATIOS if low <= r <= high]
-    axis.set_major_locator(FixedLocator(inside))
+    ticks: list[float] = []
+    for ratio in NICE_RATIOS:
+        # a ninth of the axis apart, so that the numbers never touch
+        apart = all(abs(math.log(ratio / other)) > math.log(high / low) / 9 for other in ticks)
+        if low <= ratio <= high and apart:
+            ticks.append(ratio)
+    axis.set_major_locator(FixedLocator(sorted(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -45,7 +45,9 @@ def several(values: pd.Series, column: str) -> None:
     """
     found = sorted(values.unique())
     if len(found) > 1:
-        raise ConfigError(f"the frame has {len(found)} values of {column!r} ({', '.join(map(str, found))}); a figure shows one: filter the frame first.")
+        raise ConfigError(
+            f"the frame has {len(found)} values of {column!r} ({', '.join(map(str, found))}); a figure shows one: filter the frame first."
+        )
 
 
 def base_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +80,11 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     grouped = rows.groupby(list(by))
     table = grouped.agg(
-        mean=("value", "mean"), sd=("value", "std"), seeds=("value", "size"), low=("ci_low", "mean"), high=("ci_high", "mean")
+        mean=("value", "mean"),
+        sd=("value", "std"),
+        seeds=("value", "size"),
+        low=("ci_low", "mean"),
+        high=("ci_high", "mean"),
     ).reset_index()
     # astype: columns of pandas' own nullable types would turn the arithmetic below into objects
     table = table.astype({"mean": float, "sd": float, "low": float, "high": float})

@@ -7,13 +7,12 @@ Rows: one per layer and step of `norm.forget.ratio` and `norm.retain.ratio`, eac
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from elm_interp.errors import ConfigError
 from elm_interp.plots.frames import erased_name, erased_of, over_seeds, rows_of
-from elm_interp.plots.style import CHANCE, axes, legend_above, styled
+from elm_interp.plots.style import CHANCE, FORGET, RETAIN, axes, legend_above, styled, whole_numbers
 
-TEXTS = {"norm.forget.ratio": ("forget text", "#CC79A7", "o"), "norm.retain.ratio": ("retain text", "#009E73", "s")}
+TEXTS = {"norm.forget.ratio": ("forget text", FORGET, "o"), "norm.retain.ratio": ("retain text", RETAIN, "s")}
 
 
 @styled
@@ -44,7 +43,7 @@ def plot_norm_ratio(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.98), max(high, 1.02))
     ax.set(xlabel="Layer (after block)", ylabel=f"Activation norm, ratio to base\n({erased_name(rows)})")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(whole_numbers())
     ax.margins(x=0.02)
     legend_above(ax)
     return ax

@@ -9,11 +9,10 @@ Rows: one per layer, seed and step of METRIC and of its shuffled-label control, 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from elm_interp.errors import ConfigError
 from elm_interp.plots.frames import base_of, chance_of, erased_name, erased_of, over_seeds, rows_of
-from elm_interp.plots.style import BASE, CHANCE, ERASED, axes, legend_above, name_of, styled
+from elm_interp.plots.style import BASE, CHANCE, ERASED, axes, legend_above, name_of, styled, whole_numbers
 
 
 @styled
@@ -41,18 +40,20 @@ def plot_probe_by_layer(frame: pd.DataFrame, metric: str = "probe.association", 
         line = over_seeds(side(rows), ["layer"])
         if line.empty:
             continue
-        seeds = f" ({line['seeds'].max()} seeds)" if line["seeds"].max() > 1 else ""
-        ax.plot(line["layer"], line["mean"], color=colour, marker=marker, label=label + seeds, zorder=3)
+        ax.plot(line["layer"], line["mean"], color=colour, marker=marker, label=label, zorder=3)
         ax.fill_between(line["layer"], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0, zorder=2)
+    if (chance := chance_of(rows)) is not None:
+        ax.axhline(chance, color=CHANCE, linestyle="--", linewidth=1.1, label=f"chance ({chance:.2g})", zorder=1)
     for label, colour, _, side in sides:
         line = over_seeds(side(controls), ["layer"])
         if len(line):
-            label = "shuffled labels, " + label.split(",")[0]
+            label = label.split(",")[0] + ", shuffled labels"
             ax.plot(line["layer"], line["mean"], color=colour, linestyle=":", linewidth=1.2, label=label, zorder=2)
-    if (chance := chance_of(rows)) is not None:
-        ax.axhline(chance, color=CHANCE, linestyle="--", linewidth=1.1, label=f"chance ({chance:.2g})", zorder=1)
+    if (seeds := rows["seed"].nunique()) > 1:
+        # a line of nothing: it stands in the legend alone
+        ax.plot([], [], color=CHANCE, alpha=0.3, linewidth=8, label=f"95 % over {seeds} seeds")
     ax.set(xlabel="Layer (after block)", ylabel=f"Probe accuracy: {name_of(metric)}")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(whole_numbers())
     ax.margins(x=0.02)
     legend_above(ax)
     return ax
@@ -101,7 +102,7 @@ def plot_probe_heatmap(
     # at most a dozen labels, so that they never touch
     shown = sorted({*range(0, len(steps), -(-len(steps) // 12))})
     ax.set_xticks(shown, ["0\nbase" if steps[i] == 0 else str(steps[i]) for i in shown])
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(whole_numbers())
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.set(xlabel="Training step", ylabel="Layer (after block)")

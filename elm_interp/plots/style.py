@@ -16,6 +16,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +27,9 @@ ERASED = "#D55E00"
 """The erased model, in every figure."""
 CHANCE = "#6E6E6E"
 """The level of knowing nothing, and other lines to compare with."""
-SERIES = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
+FORGET, RETAIN, FLUENCY = "#CC79A7", "#009E73", "#E69F00"
+"""Texts, and the loss terms on them."""
+SERIES = ("#222222", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#6A3D9A")
 """Curves that are neither base nor erased."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -76,6 +79,11 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 def axes(ax: Axes | None, height: float = 3.8) -> Axes:
     """The given axes, or those of a new figure."""
     return plt.subplots(figsize=(WIDTH, height), layout="constrained")[1] if ax is None else ax
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at layers or steps: whole, and in ones, twos, fives or tens."""
+    return MaxNLocator(nbins=9, integer=True, steps=[1, 2, 5, 10])
 
 
 def legend_above(ax: Axes, columns: int = 3) -> None:

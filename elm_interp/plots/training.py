@@ -9,25 +9,27 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from elm_interp.errors import ConfigError, unknown
-from elm_interp.plots.style import ERASED, MARKERS, axes, legend_above, styled
+from elm_interp.plots.style import FLUENCY, FORGET, MARKERS, RETAIN, axes, legend_above, styled, whole_numbers
 
-COLOURS = {"erase": ERASED, "retain": "#009E73", "fluency": "#0072B2"}
-OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = {"erase": FORGET, "retain": RETAIN, "fluency": FLUENCY}
+OTHERS = ("#222222", "#56B4E9", "#6A3D9A")
+NOT_TERMS = frozenset({"step", "loss", "total", "grad_norm", "lr", "tokens", "samples", "seconds", "warning"})
+"""What a training log holds beside the terms."""
 STYLES = ("-", "--", "-.", ":")
 SMOOTH = 9
 """Steps that the bold line averages over."""
 
 
 @styled
-def plot_training(frame: pd.DataFrame, terms: Sequence[str] = ("erase", "retain", "fluency"), *, ax: Axes | None = None) -> Axes:
+def plot_training(frame: pd.DataFrame, terms: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """Loss terms by training step: thin as they were, bold their running mean.
 
     Args:
         frame: one row a step, with `step` and a column for each term; steps without a term may be null.
-        terms: which; those that the frame lacks are left out as long as one is there.
+        terms: which; by default every numeric column that is no bookkeeping (`NOT_TERMS`).
         ax: where to draw; a new figure by default.
 
     Returns:
@@ -35,13 +37,17 @@ def plot_training(frame: pd.DataFrame, terms: Sequence[str] = ("erase", "retain"
 
     Raises:
         ConfigError: the frame has no step.
-        UnknownNameError: the frame has none of the terms.
+        UnknownNameError: a term that the frame does not have.
     """
     if "step" not in frame or frame.empty:
         raise ConfigError("the frame has no training step: expected a row for each, with a column 'step'.")
-    there = [term for term in terms if term in frame and frame[term].notna().any()]
+    known = [c for c in frame.select_dtypes("number").columns if c not in NOT_TERMS and frame[c].notna().any()]
+    there = list(known if terms is None else terms)
+    for term in there:
+        if term not in known:
+            raise unknown("loss term", term, known)
     if not there:
-        raise unknown("loss term", ", ".join(terms), frame.columns)
+        raise ConfigError(f"the frame has no loss term, only {', '.join(map(str, frame.columns))}.")
     ax = axes(ax, height=3.4)
     spare = iter(OTHERS * len(there))
     for i, term in enumerate(there):
@@ -50,15 +56,24 @@ def plot_training(frame: pd.DataFrame, terms: Sequence[str] = ("erase", "retain"
         ax.plot(line["step"], line[term], color=colour, linewidth=0.8, alpha=0.35)
         smooth = line[term].rolling(SMOOTH, center=True, min_periods=1).mean()
         marker = MARKERS[i % len(MARKERS)] if len(line) == 1 else ""
-        ax.plot(line["step"], smooth, color=colour, linestyle=STYLES[i % len(STYLES)], marker=marker, label=term)
+        ax.plot(
+            line["step"],
+            smooth,
+            color=colour,
+            linestyle=STYLES[i % len(STYLES)],
+            marker=marker,
+            label=term.replace("_", " "),
+        )
     values = frame[there].stack()
     if values.min() > 0 and values.max() / values.min() > 20:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         ax.set_ylim(bottom=min(0, values.min()))
     ax.set(xlabel="Training step", ylabel="Loss term (nats a token)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(whole_numbers())
     ax.margins(x=0.02)
     legend_above(ax)
     return ax
