@@ -23,7 +23,6 @@ from elm_interp import plots, results
 from elm_interp.errors import RunFolderError
 
 PROBE = "probe.association"
-PROBES = (PROBE, "probe.truth", "probe.choice")
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def _card_table(card: pd.DataFrame) -> list[dict[str, str]]:
                 "base": _cell(base),
                 "erased": _cell(erased),
                 "n": "" if pd.isna(either["n"]) else str(int(either["n"])),
-                "chance": _number(either["chance"]),
+                "chance": "" if pd.isna(either["chance"]) else f"{either['chance']:.3g}",
                 "better": {"up": "higher", "down": "lower"}.get(str(either["direction"]), ""),
                 "protocol": "" if pd.isna(either["protocol"]) else str(either["protocol"]),
             }
@@ -193,9 +192,9 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def _number(value: Any) -> str:
-    """Three digits, never in powers of ten; what is no number stays as it is."""
+    """A measured number with three digits; what is no number stays as it is."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "" if pd.isna(value) else str(value)
     if pd.isna(value):
         return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:#.3g}"

@@ -148,7 +148,8 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
             found["timing.train_tokens_per_second"] = {
                 "erased": _number(steps["tokens"].sum() / steps["seconds"].sum(), len(steps))
             }
-            forget = len(steps) * run.config.training.forget_batch
+            sizes = run.config.training.batch_sizes()
+            forget = len(steps) * (sizes["erase"] + (sizes["answers"] if run.config.objective.answers_weight else 0))
             spent = steps["seconds"].sum() + timing.get("prepare_seconds", 0.0)
             found["timing.seconds_per_forget_sample"] = {"erased": _number(spent / forget, forget)}
     if "peak_gb" in timing:

@@ -70,7 +70,7 @@ def test_a_target_keeps_the_likeliest_tokens_of_base_and_goal_as_they_are(tiny_l
     whole = Guidance(eta=2).log_probs(*(tiny_lm.unembed(h) for h in states)).exp()
     base = tiny_lm.unembed(states[0]).softmax(-1)
     torch.testing.assert_close(target.probs, whole.gather(1, target.tokens.long()))
-    assert (target.tokens == torch.maximum(whole, base).topk(7).indices).all()
+    assert (target.tokens.sort().values == torch.maximum(whole, base).topk(7).indices.sort().values).all()
     everything = Guidance(eta=2, top_k=400).target(tiny_lm, *states)
     torch.testing.assert_close(everything.probs.sum(-1), torch.ones(len(whole)))
 

@@ -96,7 +96,9 @@ def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tens
     states: dict[int, Tensor] = {}
     for rows in _alike([len(sample) for sample in samples]):
         hidden = lm.hidden(lm.pad([samples[i].ids for i in rows]), grad=True)
-        states |= {i: hidden[k, samples[i].start : samples[i].start + len(samples[i].target)] for k, i in enumerate(rows)}
+        states |= {
+            i: hidden[k, samples[i].start : samples[i].start + len(samples[i].target)] for k, i in enumerate(rows)
+        }
     losses: dict[str, Tensor] = {}
     for term in dict.fromkeys(sample.term for sample in samples):
         chosen = [i for i, sample in enumerate(samples) if sample.term == term]

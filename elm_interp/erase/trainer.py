@@ -112,7 +112,14 @@ class Training:
 PRESETS: dict[str, dict] = {
     # the authors' code: lr 5e-5 constant, one sample a micro-step, accumulation 4, PyTorch's default weight decay
     "paper": {"steps": 750, "lr": 5e-5, "schedule": "constant", "warmup": 0, "weight_decay": 0.01, "fluency_batch": 4},
-    "smollm2-135m": {},
+    "smollm2-135m": {
+        "steps": 90,
+        "forget_batch": 2,
+        "retain_batch": 2,
+        "answers_batch": 10,
+        "lr": 2e-3,
+        "save_every": 30,
+    },
 }
 """What each preset sets beside the defaults."""
 

@@ -147,7 +147,14 @@ def plot_progression(
             if scale == "ratio" and 0 not in set(line["step"]):
                 # the base over itself, which nobody needs to measure
                 line = pd.concat([pd.DataFrame({"step": [0], "mean": [1.0], "low": [1.0], "high": [1.0]}), line])
-            panel.plot(line["step"], line["mean"], color=colour, marker=marker, label=_full_name(metric).removesuffix(" ratio"), zorder=3)
+            panel.plot(
+                line["step"],
+                line["mean"],
+                color=colour,
+                marker=marker,
+                label=_full_name(metric).removesuffix(" ratio"),
+                zorder=3,
+            )
             panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.1, linewidth=0, zorder=2)
             for edge in ("low", "high"):
                 panel.plot(line["step"], line[edge], color=colour, alpha=0.4, linewidth=0.7, zorder=2)

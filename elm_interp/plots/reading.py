@@ -29,7 +29,7 @@ HOW_TO_READ: dict[str, Reading] = {
     ),
     "progression": Reading(
         "From left (the untouched model) to right (the final one), each curve is one measure of behaviour at every checkpoint; "
-        "erasure without damage is the innocence curve falling to the chance line while the specificity curves and the ratios stay level.",
+        "erasure without damage is the innocence curve falling to the chance line while the specificity curves stay level and the ratios near 1, where they start by definition.",
         "The intervals come from a finite set of questions and the checkpoints share it, so that small "
         "wiggles within a band mean nothing; and a model that answers at chance may still hold the facts in a form that these questions do not reach.",
     ),

@@ -1,0 +1,106 @@
+"""Made-up results in the tidy schema, with shapes like a real run's and numbers that can be worked out by hand."""
+
+import json
+
+import numpy as np
+
+from elm_interp.results import frame, measurements, wilson, write
+
+STEPS, LAYERS, SEEDS = (0, 20, 40), range(6), range(3)
+COMMON = {"model": "tiny"}
+
+
+def state(step):
+    return {**COMMON, "method": "elm" if step else "base", "step": step}
+
+
+def probes(metric="probe.association", chance=0.5):
+    """Accuracy 0.9 at the base, 0.2 less at every checkpoint; seeds 0.01 apart; controls at chance."""
+    rows = []
+    for step in STEPS:
+        for layer in LAYERS:
+            for seed in SEEDS:
+                where = {**state(step), "layer": layer, "seed": seed, "chance": chance, "site": "resid_post"}
+                rows.append(measurements(metric, 0.9 - 0.01 * step + 0.01 * (seed - 1), **where))
+                rows.append(measurements(f"{metric}.control", chance, **where))
+    return frame(rows)
+
+
+def norms():
+    rows = [
+        measurements(f"norm.{text}", 30.0, **state(s), layer=i)
+        for text in ("forget", "retain")
+        for s in (0, 40)
+        for i in LAYERS
+    ]
+    for text, change in (("forget", 0.3), ("retain", 0.02)):
+        for layer in LAYERS:
+            value = 1 + change * layer / 5
+            rows.append(
+                measurements(f"norm.{text}.ratio", value, ci=(value - 0.01, value + 0.01), **state(40), layer=layer)
+            )
+    return frame(rows)
+
+
+def share(metric, value, step, direction, chance=0.5, n=100):
+    return measurements(metric, value, n=n, ci=wilson(value * n, n), chance=chance, direction=direction, **state(step))
+
+
+def ratio(metric, value, step, direction, n=40):
+    return measurements(metric, value, n=n, ci=(value / 1.05, value * 1.05), direction=direction, **state(step))
+
+
+def behaviour(steps=STEPS):
+    rows = []
+    for step in steps:
+        rows += [
+            share("innocence.two_choice_pmi", 0.8 - step / 160, step, "down"),
+            share("innocence.four_choice_likelihood", 0.5 - step / 200, step, "down", 0.25),
+            share("specificity.general_pmi", 0.8 - step / 2000, step, "up"),
+            share("specificity.neighbours_pmi", 0.7 - step / 1000, step, "up"),
+            ratio("specificity.retain_ppl", 4.4 + step / 100, step, "down"),
+        ]
+        if step:
+            rows += [
+                ratio("specificity.kl_to_base", step / 400, step, "down"),
+                ratio("specificity.retain_ppl_ratio", 1 + step / 200, step, "down"),
+                ratio("seamlessness.reverse_ppl_ratio", 1 + step / 80, step, "down"),
+                ratio("seamlessness.distinct2_ratio", 1 - step / 400, step, "up"),
+            ]
+    return frame(rows)
+
+
+def training(steps=40):
+    decay = np.exp(-np.arange(1, steps + 1) / 10)
+    return [
+        {
+            "step": i + 1,
+            "erase": 6 * d + 0.5,
+            "retain": 0.02,
+            "grad_norm": 900.0,
+            "lr": 1e-4,
+            "tokens": 800,
+            "seconds": 1.2,
+        }
+        for i, d in enumerate(decay)
+    ]
+
+
+def run_folder(folder):
+    """A finished run, without its weights."""
+    made = folder / "results"
+    for name, table in (
+        ("probes", probes()), ("norms", norms()), ("progression", behaviour()), ("scorecard", behaviour((0, 40))),
+    ):  # fmt: skip
+        write(table, made / f"{name}.parquet")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in training()))
+    for name, value in {
+        "config": {"method": "elm", "model": "tiny", "concept": "harry-potter", "training": {"lr": 0.0008}},
+        "manifest": {"date": "2025-01-02T03:04:05+00:00", "dtype": "float32", "versions": {"torch": "2.9.1"}},
+        "results/samples": [
+            {"prompt": "What is <b>it</b>?", "base": "A <script>wand()</script>", "erased": "A tool & more"}
+        ],
+        "results/timing": {"erase_seconds": 211.4, "peak_gb": 2.84},
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
