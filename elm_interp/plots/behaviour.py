@@ -261,7 +261,8 @@ def _scorecard_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: 
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     if scale == "share":
-        ax.set_xlim(0, 1)
+        # a marker at 0 or 1 is shown whole
+        ax.set_xlim(-0.02, 1.02)
         ax.set_xlabel("Accuracy or share")
     else:
         ax.axvline(1, color=BASE, linewidth=1.2, zorder=1)
