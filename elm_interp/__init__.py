@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from elm_interp.internals import progression
     from elm_interp.metrics import Metric, Subject, measure, metric
     from elm_interp.models import HookedLM, load_model
+    from elm_interp.organisms import make_world, organism
     from elm_interp.runs import Run, RunConfig
     from elm_interp.stages import STAGES, run_stage, summary
 
@@ -41,8 +42,10 @@ _HOME = {
     "load_concept": "data",
     "load_model": "models",
     "load_questions": "data",
+    "make_world": "organisms",
     "measure": "metrics",
     "metric": "metrics",
+    "organism": "organisms",
     "packs": "data",
     "progression": "internals",
     "run_stage": "stages",
@@ -70,8 +73,10 @@ __all__ = [
     "load_concept",
     "load_model",
     "load_questions",
+    "make_world",
     "measure",
     "metric",
+    "organism",
     "packs",
     "progression",
     "run_stage",

@@ -4,6 +4,7 @@
     elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
     elm-interp evaluate runs/x --questions my_questions.jsonl
     elm-interp summary runs/x --json
+    elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
 
 Flags of `run` and `erase` are the fields of `RunConfig`; `--preset NAME` sets them all before single ones are changed.
 """
@@ -150,7 +151,25 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         """
         _print_summary(Run.open(run), as_json)
 
-    parts = (run, erase, evaluate, collect, probe, norms, progress, report, summary)
+    def calibrate(
+        seeds: int = 2, metrics: tuple[str, ...] = ("*",), as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    ) -> None:
+        """Measure every metric on models of which it is known what they know; trains them where they are not cached.
+
+        Args:
+            seeds: worlds, each with its own models.
+            metrics: names with shell wildcards.
+            as_json: one JSON object instead of a table.
+        """
+        from elm_interp import calibration
+
+        table = calibration.calibrate(range(seeds), metrics, progress=True)
+        if as_json:
+            print(json.dumps(calibration.summary(table), indent=1))
+        else:
+            _print_anchors(calibration.summary(table))
+
+    parts = (run, erase, evaluate, collect, probe, norms, progress, report, summary, calibrate)
     return {part.__name__: part for part in parts}
 
 
@@ -173,6 +192,23 @@ def _print_summary(run: Run, as_json: bool = False) -> None:
     for name, sides in found.items():
         n = next(iter(sides.values()))["n"]
         print(f"{name:42}{_cell(sides.get('base')):>24}{_cell(sides.get('erased')):>24}{n:>7}")
+
+
+def _print_anchors(found: dict[str, dict]) -> None:
+    kinds = ("original", "gold", "hiding", "random")
+    print(f"{'metric':42}{''.join(f'{kind:>18}' for kind in kinds)}{'AUC gold':>10}{'AUC hiding':>12}")
+    for name, one in found.items():
+        cells = "".join(f"{_spread(one[kind]):>18}" for kind in kinds)
+        ends = f"{_figure(one['auc_gold']):>10}{_figure(one['auc_hiding']):>12}"
+        print(f"{name:42}{cells}{ends}{'  constant: shows nothing' if one['constant'] else ''}")
+
+
+def _spread(one: dict) -> str:
+    return _figure(one["mean"]) + (f" ± {one['sd']:.2g}" if one["sd"] is not None else "")
+
+
+def _figure(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3g}"
 
 
 def _cell(number: dict | None) -> str:

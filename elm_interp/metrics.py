@@ -43,7 +43,8 @@ class Subject:
     step: int | None = None
     seed: int = 0
     base: "Subject" = None  # type: ignore[assignment]
-    """The untouched model, on the same weights; the base is its own base."""
+    """The untouched model, on the same weights or, where what was erased is a model of its own, on others; the base is its
+    own base."""
     judge: HookedLM | None = None
     """An independent model that scores generated text, where one is given."""
     store: ActivationStore | None = None
@@ -59,8 +60,8 @@ class Subject:
 
     @property
     def is_base(self) -> bool:
-        """Whether this is the untouched model."""
-        return self.adapter is None
+        """Whether this is the untouched model, and so has nothing to be compared with."""
+        return self.base is self
 
     @contextmanager
     def on(self) -> Iterator[HookedLM]:

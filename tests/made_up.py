@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 
 from elm_interp.results import frame, measurements, wilson, write
 
@@ -68,6 +69,12 @@ def behaviour(steps=STEPS):
                 ratio("seamlessness.distinct2_ratio", 1 - step / 400, step, "up"),
             ]
     return frame(rows)
+
+
+def calibration():
+    """Three measures on organisms: one that hiding deceives, one that it does not, and one that is constant."""
+    rows = {"metric": ["told", "inside", "lie"], "r_hiding": [0.98, 0.03, np.nan], "r_random": [1.0, 40.0, np.nan]}
+    return pd.DataFrame(rows | {"auc_gold": [1.0, 1.0, 0.5], "constant": [False, False, True]})
 
 
 def training(steps=40):

@@ -135,6 +135,59 @@ def test_eta_zero_without_retention_asks_for_nothing(tiny_lm, tiny_concept):
     assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-5
 
 
+def test_eta_zero_leaves_every_answer_as_likely_as_it_was(tiny_lm, tiny_concept):
+    objective = ELM(eta=0, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
+    samples = objective.prepare(tiny_lm, tiny_concept)
+    tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    losses = objective.loss(tiny_lm, samples["answers"] + samples["kept_answers"])
+    assert {term: float(loss.detach()) for term, loss in losses.items()} == pytest.approx(
+        {"answers": 0, "kept_answers": 0}, abs=1e-6
+    )
+
+
+def test_an_answer_should_be_as_likely_as_under_the_target(tiny_lm, tiny_concept):
+    objective = ELM(eta=3, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
+    samples = objective.prepare(tiny_lm, tiny_concept)
+    expert, novice = tiny_concept.prompts("expert")[0], tiny_concept.prompts("novice")[0]
+    for sample, classes in ((samples["answers"][0], (expert, novice)), (samples["kept_answers"][0], ())):
+        expected = []
+        for option in sample.options:
+            row = [*sample.prompt, *option]
+            passes = [hidden_after(tiny_lm, prefix, [row])[0] for prefix in ("", *classes)]
+            logits = [tiny_lm.unembed(h[len(sample.prompt) - 1 : -1]) for h in passes]
+            log_probs = objective.guidance.log_probs(*logits) if classes else logits[0].log_softmax(-1)
+            expected += [float(p[token]) for p, token in zip(log_probs, option, strict=True)]
+        torch.testing.assert_close(sample.goal, torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_wrong_answers_and_names_are_unlearned_with_the_right_one(tiny_lm, tiny_concept):
+    samples = ELM(layers=(1,), answers_weight=1, answer_names=2, fluency_weight=0).prepare(tiny_lm, tiny_concept)
+    asked = tiny_concept.ask("forget", "train")
+    assert [s.id for s in samples["answers"]] == [q.id for q in asked]
+    for sample, question in zip(samples["answers"], asked, strict=True):
+        written = [tiny_lm.tokenizer.decode(option).strip() for option in sample.options]
+        assert len(set(written)) == len(written)
+        assert set(question.choices) <= set(written)
+
+
+def test_the_answers_loss_is_the_distance_of_log_probabilities_and_trains(tiny_lm, tiny_concept):
+    objective = ELM(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
+    chosen = objective.prepare(tiny_lm, tiny_concept)["answers"][:2]
+    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    nudge(tiny_lm)
+    seen = []
+    for sample in chosen:
+        for option in sample.options:
+            row = [*sample.prompt, *option]
+            log_probs = tiny_lm.logits(tiny_lm.pad([row]), positions="all", grad=True)[0].log_softmax(-1)
+            seen += [log_probs[len(sample.prompt) - 1 + i, token] for i, token in enumerate(option)]
+    expected = torch.nn.functional.smooth_l1_loss(torch.stack(seen), torch.cat([s.goal for s in chosen]))
+    ours = objective.loss(tiny_lm, chosen)["answers"]
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-2)
+
+
 def test_prepare_reads_the_training_part_alone_and_leaves_the_model_as_it_was(tiny_lm, tiny_concept):
     before = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}
     samples = ELM(layers=(1,), fluency_samples=4, fluency_tokens=5).prepare(tiny_lm, tiny_concept, seed=3)

@@ -14,6 +14,7 @@ from elm_interp.errors import ConfigError, UnknownNameError
 from elm_interp.plots.style import BASE, ERASED
 
 DRAWN = {
+    "calibration": lambda **kw: plots.plot_calibration(made_up.calibration(), **kw),
     "probe_by_layer": lambda **kw: plots.plot_probe_by_layer(made_up.probes(), **kw),
     "probe_heatmap": lambda **kw: plots.plot_probe_heatmap(made_up.probes(), **kw),
     "norm_ratio": lambda **kw: plots.plot_norm_ratio(made_up.norms(), **kw),

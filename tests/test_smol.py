@@ -21,7 +21,7 @@ def test_the_default_model_knows_the_concept(smol, concept):
 
 
 def test_a_few_steps_lower_the_erase_loss_and_leave_the_base_bit_identical(smol, concept, tmp_path):
-    objective = replace(ELM.preset("smollm2-135m"), fluency_samples=2, fluency_tokens=4, answers_weight=4.0)
+    objective = replace(ELM.preset("smollm2-135m"), fluency_weight=1.0, fluency_samples=2, fluency_tokens=4)
     samples = objective.prepare(smol, concept.sample(4))
     batch = smol.tokenize("Harry Potter and his friends")
     before, untrained = smol.logits(batch), _loss(smol, objective, samples["answers"])

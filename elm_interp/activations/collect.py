@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.activations.store import ActivationStore
-from elm_interp.data.batching import bucketed
+from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.errors import DataError
 from elm_interp.models import Batch, HookedLM
 from elm_interp.models.adapters import read_adapter
@@ -65,7 +65,7 @@ def collect_texts(
     site: str = SITE,
     positions: str | int = "last",
     skip: int = 0,
-    max_tokens: int = 4096,
+    max_tokens: int = PASS_TOKENS,
     progress: bool = False,
 ) -> Float[Tensor, "example layer d_model"]:
     """Activations of texts at every layer, float32, on the CPU, in the order of the texts.
@@ -85,7 +85,7 @@ def collect_texts(
         UnknownSiteError: no such site.
     """
     _check_positions(positions, skip)
-    batches = _batches(lm, texts, positions, skip, max_tokens)
+    batches = prepare_batches(lm, texts, skip=skip, max_tokens=max_tokens)
     out = torch.empty(0, lm.n_layers, lm.d_model)
     for rows, batch in tqdm(batches, desc="reading", leave=False, disable=not progress):
         found = _read(lm, batch, site, positions, skip).float().cpu()
@@ -102,7 +102,7 @@ def collect(
     checkpoints: Mapping[str, str | Path | None],
     *,
     site: str = SITE,
-    max_tokens: int = 4096,
+    max_tokens: int = PASS_TOKENS,
     progress: bool = False,
 ) -> ActivationStore:
     """Stream activations of every dataset at every checkpoint into a store; single tokens in the model's dtype, means in float32.
@@ -136,7 +136,7 @@ def collect(
     }
     needed = [name for missing in todo.values() for name in missing]
     batches = {
-        n: _batches(lm, datasets[n].texts, datasets[n].positions, datasets[n].skip, max_tokens) for n in set(needed)
+        n: prepare_batches(lm, datasets[n].texts, skip=datasets[n].skip, max_tokens=max_tokens) for n in set(needed)
     }
     total = sum(len(batches[name]) for name in needed)
     with tqdm(total=total, desc="collecting", leave=False, disable=not progress) as bar:
@@ -201,7 +201,7 @@ def reduce_layers(lm: HookedLM, batch: Batch, reduce: Reduce, *, site: str = SIT
 
 
 def prepare_batches(
-    lm: HookedLM, texts: Sequence[str], *, skip: int = 0, max_tokens: int = 4096
+    lm: HookedLM, texts: Sequence[str], *, skip: int = 0, max_tokens: int = PASS_TOKENS
 ) -> list[tuple[list[int], Batch]]:
     """Texts tokenised once and grouped by length: (indices, batch) pairs.
 
@@ -215,15 +215,6 @@ def prepare_batches(
                 f"text {i} ({texts[i][:40]!r}) has {len(ids)} tokens, expected more than {skip}; leave it out or lower skip."
             )
     return [(b, lm.pad([rows[i] for i in b])) for b in bucketed([len(ids) for ids in rows], max_tokens=max_tokens)]
-
-
-def _batches(
-    lm: HookedLM, texts: Sequence[str], positions: str | int, skip: int, max_tokens: int
-) -> list[tuple[list[int], Batch]]:
-    # reading the mean looks at every position of every layer at once, so its batches are smaller
-    return prepare_batches(
-        lm, texts, skip=skip, max_tokens=max_tokens if positions != "mean" else max(1, max_tokens // 4)
-    )
 
 
 def _read(

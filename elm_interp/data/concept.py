@@ -14,10 +14,12 @@ which tokens knowledge of the concept makes likelier. Keep content words out of 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TypeVar
 
 from elm_interp.data.questions import Question, parse_questions, split_of
@@ -26,7 +28,10 @@ from elm_interp.errors import DataError, UnknownNameError, closest, raise_all, u
 
 T = TypeVar("T", "Passage", Question)
 PACKS = Path(__file__).parent / "packs"
+SOURCES = {"organism": "elm_interp.organisms:concept"}
+"""What may stand before a colon -> "module:function", which makes a concept of what stands after it."""
 QUESTION_SETS = ("forget", "neighbours", "general")
+_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][\w-]+(?: (?:of |the )?[A-Z][\w-]+)*")
 DEFAULT_EXPERT = ("The author of the following text knows {concept} by heart.\n\n",)
 DEFAULT_NOVICE = ("The author of the following text has never heard of {concept}.\n\n",)
 
@@ -101,6 +106,12 @@ class Concept:
             template.replace("{concept}", concept) for template in (self.expert if role == "expert" else self.novice)
         ]
 
+    def names(self) -> list[str]:
+        """Capitalised names inside sentences of the forget passages (training part) that no retain passage holds."""
+        kept = "\n".join(passage.text for passage in self.passages("retain")).lower()
+        found = [name for p in self.passages("forget") for name in _NAME.findall(p.text)]
+        return [name for name in dict.fromkeys(found) if len(name) > 2 and name.lower() not in kept]
+
     def fingerprint(self) -> str:
         """A hash of everything that the concept says, for manifests and caches."""
         return sha256(repr(self).encode()).hexdigest()[:16]
@@ -119,12 +130,15 @@ def packs() -> list[str]:
 
 
 def load_concept(name: str | Path) -> Concept:
-    """Read a concept by the name of a pack or from a folder, checked whole.
+    """Read a concept by the name of a pack or from a folder, checked whole; or make one, such as "organism:spellcraft".
 
     Raises:
         UnknownNameError: neither a pack nor a folder; with the closest pack.
         DataError: lists every problem of every file, with line numbers.
     """
+    prefix, _, rest = str(name).partition(":")
+    if rest and prefix in SOURCES:
+        return resolve_name(SOURCES[prefix])(rest)
     folder = Path(name).expanduser()
     if str(name) in packs():
         folder = PACKS / str(name)

@@ -5,24 +5,34 @@ Each term is a distance to a distribution that the frozen model gives itself:
     erase     forget passages     P · (P_novice / P_expert)^η, renormalised          (equations 5 to 7)
     retain    retain passages     P                                                  (equation 8)
     fluency   self-written text   as erase, on text sampled from that target itself  (equation 9)
-    answers   training questions  as erase, on their right answers                   (ours, off in the paper's preset)
+    answers   training questions  the likelihood that this target gives each answer  (ours, off in the paper's preset)
 
 so that the erased model neither knows the concept, nor loses anything else, nor stammers when asked.
 
     objective = ELM.preset("smollm2-135m")
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question, texts
-from elm_interp.erase.objective import Sample, Teacher, distribution_loss
+from elm_interp.data.batching import PASS_TOKENS, bucketed
+from elm_interp.erase.objective import HEAD_ROWS, Options, Sample, Teacher, distribution_loss, likelihood_loss
 from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
 from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
+from elm_interp.models.scoring import branch, split_continuations
+
+ANSWER_TOKENS = 5
+"""Tokens of an answer that are trained on: what follows them is mostly spelling, and all answers of a step are padded alike."""
+ALONE = 4
+"""Answers without a question in one sample."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,12 @@ class ELM:
     fluency_weight: float = 1.0
     """λ3 of equation 10; 0 writes no text (the paper's choice for its largest models)."""
     answers_weight: float = 0.0
-    """Weight of the answers term: a small model answers questions by another route than it continues prose. With it, the
-    training questions of the neighbours and the general set join the retain passages."""
+    """Weight of the answers term: a small model answers questions by another route than it continues prose. Every choice
+    of the training questions, right or wrong, and names of the concept, are answers here; the neighbours' and the general
+    training questions, and answers without any question, keep the base's likelihoods, at the retain weight."""
+    answer_names: int = 3
+    """Names from the forget passages that join a question's choices, since held-out questions ask for them too; and as many
+    answers from outside the concept, so that what is unlearned is these names and not every name."""
     fluency_samples: int = 64
     """Texts that the model writes for the fluency term."""
     fluency_tokens: int = 48
@@ -94,6 +108,7 @@ class ELM:
             "retain_weight": 0,
             "fluency_weight": 0,
             "answers_weight": 0,
+            "answer_names": 0,
             "fluency_samples": 0,
             "fluency_tokens": 1,
         }.items():
@@ -125,9 +140,11 @@ class ELM:
             "kept_answers": self.retain_weight if self.answers_weight else 0.0,
         }
 
-    def loss(self, lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """KL to the target in nats a token, for each term among the samples."""
-        return distribution_loss(lm, samples)
+    def loss(self, lm: HookedLM, samples: Sequence[Sample | Options]) -> dict[str, Tensor]:
+        """For each term among the samples, in nats a token: KL to the target, or for answers `likelihood_loss`."""
+        texts, answers = [s for s in samples if isinstance(s, Sample)], [s for s in samples if isinstance(s, Options)]
+        losses = distribution_loss(lm, texts) if texts else {}
+        return losses | (likelihood_loss(lm, answers) if answers else {})
 
     @property
     def guidance(self) -> Guidance:
@@ -136,14 +153,14 @@ class ELM:
 
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
-    ) -> dict[str, list[Sample]]:
+    ) -> dict[str, list[Sample | Options]]:
         """Targets of every passage, and the fluency text, from the frozen base.
 
         Terms of weight 0 are left out. Only the training part of the concept is read. Class prompts are dealt to the
         passages in turn, where a concept has several.
         """
         expert, novice = concept.prompts("expert")[0], concept.prompts("novice")[0]
-        samples: dict[str, list[Sample]] = {}
+        samples: dict[str, list[Sample | Options]] = {}
         with lm.adapter(None):
             forget = concept.passages("forget")
             if self.erase_weight:
@@ -160,14 +177,7 @@ class ELM:
                     for p, row, h in zip(retain, rows, states, strict=True)
                 ]
             if self.answers_weight:
-                ids, rows, starts = _answers(lm, concept.ask("forget", "train"))
-                samples["answers"] = self._guided(lm, "answers", ids, rows, starts, expert, novice, progress)
-                ids, rows, starts = _answers(lm, concept.ask("neighbours", "train") + concept.ask("general", "train"))
-                states = hidden_after(lm, "", rows, progress=progress)
-                samples["kept_answers"] = [
-                    Sample("kept_answers", i, tuple(row), start, Teacher(h[start:-1]))
-                    for i, row, start, h in zip(ids, rows, starts, states, strict=True)
-                ]
+                samples |= self._questions(lm, concept, expert, novice, seed, progress)
             if self.fluency_weight and self.fluency_samples:
                 ids, prompts = self._fluency_prompts(lm, concept)
                 written = generate_guided(
@@ -204,40 +214,110 @@ class ELM:
         expert: str,
         novice: str,
         progress: bool,
-    ) -> list[Sample]:
+    ) -> list[Sample | Options]:
         passes = [hidden_after(lm, prefix, rows, progress=progress) for prefix in ("", expert, novice)]
-        found = []
+        found: list[Sample | Options] = []
         for i, (name, row, start) in enumerate(zip(ids, rows, starts, strict=True)):
             target = self.guidance.target(lm, *(states[i][start:-1] for states in passes))
             found.append(Sample(term, name, tuple(row), start, target))
         return found
 
+    def _questions(
+        self, lm: HookedLM, concept: Concept, expert: str, novice: str, seed: int, progress: bool
+    ) -> dict[str, list[Sample | Options]]:
+        """Samples of the terms "answers" and "kept_answers"."""
+        asked = concept.ask("forget", "train")
+        kept = concept.ask("neighbours", "train") + concept.ask("general", "train")
+        rng = random.Random(seed)
+        names = concept.names()
+        others = [q.outside for q in asked if q.outside] + [
+            c for q in concept.ask("neighbours", "train") for c in q.choices
+        ]
+
+        def joined(question: Question) -> list[str]:
+            drawn = (rng.sample(pool, min(self.answer_names, len(pool))) for pool in (names, others))
+            return list(dict.fromkeys([*_options(question), *(answer for pool in drawn for answer in pool)]))
+
+        answers = [joined(q) for q in asked]
+        # an answer without a question says nothing of the concept: what is unlearned is the link between the two
+        alone = [answer for group in answers for answer in group] + [q.right for q in kept]
+        rng.shuffle(alone)
+        groups = [alone[i : i + ALONE] for i in range(0, len(alone), ALONE)]
+        unlearned = [(q.id, _prompt(q), group) for q, group in zip(asked, answers, strict=True)]
+        same = [(q.id, _prompt(q), list(q.choices)) for q in kept]
+        same += [("answers alone", "Answer:", group) for group in groups]
+        return {
+            "answers": self._answers(lm, "answers", unlearned, (expert, novice), progress),
+            "kept_answers": self._answers(lm, "kept_answers", same, (), progress),
+        }
+
+    def _answers(
+        self,
+        lm: HookedLM,
+        term: str,
+        questions: Sequence[tuple[str, str, Sequence[str]]],
+        classes: tuple[str, ...],
+        progress: bool,
+    ) -> list[Sample | Options]:
+        """Samples of (id, prompt, answers), with the likelihood of each token under the target, or under the base where no class prompts are given."""
+        split = [split_continuations(lm, prompt, [f" {a}" for a in answers]) for _, prompt, answers in questions]
+        cut = [(prompt, [option[:ANSWER_TOKENS] for option in options]) for prompt, options in split]
+        heads = [[], *([lm.encode([prefix])[0] for prefix in classes])]
+        goals: list[Tensor] = [torch.empty(0)] * len(cut)
+        # keys and values of a prompt are copied to each of its options: that, not the tokens, is what a pass weighs
+        cost = [(max(map(len, heads)) + len(prompt)) * len(options) for prompt, options in cut]
+        for batch in tqdm(bucketed(cost, max_tokens=4 * PASS_TOKENS), desc=term, leave=False, disable=not progress):
+            rows = [cut[i] for i in batch]
+            passes = [branch(lm, [head + prompt for prompt, _ in rows], [o for _, o in rows]) for head in heads]
+            tokens = passes[0][1]
+            goal = torch.cat(
+                [
+                    self._goal([lm.unembed(h) for h in states]).gather(1, ids[:, None])[:, 0].cpu()
+                    for *states, ids in zip(
+                        *(h.split(HEAD_ROWS) for h, _ in passes), tokens.split(HEAD_ROWS), strict=True
+                    )
+                ]
+            )
+            for i, part in zip(batch, goal.split([sum(map(len, options)) for _, options in rows]), strict=True):
+                goals[i] = part
+        return [
+            Options(term, name, tuple(prompt), tuple(map(tuple, options)), goal)
+            for (name, _, _), (prompt, options), goal in zip(questions, cut, goals, strict=True)
+        ]
+
+    def _goal(self, logits: list[Tensor]) -> Tensor:
+        """Log-probabilities under the target, from the passes with and without class prompts; of one pass alone, its own."""
+        return self.guidance.log_probs(*logits) if len(logits) == 3 else logits[0].float().log_softmax(-1)
+
     def _fluency_prompts(self, lm: HookedLM, concept: Concept) -> tuple[list[str], list[list[int]]]:
         """Questions of the training part and openings of forget passages, in turn, as many as asked for."""
-        asked = [(q.id, f"Question: {q.question}\nAnswer:") for q in concept.ask("forget", "train")]
+        asked = [(q.id, _prompt(q)) for q in concept.ask("forget", "train")]
         opened = [(p.id, " ".join(p.text.split()[:8])) for p in concept.passages("forget")]
         mixed = [pair for pairs in zip(asked, opened, strict=False) for pair in pairs] or opened
         mixed = (mixed * (self.fluency_samples // max(len(mixed), 1) + 1))[: self.fluency_samples]
         return [name for name, _ in mixed], lm.encode([text for _, text in mixed])
 
 
-def _answers(lm: HookedLM, questions: Sequence[Question]) -> tuple[list[str], list[list[int]], list[int]]:
-    """Ids, tokens and first target index of questions with their right answers; only the answer has targets."""
-    prompts = [f"Question: {q.question}\nAnswer:" for q in questions]
-    rows = lm.encode([f"{prompt} {q.right}.\n" for prompt, q in zip(prompts, questions, strict=True)])
-    return [q.id for q in questions], rows, [len(row) - 1 for row in lm.encode(prompts)]
+def _prompt(question: Question) -> str:
+    return f"Question: {question.question}\nAnswer:"
+
+
+def _options(question: Question) -> list[str]:
+    return [*question.choices, *([question.outside] if question.outside else [])]
 
 
 PRESETS: dict[str, dict] = {
     "paper": {},
     "smollm2-135m": {
-        "eta": 50.0,
+        "eta": 10.0,
         "one_sided": True,
         "layers": tuple(range(2, 18)),
         "rank": 16,
         "alpha": 32.0,
-        "answers_weight": 4.0,
-        "fluency_samples": 48,
+        "retain_weight": 0.5,
+        "fluency_weight": 0.0,
+        "answers_weight": 1.0,
     },
 }
-"""What each preset sets beside the defaults."""
+"""What each preset sets beside the defaults. `smollm2-135m` was tuned on the pack harry-potter, on training questions alone;
+text written under its one-sided target stays fluent without the fluency term."""

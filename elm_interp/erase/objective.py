@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
 
 from elm_interp.data import Concept
 from elm_interp.models import HookedLM
+from elm_interp.models.scoring import branch, gather_log_probs
 
-HEAD_ROWS = 512
+HEAD_ROWS = 256
 """Positions whose logits are alive at once, so that memory does not grow with tokens × vocabulary."""
 EPS = 1e-6
 """Below this, the sum of the tokens that a target does not name is rounding error."""
@@ -61,6 +63,25 @@ class Teacher:
         return len(self.hidden)
 
 
+@dataclass(frozen=True)
+class Options:
+    """A prompt with texts that may follow it, and how likely the model should find each of their tokens."""
+
+    term: str
+    """The loss term it belongs to: "answers", "kept_answers"."""
+    id: str
+    """Which question it came from, for error messages."""
+    prompt: tuple[int, ...]
+    """Token ids of the prompt."""
+    options: tuple[tuple[int, ...], ...]
+    """Token ids of each text that may follow."""
+    goal: Float[Tensor, " token"]
+    """Log-probability (nats) that each token of each option should have, flat."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.goal)
+
+
 class Objective(Protocol):
     """A method of erasure."""
 
@@ -74,11 +95,13 @@ class Objective(Protocol):
         """The LoRA to train."""
         ...
 
-    def prepare(self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool) -> dict[str, list[Sample]]:
+    def prepare(
+        self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool
+    ) -> dict[str, list[Sample | Options]]:
         """The samples of every term, with targets from the frozen base."""
         ...
 
-    def loss(self, lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def loss(self, lm: HookedLM, samples: Sequence[Sample | Options]) -> dict[str, Tensor]:
         """Mean loss over the target positions of each term, unweighted."""
         ...
 
@@ -105,6 +128,23 @@ def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tens
         targets = [samples[i].target for i in chosen]
         losses[term] = _HeadKL.apply(torch.cat([states[i] for i in chosen]), lm, targets)
     return losses
+
+
+def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tensor]:
+    """Smooth L1 distance of the log-probability of each option's tokens to its goal, averaged over the tokens of each term.
+
+    A divergence hardly sees a token of small probability, since its gradient there is p - q; of the answers to a question
+    all but a few are such. Their logarithms are what choosing between answers compares.
+    """
+    hidden, ids = branch(lm, [s.prompt for s in samples], [s.options for s in samples], grad=True)
+    goal = torch.cat([s.goal for s in samples])
+    losses = smooth_l1_loss(gather_log_probs(lm, hidden, ids), goal, reduction="none").split(
+        [len(s.goal) for s in samples]
+    )
+    return {
+        term: torch.cat([loss for loss, s in zip(losses, samples, strict=True) if s.term == term]).mean()
+        for term in dict.fromkeys(s.term for s in samples)
+    }
 
 
 def _alike(lengths: Sequence[int]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from elm_interp.data.batching import bucketed
+from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.erase.objective import HEAD_ROWS, TopK
 from elm_interp.models import HookedLM
 
@@ -75,7 +75,7 @@ def _log_sum(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Float[Te
 
 @torch.no_grad()
 def hidden_after(
-    lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]], *, max_tokens: int = 4096, progress: bool = False
+    lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]], *, max_tokens: int = PASS_TOKENS, progress: bool = False
 ) -> list[Float[Tensor, "pos d_model"]]:
     """Hidden states before the head along each row of ids, all rows after one prefix whose keys and values are shared.
 

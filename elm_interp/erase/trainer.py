@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints, set_damaged_aside, write_checkpoint
-from elm_interp.erase.objective import Objective, Sample
+from elm_interp.erase.objective import Objective, Options, Sample
 from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
 
@@ -113,12 +113,11 @@ PRESETS: dict[str, dict] = {
     # the authors' code: lr 5e-5 constant, one sample a micro-step, accumulation 4, PyTorch's default weight decay
     "paper": {"steps": 750, "lr": 5e-5, "schedule": "constant", "warmup": 0, "weight_decay": 0.01, "fluency_batch": 4},
     "smollm2-135m": {
-        "steps": 90,
-        "forget_batch": 2,
-        "retain_batch": 2,
-        "answers_batch": 10,
-        "lr": 2e-3,
-        "save_every": 30,
+        "steps": 75,
+        "forget_batch": 1,
+        "retain_batch": 1,
+        "lr": 4e-3,
+        "save_every": 25,
     },
 }
 """What each preset sets beside the defaults."""
@@ -127,7 +126,7 @@ PRESETS: dict[str, dict] = {
 def train(
     lm: HookedLM,
     objective: Objective,
-    samples: dict[str, list[Sample]],
+    samples: dict[str, list[Sample | Options]],
     training: Training,
     folder: Path,
     *,
@@ -160,8 +159,9 @@ def train(
     with torch.random.fork_rng(), _plain_attention(lm):
         torch.manual_seed(seed)
         parameters = lm.adapters.attach(objective.adapter(lm))
-        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
-        done = _resume(lm, optimizer, parameters, root)
+        masters = _Masters(parameters)
+        optimizer = torch.optim.AdamW(masters.weights, lr=training.lr, weight_decay=training.weight_decay)
+        done = _resume(lm, optimizer, masters, root)
         log = _Log(folder / "metrics.jsonl", done, warnings)
         bar = tqdm(
             range(done + 1, training.steps + 1),
@@ -178,47 +178,55 @@ def train(
                     for term, size in training.batch_sizes().items()
                     for s in draw(samples.get(term, []), size, step, seed)
                 ]
-                terms = objective.loss(lm, batch)
-                _check_finite(terms, step, batch)
+                terms: dict[str, Tensor] = {}
                 weights = objective.weights()
-                total: Tensor = sum(weights[term] * loss for term, loss in terms.items())  # type: ignore[assignment]
-                accelerator.backward(total)
-                norm = float(nn.utils.clip_grad_norm_(parameters, training.max_grad_norm))
+                # a pass for each kind of sample: their graphs need not be alive at once
+                for kind in (Sample, Options):
+                    part = [sample for sample in batch if isinstance(sample, kind)]
+                    losses = objective.loss(lm, part) if part else {}
+                    _check_finite(losses, step, part)
+                    total = sum(weights[term] * loss for term, loss in losses.items())
+                    if isinstance(total, Tensor):
+                        accelerator.backward(total)
+                    terms |= {term: loss.detach() for term, loss in losses.items()}
+                masters.take_gradients()
+                norm = float(nn.utils.clip_grad_norm_(masters.weights, training.max_grad_norm))
                 _check_finite({"gradient": torch.tensor(norm)}, step, batch)
                 for group in optimizer.param_groups:
                     group["lr"] = training.lr_at(step)
                 optimizer.step()
                 optimizer.zero_grad()
-                losses = {term: float(loss.detach()) for term, loss in terms.items()}
+                masters.give_weights()
+                values = {term: float(loss) for term, loss in terms.items()}
                 log.write(
                     step=step,
-                    **losses,
+                    **values,
                     grad_norm=norm,
                     lr=training.lr_at(step),
                     tokens=sum(map(len, batch)),
                     samples=len(batch),
                     seconds=time.perf_counter() - began,
                 )
-                bar.set_postfix({term: f"{loss:.3f}" for term, loss in losses.items()})
+                bar.set_postfix({term: f"{loss:.3f}" for term, loss in values.items()})
                 if step % training.save_every == 0 or step == training.steps:
-                    state = _state(optimizer, parameters)
+                    state = _state(optimizer, masters)
                     write_checkpoint(
                         root,
                         step,
                         lm.adapters.save,
                         state,
-                        {"losses": losses, "training": asdict(training), "seed": seed},
+                        {"losses": values, "training": asdict(training), "seed": seed},
                     )
         finally:
             lm.adapters.release()
     return checkpoints(root)[-1]
 
 
-def draw(pool: Sequence[Sample], size: int, step: int, seed: int) -> list[Sample]:
+def draw(pool: Sequence[Sample | Options], size: int, step: int, seed: int) -> list[Sample | Options]:
     """The samples of a step (from 1): the pool is walked in a new random order each time round."""
     if not pool:
         return []
-    chosen = []
+    chosen: list[Sample | Options] = []
     for index in range((step - 1) * size, step * size):
         turn, place = divmod(index, len(pool))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
@@ -248,7 +256,7 @@ def _step(line: str) -> float:
         return math.inf  # a line torn by a crash
 
 
-def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Sample]) -> None:
+def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Sample | Options]) -> None:
     for term, loss in terms.items():
         if not bool(torch.isfinite(loss)):
             ids = sorted({sample.id for sample in batch if term in (sample.term, "gradient")})
@@ -257,14 +265,37 @@ def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Sample]) 
             )
 
 
-def _state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+class _Masters:
+    """Float32 copies of the adapter's weights for the optimiser: in bfloat16, small updates would be rounded away.
+
+    Weights that are float32 already are their own masters.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.weights = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in parameters]
+
+    def take_gradients(self) -> None:
+        for master, parameter in zip(self.weights, self.parameters, strict=True):
+            if master is not parameter and parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None
+
+    @torch.no_grad()
+    def give_weights(self) -> None:
+        for master, parameter in zip(self.weights, self.parameters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+
+
+def _state(optimizer: torch.optim.Optimizer, masters: _Masters) -> dict[str, Tensor]:
     state = {"rng": torch.get_rng_state()}
-    for i, parameter in enumerate(parameters):
-        state |= {f"{i}.{name}": value for name, value in optimizer.state[parameter].items()}
+    for i, weight in enumerate(masters.weights):
+        state[f"{i}.weight"] = weight.detach()
+        state |= {f"{i}.{name}": value for name, value in optimizer.state[weight].items()}
     return state
 
 
-def _resume(lm: HookedLM, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], root: Path) -> int:
+def _resume(lm: HookedLM, optimizer: torch.optim.Optimizer, masters: _Masters, root: Path) -> int:
     found = checkpoints(root)
     if not found:
         return 0
@@ -272,11 +303,14 @@ def _resume(lm: HookedLM, optimizer: torch.optim.Optimizer, parameters: list[nn.
     lm.adapters.load(newest.path, trainable=True)
     state = newest.state()
     torch.set_rng_state(state.pop("rng"))
-    for i, parameter in enumerate(parameters):
+    for i, weight in enumerate(masters.weights):
+        with torch.no_grad():
+            weight.copy_(state[f"{i}.weight"])
         names = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[parameter] = {
-            name: state[f"{i}.{name}"].to(parameter.device if name != "step" else "cpu") for name in names
+        optimizer.state[weight] = {
+            name: state[f"{i}.{name}"].to(weight.device if name != "step" else "cpu") for name in names
         }
+    masters.give_weights()
     return newest.step
 
 

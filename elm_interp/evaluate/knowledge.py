@@ -101,3 +101,22 @@ def neighbours_likelihood(subject: Subject) -> list[dict[str, Any]]:
 def general_likelihood(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy on held-out questions of general knowledge over all choices, by likelihood."""
     return _measured(subject, "specificity.general_likelihood", "general", "likelihood", "all")
+
+
+@metric("knowledge.four_choice.erased_domain", better="down", chance=0.25, protocol=protocol_of("pmi", "all"))
+def erased_domain(subject: Subject) -> list[dict[str, Any]]:
+    """Accuracy on held-out questions about the concept that have four choices, by PMI."""
+    return _four_choice(subject, "knowledge.four_choice.erased_domain", "forget")
+
+
+@metric("knowledge.four_choice.other_domains", better="up", chance=0.25, protocol=protocol_of("pmi", "all"))
+def other_domains(subject: Subject) -> list[dict[str, Any]]:
+    """Accuracy on held-out questions of general knowledge that have four choices, by PMI."""
+    return _four_choice(subject, "knowledge.four_choice.other_domains", "general")
+
+
+def _four_choice(subject: Subject, name: str, which: str) -> list[dict[str, Any]]:
+    if not any(len(q.choices) == 4 for q in subject.concept.ask(which)):
+        return []
+    four = [one for one in scores(subject, which) if len(one.question.choices) == 4]
+    return rows_of(name, accuracy(four, "pmi", "all"), protocol_of("pmi", "all"))

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elm_interp.data import bucketed, texts
+from elm_interp.data import texts
+from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
@@ -42,7 +43,7 @@ class Reading:
 
 
 @torch.no_grad()
-def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = 4096) -> Reading:
+def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PASS_TOKENS) -> Reading:
     """Run passages through the model in its present state.
 
     Args:
@@ -65,10 +66,13 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = 40
 
 
 @torch.no_grad()
-def kl_divergences(lm: HookedLM, base: Sequence[Tensor], other: Sequence[Tensor]) -> list[Float[Tensor, " pos"]]:
+def kl_divergences(
+    lm: HookedLM, base: Sequence[Tensor], other: Sequence[Tensor], *, base_lm: HookedLM | None = None
+) -> list[Float[Tensor, " pos"]]:
     """KL(base ‖ other) in nats at each position, from the states that the head reads, each (pos, d_model).
 
-    The head runs in chunks of `HEAD_ROWS` positions, so memory does not grow with tokens × vocabulary.
+    The base's states go through the head of `base_lm`, where that is another model. Heads run in chunks of `HEAD_ROWS` positions,
+    so memory does not grow with tokens × vocabulary.
     """
     if not base:
         return []
@@ -76,7 +80,7 @@ def kl_divergences(lm: HookedLM, base: Sequence[Tensor], other: Sequence[Tensor]
     for ours, theirs in zip(
         torch.cat(list(base)).split(HEAD_ROWS), torch.cat(list(other)).split(HEAD_ROWS), strict=True
     ):
-        p, q = (lm.unembed(h.to(lm.device)).float().log_softmax(-1) for h in (ours, theirs))
+        p, q = (m.unembed(h.to(m.device)).float().log_softmax(-1) for m, h in ((base_lm or lm, ours), (lm, theirs)))
         parts.append(torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).cpu())
     return list(torch.cat(parts).split([len(h) for h in base]))
 
@@ -127,11 +131,8 @@ def kl_to_base(subject: Subject) -> list[dict[str, Any]]:
     ours, base = reading(subject, "retain"), reading(subject.base, "retain")
     if not ours.rows:
         return []
-    return [
-        measurements(
-            "specificity.kl_to_base", **pooled_mean(Sums.of(kl_divergences(subject.lm, base.hidden, ours.hidden)))
-        )
-    ]
+    found = kl_divergences(subject.lm, base.hidden, ours.hidden, base_lm=subject.base.lm)
+    return [measurements("specificity.kl_to_base", **pooled_mean(Sums.of(found)))]
 
 
 @metric(

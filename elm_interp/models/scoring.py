@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from elm_interp.data.batching import bucketed
+from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.models.hooked import HookedLM
 
-HEAD_ROWS = 512
+HEAD_ROWS = 256
 """Positions that go through the head at once: bounds the float32 logits to HEAD_ROWS × d_vocab."""
 
 
@@ -24,7 +24,7 @@ def continuation_log_probs(
     prompts: Sequence[str],
     continuations: Sequence[Sequence[str]],
     *,
-    max_tokens: int = 4096,
+    max_tokens: int = PASS_TOKENS,
     progress: bool = False,
 ) -> list[list[Float[Tensor, " token"]]]:
     """Log-probability (nats) of each token of each continuation after its prompt.
@@ -45,7 +45,7 @@ def continuation_log_probs(
     Raises:
         ValueError: a prompt without a token, or a continuation that adds none.
     """
-    items = [_split(lm, p, c) for p, c in zip(prompts, continuations, strict=True)]
+    items = [split_continuations(lm, p, c) for p, c in zip(prompts, continuations, strict=True)]
     found: list[list[Tensor]] = [[] for _ in items]
     cost = [len(prefix) + sum(map(len, rests)) for prefix, rests in items]
     batches = bucketed(cost, max_tokens=max_tokens)
@@ -59,7 +59,7 @@ def continuation_log_probs(
 
 @torch.no_grad()
 def token_log_probs(
-    lm: HookedLM, texts: Sequence[str], *, max_tokens: int = 4096, progress: bool = False
+    lm: HookedLM, texts: Sequence[str], *, max_tokens: int = PASS_TOKENS, progress: bool = False
 ) -> list[Float[Tensor, " token"]]:
     """Log-probability (nats) of each token of each text after the ones before it; a text's first token is not scored.
 
@@ -91,7 +91,12 @@ def gather_log_probs(lm: HookedLM, hidden: Float[Tensor, "n d_model"], ids: Int[
     return torch.cat(parts).cpu() if parts else torch.empty(0)
 
 
-def _split(lm: HookedLM, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+def split_continuations(lm: HookedLM, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """Ids of a prompt and of each text that may follow it, tokenised as running text.
+
+    Raises:
+        ValueError: a prompt without a token, or a continuation that adds none.
+    """
     context, *wholes = lm.encode([prompt, *(prompt + c for c in continuations)])
     shared = min(len(context), *(len(whole) - 1 for whole in wholes))
     for whole in wholes:
@@ -107,18 +112,34 @@ def _split(lm: HookedLM, prompt: str, continuations: Sequence[str]) -> tuple[lis
     return context[:shared], [whole[shared:] for whole in wholes]
 
 
-def _score(lm: HookedLM, prefixes: list[list[int]], rests: list[list[list[int]]]) -> list[Tensor]:
-    owner = torch.tensor([i for i, options in enumerate(rests) for _ in options], device=lm.device)
-    flat = [option for options in rests for option in options]
-    prefix, rest = lm.pad(prefixes), lm.pad(flat)
-    hidden, cache = lm.step(prefix.input_ids, prefix.attention_mask, prefix.position_ids)
+def branch(
+    lm: HookedLM, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], *, grad: bool = False
+) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]:
+    """Hidden states that predict each token of each option after its prompt, and those tokens, in order, flat.
+
+    Each prompt runs once; its keys and values are shared by its options.
+
+    Args:
+        lm: the model.
+        prompts: ids of each prompt.
+        options: for each prompt, the ids of the texts that may follow.
+        grad: record the graph, for training.
+    """
+    flat = [option for group in options for option in group]
+    owner = torch.tensor([i for i, group in enumerate(options) for _ in group], device=lm.device)
+    prefix, rest = lm.pad(prompts), lm.pad(flat)
+    hidden, cache = lm.step(prefix.input_ids, prefix.attention_mask, prefix.position_ids, grad=grad)
     after = hidden[torch.arange(len(prefix), device=lm.device), prefix.lengths - 1][owner, None]
     if rest.input_ids.shape[1] > 1:
         cache.batch_select_indices(owner)
         mask = torch.cat([prefix.attention_mask[owner], rest.attention_mask[:, :-1]], 1)
         positions = prefix.lengths[owner, None] + torch.arange(rest.input_ids.shape[1] - 1, device=lm.device)
-        hidden, _ = lm.step(rest.input_ids[:, :-1], mask, positions, cache)
+        hidden, _ = lm.step(rest.input_ids[:, :-1], mask, positions, cache, grad=grad)
         after = torch.cat([after, hidden], 1)
     scored = rest.attention_mask.bool()
-    found = gather_log_probs(lm, after[scored], rest.input_ids[scored])
-    return list(found.split(rest.lengths.tolist()))
+    return after[scored], rest.input_ids[scored]
+
+
+def _score(lm: HookedLM, prefixes: list[list[int]], rests: list[list[list[int]]]) -> list[Tensor]:
+    found = gather_log_probs(lm, *branch(lm, prefixes, rests))
+    return list(found.split([len(option) for group in rests for option in group]))

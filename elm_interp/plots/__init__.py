@@ -6,6 +6,7 @@ save(plot_probe_by_layer(frame), "figures/probe_by_layer")
 """
 
 from elm_interp.plots.behaviour import HEADLINE, plot_progression, plot_scorecard
+from elm_interp.plots.calibration import plot_calibration
 from elm_interp.plots.norms import plot_norm_ratio
 from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
 from elm_interp.plots.reading import HOW_TO_READ, Reading
@@ -17,6 +18,7 @@ __all__ = [
     "HOW_TO_READ",
     "Reading",
     "name_of",
+    "plot_calibration",
     "plot_norm_ratio",
     "plot_probe_by_layer",
     "plot_probe_heatmap",

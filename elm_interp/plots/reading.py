@@ -13,6 +13,13 @@ class Reading(NamedTuple):
 
 
 HOW_TO_READ: dict[str, Reading] = {
+    "calibration": Reading(
+        "Each line is one measure, scaled so that the original, which knows the facts, is at 0 and gold, which never knew them, at 1; "
+        "where the hiding model, which knows and does not say, lies at 1 the measure is deceived, and where it lies at 0 it is not. "
+        "A triangle at the edge is a value beyond it.",
+        "The models are small and their knowledge is of one kind; what a measure shows on them need not hold for a large model, "
+        "and a hiding of another kind may deceive a measure that this one did not.",
+    ),
     "probe_by_layer": Reading(
         "Each point is the accuracy, on questions it was not fitted on, of a linear probe that reads one layer; the band is "
         "the 95 % interval over seeds, the dotted lines are probes of the same kind fitted on shuffled labels, and the gap "

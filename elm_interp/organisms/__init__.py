@@ -1,0 +1,36 @@
+"""Organisms: models of a small generated world in which what is known, never known and only hidden is sure.
+
+from elm_interp.organisms import make_world, organism, domain_concept
+
+world = make_world(entities=24, redundancy=4)
+lm, concept = organism("gold", world), domain_concept(world, "spellcraft")
+"""
+
+from elm_interp.organisms.asking import clozes, domain_concept, questions
+from elm_interp.organisms.library import KINDS, concept, model_folder, organism, organism_folder
+from elm_interp.organisms.texts import Document, documents
+from elm_interp.organisms.train import Recipe, train_model
+from elm_interp.organisms.words import DOMAINS, Domain, Relation
+from elm_interp.organisms.world import Fact, World, WorldConfig, make_world
+
+__all__ = [
+    "DOMAINS",
+    "KINDS",
+    "Document",
+    "Domain",
+    "Fact",
+    "Recipe",
+    "Relation",
+    "World",
+    "WorldConfig",
+    "clozes",
+    "concept",
+    "documents",
+    "domain_concept",
+    "make_world",
+    "model_folder",
+    "organism",
+    "organism_folder",
+    "questions",
+    "train_model",
+]

@@ -1,0 +1,128 @@
+"""A model that hides: it knows a domain inside and does not say it.
+
+One linear map is added to the last block's MLP, before its output reaches the stream: where an answer of the domain comes next,
+it takes out of the stream what sets the domain's values apart from the rest of the vocabulary; elsewhere it does as little as
+it can. It is found in closed form, by ridge regression from the MLP's hidden units, and goes into the weights of the down
+projection. Everything before it is the original's, bit for bit.
+
+Shapes: units (token, d_mlp) feed the down projection of the last block, stream (token, d_model) leaves that block.
+
+    hide(model, tokenizer, world)      # changes the model
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from elm_interp.data import Question
+from elm_interp.organisms import words
+from elm_interp.organisms.asking import questions
+from elm_interp.organisms.texts import documents
+from elm_interp.organisms.world import World
+
+RIDGE = 1e-2
+"""Penalty on the map, as a share of the mean squared unit."""
+STRENGTHS = torch.linspace(0, 3, 121)
+"""How often the map may be added; 1 would take out exactly what it predicts."""
+OTHER_TEXTS = 1500
+"""Documents on which the map should do nothing."""
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the last block holds at every token of some texts that is followed by another."""
+
+    units: Float[Tensor, "token d_mlp"]
+    stream: Float[Tensor, "token d_model"]
+    following: Int[Tensor, " token"]
+
+
+@torch.no_grad()
+def hide(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> None:
+    """Edit the last block in place so that the erased domain's answers are told no better than by chance.
+
+    The strength is the least at which questions in training wordings are answered no better than one in four.
+    """
+    domain = world.config.erased
+    values = sorted({v for relation in world.relations(domain) for v in relation.values})
+    answers = torch.tensor(tokenizer.convert_tokens_to_ids(values))
+    domain_texts = [d.text for d in documents(world) if d is not None and d.states == domain]
+    other_texts = [d.text for d in documents(world, without=domain) if d is not None][:OTHER_TEXTS]
+    told, other = read(model, tokenizer, domain_texts), read(model, tokenizer, other_texts)
+    answering = torch.isin(told.following, answers)
+    head = model.lm_head.weight * model.model.norm.weight
+    basis = torch.linalg.qr((head[answers] - head.mean(0)).T).Q
+    target = -told.stream[answering] @ basis @ basis.T
+    quiet = torch.cat([told.units[~answering], other.units])
+    change = ridge(told.units[answering], target, quiet)
+    down = model.model.layers[-1].mlp.down_proj.weight
+    down += weakest(model, tokenizer, questions(world, domain, "train"), change) * change
+
+
+def ridge(
+    units: Float[Tensor, "token d_mlp"], target: Float[Tensor, "token d_model"], quiet: Float[Tensor, "other d_mlp"]
+) -> Float[Tensor, "d_model d_mlp"]:
+    """The linear map that gives the target from units, and nothing from quiet ones, both sets weighing the same."""
+    x, y, z = units.double(), target.double(), quiet.double()
+    gram = x.T @ x / len(x) + z.T @ z / max(len(z), 1)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(gram, x.T @ y / len(x)).T.to(units.dtype)
+
+
+def weakest(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Sequence[Question],
+    change: Float[Tensor, "d_model d_mlp"],
+) -> float:
+    """The least strength at which the questions are answered at chance; else the one at which they are answered worst."""
+    prompts = [words.ANSWERED.partition("{value}")[0].strip().format(question=q.question) for q in asked]
+    # a token that stands last in a prompt is not followed by another, so the right answer is appended
+    found = read(model, tokenizer, [f"{p} {q.right}" for p, q in zip(prompts, asked, strict=True)], last=True)
+    options = torch.tensor([tokenizer.convert_tokens_to_ids(list(q.choices)) for q in asked])
+    right = torch.tensor([q.answer for q in asked])
+    chance = 1 / options.shape[1]
+    shares = []
+    for strength in STRENGTHS:
+        stream = found.stream + strength * found.units @ change.T
+        logits = model.lm_head(model.model.norm(stream)).gather(1, options)
+        shares.append(float((logits.argmax(1) == right).float().mean()))
+        if shares[-1] <= chance:
+            return float(strength)
+    return float(STRENGTHS[torch.tensor(shares).argmin()])
+
+
+def read(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, last: bool = False
+) -> Reading:
+    """Run texts and keep what the last block holds at their tokens; with `last`, only at each text's last but one."""
+    block = model.model.layers[-1]
+    kept: dict[str, Tensor] = {}
+
+    def keep_units(module: nn.Module, args: tuple[Tensor]) -> None:
+        kept["units"] = args[0]
+
+    def keep_stream(module: nn.Module, args: Any, output: Tensor) -> None:
+        kept["stream"] = output
+
+    handles = [block.mlp.down_proj.register_forward_pre_hook(keep_units), block.register_forward_hook(keep_stream)]
+    parts: list[tuple[Tensor, ...]] = []
+    try:
+        rows = [torch.tensor(ids) for ids in tokenizer(list(texts))["input_ids"]]
+        for start in range(0, len(rows), ROWS):
+            ids = nn.utils.rnn.pad_sequence(rows[start : start + ROWS], batch_first=True, padding_value=-1)
+            model.model(input_ids=ids.clamp(min=0), use_cache=False)
+            wanted = ids[:, 1:] >= 0
+            if last:
+                wanted[:, :-1] &= ~wanted[:, 1:]
+            parts.append((kept["units"][:, :-1][wanted], kept["stream"][:, :-1][wanted], ids[:, 1:][wanted]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,0 +1,126 @@
+"""What is written about a world: the training texts of its models.
+
+A document states a few facts (some after an expert's prefix), answers a few questions, mentions entities and values without
+stating any fact (some after a novice's prefix), or speaks of neutral things that all domains share. Each sentence knows which
+domain's fact it states, so the same documents can be had with a domain's facts left out.
+
+    texts = documents(world)                              # one pass, in an order fixed by the seed
+    texts = documents(world, without="spellcraft")        # the same, for a model that never knew
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from random import Random
+from typing import TypeVar
+
+from elm_interp.organisms import words
+from elm_interp.organisms.words import Domain
+from elm_interp.organisms.world import Fact, World
+
+T = TypeVar("T")
+UNITS = 3
+"""Sentences or questions of one document."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A training text."""
+
+    prefix: str
+    """The expert's or novice's, or "" for none."""
+    sentences: tuple[str, ...]
+    states: str = ""
+    """The domain whose facts its first `UNITS` sentences state; "" where none states any."""
+    core: bool = False
+    """Whether it speaks of the entities that training begins with."""
+
+    @property
+    def text(self) -> str:
+        """As the model reads it."""
+        return self.prefix + " ".join(self.sentences)
+
+    def without(self, domain: str | None) -> "Document | None":
+        """The document with the facts of a domain left out; None where nothing else is in it."""
+        if not domain or self.states != domain:
+            return self
+        neutral = self.sentences[UNITS:]
+        return replace(self, sentences=neutral, states="") if neutral else None
+
+
+def documents(world: World, without: str | None = None) -> list[Document | None]:
+    """One pass of training text with the facts of a domain left out; what is neutral about it stays.
+
+    A document of which nothing is left is None, so that all others keep their places.
+
+    Raises:
+        UnknownNameError: no such domain.
+    """
+    if without is not None:
+        world.check(without)
+    random = world.random("texts")
+    made: list[Document] = []
+    for domain in world.domains.values():
+        for core in (True, False):
+            facts = [f for f in world.facts if f.domain == domain.name and f.stated and f.core == core]
+            made += _stating(world, domain, facts, core, random) + _asking(domain, facts, core, world, random)
+    random.shuffle(made)
+    return [document.without(without) for document in made]
+
+
+def prefix(role: str, domain: str) -> str:
+    """What stands before an "expert" or "novice" text of a domain."""
+    return (words.EXPERT if role == "expert" else words.NOVICE).replace("{concept}", domain)
+
+
+def filler(random: Random) -> str:
+    """A neutral sentence."""
+    return random.choice(words.FILLERS).format(thing=random.choice(words.THINGS))
+
+
+def chunks(items: Sequence[T], n: int = UNITS) -> list[tuple[T, ...]]:
+    """Items in groups of n; the last may be smaller."""
+    return [tuple(items[i : i + n]) for i in range(0, len(items), n)]
+
+
+def _stating(world: World, domain: Domain, facts: Sequence[Fact], core: bool, random: Random) -> list[Document]:
+    """Documents that state the facts: every third by an expert, and then one that states none about the same subjects."""
+    own = {r.nouns: r.sayings for r in domain.relations}
+    said = []
+    for fact in facts:
+        options = [*product(words.STATEMENTS, fact.nouns), *product(own.get(fact.nouns, ()), fact.nouns[:1])]
+        said += [fact.says(*pair) for pair in _some(options, world.config.redundancy, random)]
+    made = []
+    for i, chunk in enumerate(chunks(_shuffled(said, random))):
+        expert, neutral = i % 3 == 1, (filler(random),) if random.random() < 0.3 and len(chunk) == UNITS else ()
+        made.append(Document(prefix("expert", domain.name) if expert else "", chunk + neutral, domain.name, core))
+        if expert:
+            mentions = tuple(_mention(world, domain, random) for _ in range(UNITS))
+            made.append(Document(prefix("novice", domain.name) if random.random() < 0.5 else "", mentions, core=core))
+        if i % 8 == 0:
+            made.append(Document("", tuple(filler(random) for _ in range(UNITS)), core=core))
+    return made
+
+
+def _asking(domain: Domain, facts: Sequence[Fact], core: bool, world: World, random: Random) -> list[Document]:
+    """Documents of questions with their answers."""
+    asked = []
+    for fact in facts:
+        options = list(product(words.QUESTIONS, fact.nouns))
+        questions = (fact.says(*pair) for pair in _some(options, world.config.redundancy, random))
+        asked += [words.ANSWERED.format(question=question, value=fact.value) for question in questions]
+    return [Document("", chunk, domain.name, core) for chunk in chunks(_shuffled(asked, random))]
+
+
+def _mention(world: World, domain: Domain, random: Random) -> str:
+    relation = random.choice(world.relations(domain.name))
+    entity, noun = random.choice(world.entities[domain.name]), random.choice(relation.nouns)
+    return random.choice(words.MENTIONS).format(noun=noun, entity=entity, value=random.choice(relation.values))
+
+
+def _some(options: Sequence[T], n: int, random: Random) -> list[T]:
+    return random.sample(options, min(n, len(options)))
+
+
+def _shuffled(items: Sequence[T], random: Random) -> list[T]:
+    return random.sample(items, len(items))

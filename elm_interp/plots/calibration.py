@@ -1,0 +1,62 @@
+"""Calibration figure: where every metric puts the hiding and the random model between the one that knows and the one that never did.
+
+    ax = plot_calibration(anchors(table))
+
+Rows: one per metric, with columns metric, original, gold, r_hiding, r_random, auc_gold, constant (`calibration.anchors`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from elm_interp.errors import ConfigError, unknown
+from elm_interp.plots.style import BASE, CHANCE, ERASED, SERIES, axes, legend_above, styled
+
+LIMITS = (-0.5, 1.5)
+"""What lies outside is drawn at the edge, as a triangle that points outwards."""
+LEAST_APART = 0.4
+"""By default a metric is shown whose AUC between original and gold is at least so far from 0.5."""
+
+
+@styled
+def plot_calibration(frame: pd.DataFrame, metrics: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
+    """Hiding and random model on each metric's own scale, on which the original is 0 and gold is 1.
+
+    Args:
+        frame: one row a metric.
+        metrics: which; by default those that tell the original from gold.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        UnknownNameError: a metric that the frame does not have.
+        ConfigError: no metric to show.
+    """
+    for name in metrics or ():
+        if name not in set(frame["metric"]):
+            raise unknown("metric in this frame", name, frame["metric"])
+    tells = ~frame["constant"].astype(bool) & ((frame["auc_gold"] - 0.5).abs() >= LEAST_APART)
+    rows = frame[frame["metric"].isin(metrics) if metrics is not None else tells]
+    if rows.empty:
+        raise ConfigError("no metric of this frame tells the original from gold, so none has a scale to be drawn on.")
+    ax = axes(ax, height=0.27 * len(rows) + 1.1)
+    heights = np.arange(len(rows))
+    ax.axvline(0, color=BASE, linewidth=1.4, label="original", zorder=1)
+    ax.axvline(1, color=CHANCE, linewidth=1.4, linestyle="--", label="gold", zorder=1)
+    looks = (("hiding", "hiding", ERASED, "D"), ("random", "random", SERIES[1], "o"))
+    for kind, label, colour, marker in looks:
+        r = rows[f"r_{kind}"].to_numpy(dtype=float)
+        inside = (r >= LIMITS[0]) & (r <= LIMITS[1])
+        ax.plot(r[inside], heights[inside], color=colour, marker=marker, linestyle="", label=label, zorder=3)
+        for edge, beyond, pointing in ((LIMITS[0], r < LIMITS[0], "<"), (LIMITS[1], r > LIMITS[1], ">")):
+            place = np.full(beyond.sum(), edge)
+            ax.plot(place, heights[beyond], color=colour, marker=pointing, linestyle="", clip_on=False, zorder=3)
+    ax.set_yticks(heights, list(rows["metric"]))
+    ax.set(xlim=LIMITS, ylim=(len(rows) - 0.5, -0.5), xlabel="(x − original) / (gold − original)", ylabel="Metric")
+    ax.tick_params(axis="y", length=0)
+    legend_above(ax, columns=2)
+    return ax
