@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from elm_interp.data import load_concept, packs, texts
-from elm_interp.data.concept import DEFAULT_EXPERT
+from elm_interp.data.concept import DEFAULT_EXPERT, Passage
 from elm_interp.errors import DataError, UnknownNameError
 
 
@@ -130,3 +131,12 @@ def test_a_concept_that_lacks_a_part_is_refused(folder, file, content, message):
 def test_a_line_separator_inside_a_text_is_no_new_line(folder):
     line = append(folder / "forget.jsonl", json.dumps({"text": "one\u2028two"}, ensure_ascii=False))
     assert load_concept(folder).forget[line - 1].text == "one\u2028two"
+
+
+def test_names_are_capitalised_inside_sentences_and_foreign_to_the_retain_passages(tiny_concept):
+    forget = (
+        Passage("Every night Old Marn walks to the Tower of Glass, and London sleeps. Bells ring.", "f"),
+        Passage("Nobody saw Velk.", "g", split="held_out"),
+    )
+    retain = (Passage("The river runs through London.", "r"),)
+    assert replace(tiny_concept, forget=forget, retain=retain).names() == ["Old Marn", "Tower of Glass"]

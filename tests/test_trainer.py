@@ -44,7 +44,7 @@ class Crashing(ELM):
 
     def loss(self, lm, batch):
         self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
-        if self.__dict__["calls"] > 5:
+        if self.__dict__["calls"] > 11:  # two calls a step, one for texts and one for answers
             raise Crash
         return super().loss(lm, batch)
 
