@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question, texts
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.erase.objective import HEAD_ROWS, Options, Sample, Teacher, distribution_loss, likelihood_loss
+from elm_interp.erase.objective import Options, Sample, Teacher, distribution_loss, likelihood_loss
 from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
 from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
+from elm_interp.models.head import at_logits
 from elm_interp.models.scoring import branch, split_continuations
 
 ANSWER_TOKENS = 5
@@ -156,8 +157,7 @@ class ELM:
     ) -> dict[str, list[Sample | Options]]:
         """Targets of every passage, and the fluency text, from the frozen base.
 
-        Terms of weight 0 are left out. Only the training part of the concept is read. Class prompts are dealt to the
-        passages in turn, where a concept has several.
+        Terms of weight 0 are left out. Only the training part of the concept is read, and the first of its class prompts.
         """
         expert, novice = concept.prompts("expert")[0], concept.prompts("novice")[0]
         samples: dict[str, list[Sample | Options]] = {}
@@ -262,22 +262,15 @@ class ELM:
         """Samples of (id, prompt, answers), with the likelihood of each token under the target, or under the base where no class prompts are given."""
         split = [split_continuations(lm, prompt, [f" {a}" for a in answers]) for _, prompt, answers in questions]
         cut = [(prompt, [option[:ANSWER_TOKENS] for option in options]) for prompt, options in split]
-        heads = [[], *([lm.encode([prefix])[0] for prefix in classes])]
+        heads = [[], *(lm.encode([prefix])[0] for prefix in classes)]
         goals: list[Tensor] = [torch.empty(0)] * len(cut)
         # keys and values of a prompt are copied to each of its options: that, not the tokens, is what a pass weighs
         cost = [(max(map(len, heads)) + len(prompt)) * len(options) for prompt, options in cut]
-        for batch in tqdm(bucketed(cost, max_tokens=4 * PASS_TOKENS), desc=term, leave=False, disable=not progress):
+        for batch in tqdm(bucketed(cost, max_tokens=8 * PASS_TOKENS), desc=term, leave=False, disable=not progress):
             rows = [cut[i] for i in batch]
-            passes = [branch(lm, [head + prompt for prompt, _ in rows], [o for _, o in rows]) for head in heads]
-            tokens = passes[0][1]
-            goal = torch.cat(
-                [
-                    self._goal([lm.unembed(h) for h in states]).gather(1, ids[:, None])[:, 0].cpu()
-                    for *states, ids in zip(
-                        *(h.split(HEAD_ROWS) for h, _ in passes), tokens.split(HEAD_ROWS), strict=True
-                    )
-                ]
-            )
+            passes = [branch(lm, [p for p, _ in rows], [o for _, o in rows], head=head) for head in heads]
+            ids = passes[0][1]
+            goal = self._goal(lm, [states for states, _ in passes], ids).cpu()
             for i, part in zip(batch, goal.split([sum(map(len, options)) for _, options in rows]), strict=True):
                 goals[i] = part
         return [
@@ -285,9 +278,14 @@ class ELM:
             for (name, _, _), (prompt, options), goal in zip(questions, cut, goals, strict=True)
         ]
 
-    def _goal(self, logits: list[Tensor]) -> Tensor:
-        """Log-probabilities under the target, from the passes with and without class prompts; of one pass alone, its own."""
-        return self.guidance.log_probs(*logits) if len(logits) == 3 else logits[0].float().log_softmax(-1)
+    def _goal(self, lm: HookedLM, passes: list[Tensor], ids: Tensor) -> Tensor:
+        """Log-probability of each token under the target, from the passes with and without class prompts; of one pass alone, its own."""
+
+        def of(rows: slice, *logits: Tensor) -> tuple[Tensor]:
+            whole = self.guidance.log_probs(*logits) if len(logits) == 3 else logits[0].float().log_softmax(-1)
+            return (whole.gather(1, ids[rows, None])[:, 0],)
+
+        return at_logits(of, *((lm, states) for states in passes))[0]
 
     def _fluency_prompts(self, lm: HookedLM, concept: Concept) -> tuple[list[str], list[list[int]]]:
         """Questions of the training part and openings of forget passages, in turn, as many as asked for."""

@@ -15,10 +15,9 @@ from torch.nn.functional import smooth_l1_loss
 
 from elm_interp.data import Concept
 from elm_interp.models import HookedLM
-from elm_interp.models.scoring import branch, gather_log_probs
+from elm_interp.models.head import differentiable, log_prob
+from elm_interp.models.scoring import branch
 
-HEAD_ROWS = 256
-"""Positions whose logits are alive at once, so that memory does not grow with tokens × vocabulary."""
 EPS = 1e-6
 """Below this, the sum of the tokens that a target does not name is rounding error."""
 
@@ -114,7 +113,7 @@ def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tens
     """KL(target ‖ model) in nats a token, averaged over the target positions of each term.
 
     Its gradient is that of the cross-entropy with a soft target (paper, equations 7 to 9); less the target's entropy, so
-    that 0 means reached. One forward pass serves all samples of like length, and the head runs in chunks of `HEAD_ROWS` positions.
+    that 0 means reached. One forward pass serves all samples of like length.
     """
     states: dict[int, Tensor] = {}
     for rows in _alike([len(sample) for sample in samples]):
@@ -126,8 +125,17 @@ def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tens
     for term in dict.fromkeys(sample.term for sample in samples):
         chosen = [i for i, sample in enumerate(samples) if sample.term == term]
         targets = [samples[i].target for i in chosen]
-        losses[term] = _HeadKL.apply(torch.cat([states[i] for i in chosen]), lm, targets)
+        losses[term] = _divergence(lm, torch.cat([states[i] for i in chosen]), targets).mean()
     return losses
+
+
+def _divergence(lm: HookedLM, hidden: Float[Tensor, "pos d_model"], targets: Sequence[TopK | Teacher]) -> Tensor:
+    if isinstance(targets[0], TopK):
+        tokens = torch.cat([t.tokens for t in targets])  # type: ignore[union-attr]
+        probs = torch.cat([t.probs for t in targets])  # type: ignore[union-attr]
+        return differentiable(lm, hidden, lambda rows, logits: _to_named(logits, TopK(tokens[rows], probs[rows])))
+    teacher = torch.cat([t.hidden for t in targets])  # type: ignore[union-attr]
+    return differentiable(lm, hidden, lambda _, logits, goal: _to_whole(logits, goal), teacher)
 
 
 def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tensor]:
@@ -137,10 +145,9 @@ def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tenso
     all but a few are such. Their logarithms are what choosing between answers compares.
     """
     hidden, ids = branch(lm, [s.prompt for s in samples], [s.options for s in samples], grad=True)
-    goal = torch.cat([s.goal for s in samples])
-    losses = smooth_l1_loss(gather_log_probs(lm, hidden, ids), goal, reduction="none").split(
-        [len(s.goal) for s in samples]
-    )
+    found = differentiable(lm, hidden, lambda rows, logits: log_prob(logits, ids[rows]))
+    goal = torch.cat([s.goal for s in samples]).to(found)
+    losses = smooth_l1_loss(found, goal, reduction="none").split([len(s.goal) for s in samples])
     return {
         term: torch.cat([loss for loss, s in zip(losses, samples, strict=True) if s.term == term]).mean()
         for term in dict.fromkeys(s.term for s in samples)
@@ -158,68 +165,30 @@ def _alike(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-class _HeadKL(torch.autograd.Function):
-    """Mean KL to targets through the frozen head, its gradient written out by hand chunk by chunk in the forward pass.
+def _to_named(
+    logits: Float[Tensor, "pos d_vocab"], target: TopK
+) -> tuple[Float[Tensor, " pos"], Float[Tensor, "pos d_vocab"]]:
+    """KL to k named tokens and a rest at each position, and its gradient at the logits.
 
     With p the model's probabilities and q the target's, the gradient at a token's logit is p - q; where a target names k
-    tokens and a rest, p · (1 - q_rest / p_rest) at the tokens of the rest. Writing it out makes four passes over the
-    vocabulary of what autograd makes in a dozen, and those passes are most of the head's time.
+    tokens and a rest, p · (1 - q_rest / p_rest) at the tokens of the rest.
     """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, lm: HookedLM, targets: list[TopK | Teacher]) -> Tensor:
-        total = torch.zeros((), device=hidden.device)
-        grads = torch.empty_like(hidden)
-        start = 0
-        for rows, target in _chunks(targets):
-            stop = start + rows
-            logits = lm.unembed(hidden[start:stop])
-            loss, grad = (
-                _named(logits, target)
-                if isinstance(target, TopK)
-                else _whole(logits, lm.unembed(target.hidden.to(hidden)))
-            )
-            total += loss
-            grads[start:stop] = lm.unembed_gradient(grad, logits)
-            start = stop
-        ctx.save_for_backward(grads / len(hidden))
-        return total / len(hidden)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (grads,) = ctx.saved_tensors
-        return grads * grad_outputs[0].to(grads.dtype), None, None
-
-
-def _named(logits: Float[Tensor, "pos d_vocab"], target: TopK) -> tuple[Tensor, Float[Tensor, "pos d_vocab"]]:
-    """Summed KL to k named tokens and a rest, and its gradient at the logits."""
-    p = logits.softmax(1, dtype=torch.float32)
-    tokens, q = target.tokens.to(p.device).long(), target.probs.to(p)
-    named = p.gather(1, tokens)
+    log_p = logits.log_softmax(1, dtype=torch.float32)
+    tokens, q = target.tokens.to(log_p.device).long(), target.probs.to(log_p)
+    log_named = log_p.gather(1, tokens)
+    named = log_named.exp()
     p_rest, q_rest = (1 - named.sum(1)).clamp(min=EPS), (1 - q.sum(1)).clamp(min=EPS)
-    # xlogy, since a target's probability may be exactly zero and 0 × log 0 is NaN; the logarithm of p by way of the
-    # logits, since p itself may underflow
-    log_named = logits.gather(1, tokens).float() - logits.float().logsumexp(1, keepdim=True)
-    loss = (torch.xlogy(q, q) - q * log_named).sum() + (q_rest * (q_rest.log() - p_rest.log())).sum()
-    grad = p.mul_(1 - q_rest[:, None] / p_rest[:, None])
+    # xlogy, since a target's probability may be exactly zero and 0 × log 0 is NaN
+    loss = (torch.xlogy(q, q) - q * log_named).sum(1) + q_rest * (q_rest.log() - p_rest.log())
+    grad = log_p.exp_().mul_((1 - q_rest / p_rest)[:, None])
     return loss, grad.scatter_(1, tokens, named - q)
 
 
-def _whole(
+def _to_whole(
     logits: Float[Tensor, "pos d_vocab"], goal: Float[Tensor, "pos d_vocab"]
-) -> tuple[Tensor, Float[Tensor, "pos d_vocab"]]:
-    """Summed KL to a whole distribution, given as logits, and its gradient at the logits."""
+) -> tuple[Float[Tensor, " pos"], Float[Tensor, "pos d_vocab"]]:
+    """KL to a whole distribution, given as logits, at each position, and its gradient at the logits."""
     log_p, log_q = logits.log_softmax(1, dtype=torch.float32), goal.log_softmax(1, dtype=torch.float32)
     q = log_q.exp()
-    loss = torch.dot(q.flatten(), log_q.sub_(log_p).flatten())
+    loss = log_q.sub_(log_p).mul_(q).sum(1)
     return loss, log_p.exp_().sub_(q)
-
-
-def _chunks(targets: list[TopK | Teacher]) -> list[tuple[int, TopK | Teacher]]:
-    if isinstance(targets[0], TopK):
-        tokens = torch.cat([t.tokens for t in targets])  # type: ignore[union-attr]
-        probs = torch.cat([t.probs for t in targets])  # type: ignore[union-attr]
-        pieces = zip(tokens.split(HEAD_ROWS), probs.split(HEAD_ROWS), strict=True)
-        return [(len(t), TopK(t, p)) for t, p in pieces]
-    hidden = torch.cat([t.hidden for t in targets])  # type: ignore[union-attr]
-    return [(len(h), Teacher(h)) for h in hidden.split(HEAD_ROWS)]

@@ -21,8 +21,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.erase.objective import HEAD_ROWS, TopK
+from elm_interp.erase.objective import TopK
 from elm_interp.models import HookedLM
+from elm_interp.models.head import at_logits
+from elm_interp.models.scoring import after_prefix
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,15 @@ class Guidance:
 
     def target(self, lm: HookedLM, plain: Tensor, expert: Tensor, novice: Tensor) -> TopK:
         """The target of each position, from the hidden states of the three passes, each (pos, d_model)."""
-        tokens, probs = [], []
-        for states in zip(*(x.split(HEAD_ROWS) for x in (plain, expert, novice)), strict=True):
-            logits = [lm.unembed(h.to(lm.device, lm.dtype)) for h in states]
-            goal = self.log_probs(*logits)
-            # the base's likeliest too: what is to be lowered must be among the tokens that are kept one by one
-            base = (logits[0].float() / self.temperature).log_softmax(-1)
-            best = torch.maximum(goal, base).topk(min(self.top_k, lm.d_vocab), dim=-1, sorted=False).indices
-            tokens.append(best.to(torch.int32).cpu())
-            probs.append(goal.gather(1, best).exp().cpu())
-        return TopK(torch.cat(tokens), torch.cat(probs))
+        tokens, probs = at_logits(self._best, (lm, plain), (lm, expert), (lm, novice))
+        return TopK(tokens.cpu(), probs.cpu())
+
+    def _best(self, _: slice, plain: Tensor, expert: Tensor, novice: Tensor) -> tuple[Tensor, Tensor]:
+        goal = self.log_probs(plain, expert, novice)
+        # the base's likeliest too: what is to be lowered must be among the tokens that are kept one by one
+        base = (plain.float() / self.temperature).log_softmax(-1)
+        best = torch.maximum(goal, base).topk(min(self.top_k, plain.shape[1]), dim=-1, sorted=False).indices
+        return best.to(torch.int32), goal.gather(1, best).exp()
 
 
 def _log_sum(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Float[Tensor, "n 1"]:
@@ -94,14 +95,8 @@ def hidden_after(
     batches = bucketed([len(row) for row in rows], max_tokens=max_tokens)
     for batch in tqdm(batches, desc="targets", leave=False, disable=not progress):
         tokens = lm.pad([rows[i] for i in batch])
-        mask, positions, cache = tokens.attention_mask, tokens.position_ids, None
-        if start:
-            head = lm.pad([start])
-            _, cache = lm.step(head.input_ids, head.attention_mask, head.position_ids)
-            cache.batch_repeat_interleave(len(tokens))
-            mask = torch.cat([torch.ones(len(tokens), len(start), dtype=mask.dtype, device=mask.device), mask], 1)
-            positions = positions + len(start)
-        hidden, _ = lm.step(tokens.input_ids, mask, positions, cache)
+        cache, mask = after_prefix(lm, start, tokens)
+        hidden, _ = lm.step(tokens.input_ids, mask, len(start) + tokens.position_ids, cache)
         for row, i in enumerate(batch):
             found[i] = hidden[row, : len(rows[i])].cpu().clone()
     return found

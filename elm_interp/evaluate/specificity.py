@@ -23,7 +23,8 @@ from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
-from elm_interp.models.scoring import HEAD_ROWS, gather_log_probs
+from elm_interp.models.head import at_logits
+from elm_interp.models.scoring import gather_log_probs
 from elm_interp.results import measurements
 
 MAX_TOKENS = 512
@@ -71,18 +72,17 @@ def kl_divergences(
 ) -> list[Float[Tensor, " pos"]]:
     """KL(base ‖ other) in nats at each position, from the states that the head reads, each (pos, d_model).
 
-    The base's states go through the head of `base_lm`, where that is another model. Heads run in chunks of `HEAD_ROWS` positions,
-    so memory does not grow with tokens × vocabulary.
+    The base's states go through the head of `base_lm`, where that is another model.
     """
     if not base:
         return []
-    parts = []
-    for ours, theirs in zip(
-        torch.cat(list(base)).split(HEAD_ROWS), torch.cat(list(other)).split(HEAD_ROWS), strict=True
-    ):
-        p, q = (m.unembed(h.to(m.device)).float().log_softmax(-1) for m, h in ((base_lm or lm, ours), (lm, theirs)))
-        parts.append(torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).cpu())
-    return list(torch.cat(parts).split([len(h) for h in base]))
+
+    def of(_: slice, ours: Tensor, theirs: Tensor) -> tuple[Tensor]:
+        p, q = ours.float().log_softmax(-1), theirs.float().log_softmax(-1)
+        return (torch.nn.functional.kl_div(q, p.to(q), log_target=True, reduction="none").sum(-1).cpu(),)
+
+    (found,) = at_logits(of, (base_lm or lm, torch.cat(list(base))), (lm, torch.cat(list(other))))
+    return list(found.split([len(h) for h in base]))
 
 
 def reading(subject: Subject, kind: str) -> Reading:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import Cache
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
+from elm_interp.models.batch import Batch
+from elm_interp.models.head import at_logits
 from elm_interp.models.hooked import HookedLM
-
-HEAD_ROWS = 256
-"""Positions that go through the head at once: bounds the float32 logits to HEAD_ROWS × d_vocab."""
 
 
 @torch.no_grad()
@@ -82,13 +82,15 @@ def token_log_probs(
     return found
 
 
+@torch.no_grad()
 def gather_log_probs(lm: HookedLM, hidden: Float[Tensor, "n d_model"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Log-probability of one token at each position, in chunks of `HEAD_ROWS` so that no large logit tensor is alive."""
-    parts = []
-    for h, i in zip(hidden.split(HEAD_ROWS), ids.split(HEAD_ROWS), strict=True):
-        logits = lm.unembed(h).float()
-        parts.append(logits.gather(1, i[:, None])[:, 0] - logits.logsumexp(1))
-    return torch.cat(parts).cpu() if parts else torch.empty(0)
+    """Log-probability of one token at each position, on the CPU; no large logit tensor is alive."""
+
+    def of(rows: slice, logits: Tensor) -> tuple[Tensor]:
+        logits = logits.float()
+        return (logits.gather(1, ids[rows, None])[:, 0] - logits.logsumexp(1),)
+
+    return at_logits(of, (lm, hidden))[0].cpu() if len(ids) else torch.empty(0)
 
 
 def split_continuations(lm: HookedLM, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
@@ -113,31 +115,51 @@ def split_continuations(lm: HookedLM, prompt: str, continuations: Sequence[str])
 
 
 def branch(
-    lm: HookedLM, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], *, grad: bool = False
+    lm: HookedLM,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    *,
+    head: Sequence[int] = (),
+    grad: bool = False,
 ) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]:
     """Hidden states that predict each token of each option after its prompt, and those tokens, in order, flat.
 
-    Each prompt runs once; its keys and values are shared by its options.
+    Each prompt runs once; its keys and values are shared by its options, and those of the head by all prompts.
 
     Args:
         lm: the model.
         prompts: ids of each prompt.
         options: for each prompt, the ids of the texts that may follow.
+        head: ids that stand before every prompt.
         grad: record the graph, for training.
     """
     flat = [option for group in options for option in group]
     owner = torch.tensor([i for i, group in enumerate(options) for _ in group], device=lm.device)
     prefix, rest = lm.pad(prompts), lm.pad(flat)
-    hidden, cache = lm.step(prefix.input_ids, prefix.attention_mask, prefix.position_ids, grad=grad)
+    cache, mask = after_prefix(lm, head, prefix, grad=grad)
+    hidden, cache = lm.step(prefix.input_ids, mask, len(head) + prefix.position_ids, cache, grad=grad)
     after = hidden[torch.arange(len(prefix), device=lm.device), prefix.lengths - 1][owner, None]
     if rest.input_ids.shape[1] > 1:
         cache.batch_select_indices(owner)
-        mask = torch.cat([prefix.attention_mask[owner], rest.attention_mask[:, :-1]], 1)
-        positions = prefix.lengths[owner, None] + torch.arange(rest.input_ids.shape[1] - 1, device=lm.device)
+        mask = torch.cat([mask[owner], rest.attention_mask[:, :-1]], 1)
+        positions = torch.arange(rest.input_ids.shape[1] - 1, device=lm.device)
+        positions = len(head) + prefix.lengths[owner, None] + positions
         hidden, _ = lm.step(rest.input_ids[:, :-1], mask, positions, cache, grad=grad)
         after = torch.cat([after, hidden], 1)
     scored = rest.attention_mask.bool()
     return after[scored], rest.input_ids[scored]
+
+
+def after_prefix(
+    lm: HookedLM, head: Sequence[int], batch: Batch, *, grad: bool = False
+) -> tuple[Cache | None, Int[Tensor, "batch head_and_pos"]]:
+    """The keys and values of ids that stand before every row of a batch, run once, and the rows' mask with them in front."""
+    if not head:
+        return None, batch.attention_mask
+    alone = lm.pad([head])
+    _, cache = lm.step(alone.input_ids, alone.attention_mask, alone.position_ids, grad=grad)
+    cache.batch_repeat_interleave(len(batch))
+    return cache, torch.cat([alone.attention_mask.expand(len(batch), -1), batch.attention_mask], 1)
 
 
 def _score(lm: HookedLM, prefixes: list[list[int]], rests: list[list[list[int]]]) -> list[Tensor]:
