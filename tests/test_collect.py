@@ -145,3 +145,16 @@ def test_the_datasets_of_a_concept_say_what_they_promise(tiny_concept):
     assert (made["forget_text"].positions, made["forget_text"].skip) == ("mean", 1)
     assert set(made["retain_text"].examples["split"]) == {"train", "held_out"}
     assert concept_datasets(tiny_concept)["truth"].texts == made["truth"].texts
+
+
+def test_a_text_that_two_datasets_share_is_read_once(tiny_lm, tmp_path, monkeypatch):
+    datasets = {"a": dataset(), "b": dataset([TEXTS[2], "Bread", TEXTS[0], TEXTS[2]])}
+    passes = []
+    inner = type(tiny_lm).run_with_cache
+    monkeypatch.setattr(
+        type(tiny_lm), "run_with_cache", lambda lm, batch, **k: passes.append(len(batch)) or inner(lm, batch, **k)
+    )
+    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
+    assert sum(passes) == 4
+    for name, about in datasets.items():
+        assert torch.allclose(store.tensor(name, "base"), collect_texts(tiny_lm, about.texts), atol=1e-5)

@@ -9,6 +9,7 @@ Shapes: (example, layer, d_model) in the order of the texts; layer l is read aft
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.activations.store import ActivationStore
+from elm_interp.activations.writer import ShardWriter
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.errors import DataError
 from elm_interp.models import Batch, HookedLM
@@ -128,34 +130,33 @@ def collect(
     """
     for dataset in datasets.values():
         _check_positions(dataset.positions, dataset.skip)
-    todo = {
-        checkpoint: {
-            n: f for n, f in fingerprints(lm, datasets, folder, site=site).items() if not store.has(n, checkpoint, f)
-        }
+    unread = {
+        checkpoint: [
+            (n, f) for n, f in fingerprints(lm, datasets, folder, site=site).items() if not store.has(n, checkpoint, f)
+        ]
         for checkpoint, folder in checkpoints.items()
     }
-    needed = [name for missing in todo.values() for name in missing]
-    batches = {
-        n: prepare_batches(lm, datasets[n].texts, skip=datasets[n].skip, max_tokens=max_tokens) for n in set(needed)
-    }
-    total = sum(len(batches[name]) for name in needed)
+    plans: dict[tuple[str, ...], _Plan] = {}
+    work: list[tuple[str, dict[str, str], _Plan]] = []
+    for checkpoint, missing in unread.items():
+        for names in _alike(datasets, [name for name, _ in missing]):
+            if names not in plans:
+                plans[names] = _plan(lm, [datasets[n] for n in names], max_tokens)
+            work.append((checkpoint, {n: f for n, f in missing if n in names}, plans[names]))
+    total = sum(len(plan.batches) for *_, plan in work)
     with tqdm(total=total, desc="collecting", leave=False, disable=not progress) as bar:
-        for checkpoint, missing in todo.items():
-            if not missing:
-                continue
-            with lm.adapter(checkpoints[checkpoint]):
-                for name, found in missing.items():
-                    dataset = datasets[name]
-                    meta = {
-                        "site": site,
-                        "positions": str(dataset.positions),
-                        "fingerprint": found,
-                        "skip": dataset.skip,
-                    }
-                    with store.writer(name, checkpoint, examples=dataset.stored_examples, meta=meta) as writer:
-                        for rows, batch in batches[name]:
-                            writer.add(rows, _read(lm, batch, site, dataset.positions, dataset.skip))
-                            bar.update()
+        for checkpoint, found, plan in work:
+            with lm.adapter(checkpoints[checkpoint]), ExitStack() as stack:
+                opened = [_writer(store, checkpoint, datasets[n], n, f, site) for n, f in found.items()]
+                writers = [stack.enter_context(writer) for writer in opened]
+                for texts, batch in plan.batches:
+                    values = _read(lm, batch, site, plan.positions, plan.skip)
+                    for writer, rows_of in zip(writers, plan.rows, strict=True):
+                        places = [(k, row) for k, text in enumerate(texts) for row in rows_of.get(text, ())]
+                        if places:
+                            taken, rows = zip(*places, strict=True)
+                            writer.add(rows, values[list(taken)])
+                    bar.update()
     return store
 
 
@@ -179,6 +180,43 @@ def fingerprints(
         said = f"{state}|{dataset.positions}|{dataset.skip}|{dataset.texts}"
         found[name] = sha256(said.encode()).hexdigest()[:16]
     return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The passes over the texts of several datasets that are read alike; a text that several share is read once."""
+
+    batches: list[tuple[list[int], Batch]]
+    rows: list[dict[int, list[int]]]
+    """For each dataset, where each text stands in it."""
+    positions: str | int
+    skip: int
+
+
+def _plan(lm: HookedLM, datasets: Sequence[Dataset], max_tokens: int) -> _Plan:
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(text for d in datasets for text in d.texts))}
+    rows: list[dict[int, list[int]]] = [{} for _ in datasets]
+    for dataset, found in zip(datasets, rows, strict=True):
+        for row, text in enumerate(dataset.texts):
+            found.setdefault(numbers[text], []).append(row)
+    like = datasets[0]
+    batches = prepare_batches(lm, list(numbers), skip=like.skip, max_tokens=max_tokens)
+    return _Plan(batches, rows, like.positions, like.skip)
+
+
+def _writer(
+    store: ActivationStore, checkpoint: str, dataset: Dataset, name: str, fingerprint: str, site: str
+) -> ShardWriter:
+    meta = {"site": site, "positions": str(dataset.positions), "fingerprint": fingerprint, "skip": dataset.skip}
+    return store.writer(name, checkpoint, examples=dataset.stored_examples, meta=meta)
+
+
+def _alike(datasets: Mapping[str, Dataset], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names in groups that are read at the same positions."""
+    groups: dict[tuple[str | int, int], list[str]] = {}
+    for name in names:
+        groups.setdefault((datasets[name].positions, datasets[name].skip), []).append(name)
+    return [tuple(group) for group in groups.values()]
 
 
 @torch.no_grad()
