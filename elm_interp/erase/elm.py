@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question, texts
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.erase.objective import Options, Sample, Teacher, distribution_loss, likelihood_loss
+from elm_interp.erase.objective import Options, Sample, Teacher, TopK, distribution_loss, likelihood_loss
 from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
 from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
@@ -216,11 +216,16 @@ class ELM:
         progress: bool,
     ) -> list[Sample | Options]:
         passes = [hidden_after(lm, prefix, rows, progress=progress) for prefix in ("", expert, novice)]
-        found: list[Sample | Options] = []
-        for i, (name, row, start) in enumerate(zip(ids, rows, starts, strict=True)):
-            target = self.guidance.target(lm, *(states[i][start:-1] for states in passes))
-            found.append(Sample(term, name, tuple(row), start, target))
-        return found
+        spans = [slice(start, -1) for start in starts]
+        # all texts at once, since the head works best on many positions
+        joined = [torch.cat([h[span] for h, span in zip(states, spans, strict=True)]) for states in passes]
+        target = self.guidance.target(lm, *joined)
+        lengths = [len(row) - 1 - start for row, start in zip(rows, starts, strict=True)]
+        parts = zip(target.tokens.split(lengths), target.probs.split(lengths), strict=True)
+        return [
+            Sample(term, name, tuple(row), start, TopK(tokens, probs))
+            for name, row, start, (tokens, probs) in zip(ids, rows, starts, parts, strict=True)
+        ]
 
     def _questions(
         self, lm: HookedLM, concept: Concept, expert: str, novice: str, seed: int, progress: bool

@@ -46,16 +46,18 @@ class Guidance:
         self, plain: Float[Tensor, "n d_vocab"], expert: Float[Tensor, "n d_vocab"], novice: Float[Tensor, "n d_vocab"]
     ) -> Float[Tensor, "n d_vocab"]:
         """Log P_erased, from the logits of the three passes."""
-        # in place, and by way of the sums alone: a pass over the vocabulary costs more than the products with the head
-        ratio = novice.float().sub(expert.float()).div_(self.temperature)
-        ratio -= _log_sum(novice, self.temperature) - _log_sum(expert, self.temperature)
+        return self._with_base(plain, expert, novice)[1]
+
+    def _with_base(self, plain: Tensor, expert: Tensor, novice: Tensor) -> tuple[Tensor, Tensor]:
+        # in place where it can be: a pass over the vocabulary costs more than its share of the product with the head
+        base, low, high = (_log_softmax(logits, self.temperature) for logits in (plain, expert, novice))
+        ratio = high.sub_(low)
         if self.one_sided:
             ratio.clamp_(max=0)
-        base = plain.float() / self.temperature
-        mixed = ratio.mul_(self.eta).add_(base)
+        mixed = torch.add(base, ratio, alpha=self.eta)
         if self.plausible > 0:
             mixed.masked_fill_(base < base.amax(-1, keepdim=True) + math.log(self.plausible), -torch.inf)
-        return mixed.log_softmax(-1)
+        return base, mixed.log_softmax(-1)
 
     def target(self, lm: HookedLM, plain: Tensor, expert: Tensor, novice: Tensor) -> TopK:
         """The target of each position, from the hidden states of the three passes, each (pos, d_model)."""
@@ -63,15 +65,14 @@ class Guidance:
         return TopK(tokens.cpu(), probs.cpu())
 
     def _best(self, _: slice, plain: Tensor, expert: Tensor, novice: Tensor) -> tuple[Tensor, Tensor]:
-        goal = self.log_probs(plain, expert, novice)
+        base, goal = self._with_base(plain, expert, novice)
         # the base's likeliest too: what is to be lowered must be among the tokens that are kept one by one
-        base = (plain.float() / self.temperature).log_softmax(-1)
-        best = torch.maximum(goal, base).topk(min(self.top_k, plain.shape[1]), dim=-1, sorted=False).indices
+        best = torch.maximum(base, goal).topk(min(self.top_k, plain.shape[1]), dim=-1, sorted=False).indices
         return best.to(torch.int32), goal.gather(1, best).exp()
 
 
-def _log_sum(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Float[Tensor, "n 1"]:
-    return (logits.float() / temperature if temperature != 1 else logits.float()).logsumexp(-1, keepdim=True)
+def _log_softmax(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Float[Tensor, "n d_vocab"]:
+    return (logits.float() / temperature if temperature != 1 else logits.float()).log_softmax(-1)
 
 
 @torch.no_grad()

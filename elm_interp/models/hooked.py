@@ -203,7 +203,9 @@ class HookedLM:
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of hidden states after the final norm."""
-        logits = self.head(hidden) * self._logit_scale
+        logits = self.head(hidden)
+        if self._logit_scale != 1:  # a pass over the vocabulary
+            logits = logits * self._logit_scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
     def unembed_gradient(
