@@ -113,11 +113,10 @@ PRESETS: dict[str, dict] = {
     # the authors' code: lr 5e-5 constant, one sample a micro-step, accumulation 4, PyTorch's default weight decay
     "paper": {"steps": 750, "lr": 5e-5, "schedule": "constant", "warmup": 0, "weight_decay": 0.01, "fluency_batch": 4},
     "smollm2-135m": {
-        "steps": 75,
+        "steps": 60,
         "forget_batch": 1,
         "retain_batch": 1,
         "lr": 4e-3,
-        "save_every": 25,
     },
 }
 """What each preset sets beside the defaults."""

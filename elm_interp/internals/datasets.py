@@ -8,6 +8,7 @@ forget_text, retain_text    passages, as the mean over tokens without the first
 collect(lm, store, datasets(concept), {"base": None})
 """
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from hashlib import sha256
@@ -20,6 +21,8 @@ from elm_interp.errors import unknown
 
 PASSAGES = 40
 """Passages of a kind: enough for a mean, few enough for every checkpoint."""
+QUESTIONS = 200
+"""Questions of a concept that has more: likewise. Drawn once, the same in every run."""
 
 
 def concept_datasets(concept: Concept, names: Iterable[str] | None = None) -> dict[str, Dataset]:
@@ -42,19 +45,19 @@ def concept_datasets(concept: Concept, names: Iterable[str] | None = None) -> di
 
 def truth(concept: Concept) -> Dataset | None:
     """Each question with its right answer, and with one wrong choice, the same in every run."""
-    rows = [row for q in concept.ask("forget", "all") for row in _statements(q, _wrong(q))]
+    rows = [row for q in _asked(concept) for row in _statements(q, _wrong(q))]
     return _dataset("truth", rows)
 
 
 def association(concept: Concept) -> Dataset | None:
     """Each question with its right answer, and with the one from outside; questions without one are left out."""
-    rows = [row for q in concept.ask("forget", "all") if q.outside for row in _statements(q, q.outside)]
+    rows = [row for q in _asked(concept) if q.outside for row in _statements(q, q.outside)]
     return _dataset("association", rows)
 
 
 def choice(concept: Concept) -> Dataset | None:
     """Each question with its options lettered as shown; questions with an unusual number of options are left out."""
-    questions = concept.ask("forget", "all")
+    questions = _asked(concept)
     usual = Counter(len(q.choices) for q in questions).most_common(1)[0][0] if questions else 0
     rows = []
     for q in questions:
@@ -81,6 +84,12 @@ _MAKERS: dict[str, Callable[[Concept], Dataset | None]] = {
     "forget_text": forget_text,
     "retain_text": retain_text,
 }
+
+
+def _asked(concept: Concept) -> list[Question]:
+    asked = concept.ask("forget", "all")
+    drawn = random.Random(0).sample(range(len(asked)), min(QUESTIONS, len(asked)))
+    return [asked[i] for i in sorted(drawn)]
 
 
 def _statements(q: Question, wrong: str) -> list[tuple[str, Question, int]]:

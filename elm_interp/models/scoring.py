@@ -5,6 +5,7 @@ scored, so a question with five options costs little more than one.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from jaxtyping import Float, Int
@@ -135,19 +136,43 @@ def branch(
     """
     flat = [option for group in options for option in group]
     owner = torch.tensor([i for i, group in enumerate(options) for _ in group], device=lm.device)
-    prefix, rest = lm.pad(prompts), lm.pad(flat)
+    prefix = lm.pad(prompts)
     cache, mask = after_prefix(lm, head, prefix, grad=grad)
     hidden, cache = lm.step(prefix.input_ids, mask, len(head) + prefix.position_ids, cache, grad=grad)
-    after = hidden[torch.arange(len(prefix), device=lm.device), prefix.lengths - 1][owner, None]
-    if rest.input_ids.shape[1] > 1:
-        cache.batch_select_indices(owner)
-        mask = torch.cat([mask[owner], rest.attention_mask[:, :-1]], 1)
-        positions = torch.arange(rest.input_ids.shape[1] - 1, device=lm.device)
-        positions = len(head) + prefix.lengths[owner, None] + positions
-        hidden, _ = lm.step(rest.input_ids[:, :-1], mask, positions, cache, grad=grad)
-        after = torch.cat([after, hidden], 1)
-    scored = rest.attention_mask.bool()
-    return after[scored], rest.input_ids[scored]
+    last = hidden[torch.arange(len(prefix), device=lm.device), prefix.lengths - 1]
+    found, places = [last[owner]], [(i, 0) for i in range(len(flat))]
+    for some in _of_like_length(flat):
+        rest = lm.pad([flat[i][:-1] for i in some])
+        whose = owner[some]
+        positions = len(head) + prefix.lengths[whose, None] + rest.position_ids
+        after, _ = lm.step(
+            rest.input_ids, torch.cat([mask[whose], rest.attention_mask], 1), positions, _rows(cache, whose), grad=grad
+        )
+        found.append(after[rest.attention_mask.bool()])
+        places += [(i, t) for i in some for t in range(1, len(flat[i]))]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    ids = torch.tensor([token for option in flat for token in option], device=lm.device)
+    return torch.cat(found)[order], ids
+
+
+def _of_like_length(options: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of the options of two tokens or more, in groups where none is padded to more than about twice its length."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(options)), key=lambda i: -len(options[i])):
+        tail = len(options[i]) - 1
+        if tail and groups and 2 * tail >= len(options[groups[-1][0]]) - 1:
+            groups[-1].append(i)
+        elif tail:
+            groups.append([i])
+    return groups
+
+
+def _rows(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
+    """The keys and values of some rows; the cache that they come from can be used again."""
+    chosen = copy(cache)
+    chosen.layers = [copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen
 
 
 def after_prefix(
