@@ -59,6 +59,8 @@ def test_prompts_fill_in_the_keywords(tiny_concept):
 def test_an_unknown_pack_names_the_closest(tiny_concept):
     with pytest.raises(UnknownNameError, match="Did you mean 'harry-potter'"):
         load_concept("harrypotter")
+    with pytest.raises(UnknownNameError, match="Did you mean 'astronomy'"):
+        load_concept("astronmy")
     with pytest.raises(UnknownNameError, match="Did you mean 'forget'"):
         tiny_concept.passages("forgets")
     with pytest.raises(UnknownNameError, match="Did you mean 'held_out'"):
@@ -70,9 +72,46 @@ def test_an_unknown_pack_names_the_closest(tiny_concept):
 
 
 def test_every_pack_can_be_loaded():
-    assert "harry-potter" in packs()
+    assert {"astronomy", "harry-potter"} <= set(packs())
     for name in packs():
         assert load_concept(name).name == name
+
+
+def lend(folder, general: object) -> None:
+    head = json.loads((folder / "concept.json").read_text())
+    (folder / "concept.json").write_text(json.dumps(head | {"general": general}))
+
+
+def test_general_questions_may_be_those_of_a_pack(folder):
+    (folder / "questions" / "general.jsonl").unlink(missing_ok=True)
+    lend(folder, {"from": "harry-potter", "without": ["astronomy", "gen-001"]})
+    theirs, ours = (load_concept(name).ask("general", "all") for name in ("harry-potter", folder))
+    assert ours == [q for q in theirs if q.topic != "astronomy" and q.id != "gen-001"]
+    assert len(ours) < len(theirs) - 1
+
+
+@pytest.mark.parametrize(
+    ("general", "told"),
+    [
+        ({"from": "harrypotter"}, "Did you mean 'harry-potter'"),
+        ({"from": "harry-potter", "without": ["astrology"]}, "'astrology', which is no topic or id of harry-potter"),
+        ({"from": "harry-potter", "without": "astronomy"}, "expected a list of topics and ids"),
+        ({"from": "harry-potter", "but": []}, "unknown field 'but'"),
+        ("harry-potter", "'general' is str, expected dict"),
+    ],
+)
+def test_a_wrong_loan_is_refused(folder, general, told):
+    (folder / "questions" / "general.jsonl").unlink(missing_ok=True)
+    lend(folder, general)
+    with pytest.raises(DataError, match=told):
+        load_concept(folder)
+
+
+def test_a_loan_beside_general_questions_is_refused(folder):
+    (folder / "questions" / "general.jsonl").touch()
+    lend(folder, {"from": "harry-potter"})
+    with pytest.raises(DataError, match="keep one"):
+        load_concept(folder)
 
 
 def test_a_broken_passage_is_named_by_file_and_line(folder):

@@ -1,4 +1,4 @@
-"""The pack `harry-potter` keeps the rules that make its numbers mean something.
+"""Every pack keeps the rules that make its numbers mean something.
 
 A question that its own right answer gives away (by length, by place, by a phrase shared with a passage) would measure that
 instead of knowledge, and a retain text about the concept would teach it again.
@@ -6,23 +6,57 @@ instead of knowledge, and a retain text about the concept would teach it again.
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from statistics import mean
 
 import pytest
 
-from elm_interp.data import Concept, Question, load_concept
+from elm_interp.data import Concept, Question, load_concept, packs
 
-SETS = {"forget": 200, "neighbours": 120, "general": 240}
-WIZARDRY = re.compile(
-    r"harry potter|hogwarts|hogsmeade|gryffindor|slytherin|hufflepuff|ravenclaw|dumbledore|voldemort|hermione|weasley|hagrid|snape|malfoy|quidditch"
-    r"|muggle|azkaban|horcrux|dementor|diagon alley|death eater|rowling|mcgonagall|dobby|hedwig|patronus|golden snitch|privet drive|butterbeer",
-    re.IGNORECASE,
-)
+SETS = ("forget", "neighbours", "general")
 
 
-@pytest.fixture(scope="module")
-def pack() -> Concept:
-    return load_concept("harry-potter")
+@dataclass(frozen=True)
+class Rules:
+    """What a pack must hold at the least, and by which words one knows its concept."""
+
+    forget: int
+    retain: int
+    questions: tuple[int, int, int]
+    near: set[str]
+    words: str
+
+
+RULES = {
+    "harry-potter": Rules(
+        forget=120,
+        retain=160,
+        questions=(200, 120, 240),
+        near={"fiction", "magic", "schools", "owls", "britain"},
+        words=r"harry potter|hogwarts|hogsmeade|gryffindor|slytherin|hufflepuff|ravenclaw|dumbledore|voldemort|hermione|weasley|hagrid|snape"
+        r"|malfoy|quidditch|muggle|azkaban|horcrux|dementor|diagon alley|death eater|rowling|mcgonagall|dobby|hedwig|patronus|golden snitch"
+        r"|privet drive|butterbeer",
+    ),
+    "astronomy": Rules(
+        forget=80,
+        retain=100,
+        questions=(160, 80, 240),
+        near={"physics", "geography", "sky"},
+        words=r"astronom|\bplanet|galax|telescope|nebula|\bcomets?\b|asteroid|meteor(?!olog)|solar system|\bnasa\b|\borbits?\b|spacecraft"
+        r"|satellite|jupiter|saturn|uranus|neptune|\bmars\b|\bvenus\b|\bpluto\b|milky way|supernova|black hole|cosmolog|constellation|eclipse"
+        r"|galileo|kepler|copernic|hubble|astronaut|cosmonaut|big bang|light[- ]years?|\blunar|\bmoons\b|apollo|voyager",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=RULES)
+def pack(request) -> Concept:
+    return load_concept(request.param)
+
+
+@pytest.fixture
+def rules(pack) -> Rules:
+    return RULES[pack.name]
 
 
 def words(text: str) -> list[str]:
@@ -38,10 +72,14 @@ def said_in(answer: str, text: str) -> bool:
     return f" {' '.join(words(answer))} " in f" {' '.join(words(text))} "
 
 
-def test_it_is_large_enough(pack):
-    assert len(pack.forget) >= 120
-    assert len(pack.retain) >= 160
-    for name, least in SETS.items():
+def test_every_pack_has_rules():
+    assert sorted(RULES) == packs()
+
+
+def test_it_is_large_enough(pack, rules):
+    assert len(pack.forget) >= rules.forget
+    assert len(pack.retain) >= rules.retain
+    for name, least in zip(SETS, rules.questions, strict=True):
         assert len(pack.questions[name]) >= least, name
 
 
@@ -51,12 +89,12 @@ def test_passages_have_50_to_100_words_and_stand_once(pack):
     assert len({p.text for p in pack.forget + pack.retain}) == len(lengths)
 
 
-def test_half_of_the_retain_passages_are_near_and_half_far_over_many_subjects(pack):
+def test_half_of_the_retain_passages_are_near_and_half_far_over_many_subjects(pack, rules):
     groups = Counter(p.group for p in pack.retain)
     assert set(groups) == {"near", "far"}
     assert 0.45 <= groups["near"] / len(pack.retain) <= 0.55
     assert len({p.topic for p in pack.retain if p.group == "far"}) >= 12
-    assert {"fiction", "magic", "schools", "owls", "britain"} <= {p.topic for p in pack.retain if p.group == "near"}
+    assert rules.near <= {p.topic for p in pack.retain if p.group == "near"}
     assert len({q.topic for q in pack.questions["general"]}) >= 12
 
 
@@ -116,11 +154,13 @@ def test_no_question_about_the_concept_shares_a_run_of_six_words_with_a_passage(
     assert shared == {}
 
 
-def test_what_is_kept_never_speaks_of_the_concept(pack):
+def test_what_is_kept_never_speaks_of_the_concept(pack, rules):
+    spoken = re.compile(rules.words, re.IGNORECASE)
     kept = {p.id: p.text for p in pack.retain} | {
         q.id: everything(q) for name in ("neighbours", "general") for q in pack.questions[name]
     }
-    assert {name: found[0] for name, text in kept.items() if (found := WIZARDRY.search(text))} == {}
+    kept |= {"novice": "\n".join(pack.prompts("novice"))}
+    assert {name: found[0] for name, text in kept.items() if (found := spoken.search(text))} == {}
 
 
 def test_every_passage_to_forget_is_about_the_concept_in_other_words_than_the_others(pack):

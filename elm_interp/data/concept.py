@@ -11,6 +11,10 @@ A concept is a folder:
 `expert` and `novice` are prompts set before a text, with `{concept}` where the keywords go: by them the model itself says
 which tokens knowledge of the concept makes likelier. Keep content words out of them: a strong eraser echoes them.
 `split` is "train" (the default for passages) or "held_out".
+
+Instead of its own general questions a concept may ask those of a pack, but for some topics or ids, by a line in concept.json:
+
+    "general": {"from": "harry-potter", "without": ["astronomy", "gen-006"]}
 """
 
 import json
@@ -160,6 +164,12 @@ def load_concept(name: str | Path) -> Concept:
                 f"{file}: unknown question set.{closest(file.stem, QUESTION_SETS)} Known: {', '.join(QUESTION_SETS)}"
             )
     questions = {file.stem: tuple(parse_questions(file, problems)) for file in files}
+    if (lender := head.pop("general", None)) is not None:
+        if "general" in questions:
+            problems.append(
+                f"{folder / 'concept.json'}: 'general' is given, but {folder / 'questions/general.jsonl'} exists; keep one"
+            )
+        questions["general"] = _borrowed(folder / "concept.json", lender, problems)
     raise_all(problems, DataError, f"the concept in {folder} cannot be used:")
     ordered = {name: questions[name] for name in QUESTION_SETS if name in questions}
     return Concept(forget=tuple(forget), retain=tuple(retain), questions=ordered, **head)
@@ -178,21 +188,51 @@ def _head(folder: Path, problems: list[str]) -> dict:
         problems.append(f"{path}: {error}")
         return {"name": folder.name}
     lists = ("keywords", "expert", "novice")
-    known = ("name", "title", *lists, "licence", "source")
+    known = ("name", "title", *lists, "general", "licence", "source")
     problems += [
         f"{path}: unknown field {key!r}.{closest(key, known)} Known: {', '.join(known)}"
         for key in raw
         if key not in known
     ]
-    check_fields(str(path), raw, {"name": str}, {"title": str, **dict.fromkeys(lists, list)}, problems)
+    check_fields(str(path), raw, {"name": str}, {"title": str, "general": dict, **dict.fromkeys(lists, list)}, problems)
     for key in lists:
         values = raw.get(key)
         if isinstance(values, list) and not all(isinstance(value, str) and value.strip() for value in values):
             problems.append(f"{path}: {key!r} holds something that is not text")
         if key != "keywords" and values == []:
             problems.append(f"{path}: {key!r} is empty; leave it out for the default, or give a prompt")
-    head = {key: tuple(map(str, raw[key])) for key in lists if isinstance(raw.get(key), list)}
+    head: dict = {key: tuple(map(str, raw[key])) for key in lists if isinstance(raw.get(key), list)}
+    if isinstance(raw.get("general"), dict):
+        head["general"] = raw["general"]
     return {"name": str(raw.get("name", folder.name)), "title": str(raw.get("title", "")), **head}
+
+
+def _borrowed(path: Path, lender: dict, problems: list[str]) -> tuple[Question, ...]:
+    """The general questions of the pack that `lender` names, but for the topics and ids that it leaves out."""
+    before = len(problems)
+    problems += [
+        f"{path}: unknown field {key!r} in 'general'; known: from, without"
+        for key in lender
+        if key not in ("from", "without")
+    ]
+    lenders = sorted(file.parent.parent.name for file in PACKS.glob("*/questions/general.jsonl"))
+    name, without = lender.get("from"), lender.get("without", [])
+    if name not in lenders:
+        problems.append(
+            f"{path}: no pack {name!r} to borrow from.{closest(str(name), lenders)} Known: {', '.join(lenders)}"
+        )
+    if not (isinstance(without, list) and all(isinstance(label, str) for label in without)):
+        problems.append(f"{path}: 'without' is {without!r}, expected a list of topics and ids")
+    if len(problems) > before:
+        return ()
+    asked = parse_questions(PACKS / str(name) / "questions" / "general.jsonl", problems)
+    there = {label for q in asked for label in (q.topic, q.id)}
+    problems += [
+        f"{path}: 'without' holds {label!r}, which is no topic or id of {name}"
+        for label in without
+        if label not in there
+    ]
+    return tuple(q for q in asked if q.topic not in without and q.id not in without)
 
 
 def _passages(path: Path, problems: list[str]) -> list[Passage]:
