@@ -7,16 +7,11 @@ for stage in STAGES.values():
 erase → evaluate → collect → probe → norms → progress → report
 """
 
-import ctypes
-import resource
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pandas as pd
-import torch
 
 from elm_interp import results
 from elm_interp.activations.collect import collect as collect_activations
@@ -26,6 +21,7 @@ from elm_interp.errors import RunFolderError
 from elm_interp.evaluate import destroyed, samples, scorecard
 from elm_interp.evaluate import summary as summarise
 from elm_interp.internals import PROBE_TASKS, concept_datasets, probes_from_store, progression
+from elm_interp.memory import peak_gb, trim
 from elm_interp.metrics import measure
 from elm_interp.report import write_report
 from elm_interp.runs import Run
@@ -123,21 +119,6 @@ def run_stage(run: Run, name: str, *, progress: bool = True) -> None:
     if not (name == "erase" and f"{name}_seconds" in (run.load_json("timing") or {})):
         run.record(**{f"{name}_seconds": time.perf_counter() - began})
     run.record(peak_gb=max(peak_gb(), (run.load_json("timing") or {}).get("peak_gb", 0.0)))
-
-
-def trim() -> None:
-    """Hand freed memory back to the system: glibc keeps buffers of many sizes apart, about 1 GB of them after a stage."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def peak_gb() -> float:
-    """Largest memory of this process so far, in GB: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def summary(run: Run) -> dict[str, dict[str, Any]]:

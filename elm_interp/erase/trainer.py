@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints, set_damaged_aside, write_checkpoint
 from elm_interp.erase.objective import Objective, Options, Sample
 from elm_interp.errors import unknown
+from elm_interp.memory import trim
 from elm_interp.models import HookedLM
 
 
@@ -216,6 +217,7 @@ def train(
                         state,
                         {"losses": values, "training": asdict(training), "seed": seed},
                     )
+                    trim()
         finally:
             lm.adapters.release()
     return checkpoints(root)[-1]
