@@ -44,7 +44,7 @@ class Training:
     fluency_batch: int = 2
     """Self-written texts a step."""
     answers_batch: int = 8
-    """Questions with answers a step, of the concept and as many of what is kept (methods that have such a term)."""
+    """Questions with answers a step, of the concept, and half as many of what is kept (methods that have such a term)."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -97,7 +97,7 @@ class Training:
 
     def batch_sizes(self) -> dict[str, int]:
         """Samples of each term a step."""
-        asked = {"answers": self.answers_batch, "kept_answers": self.answers_batch}
+        asked = {"answers": self.answers_batch, "kept_answers": (self.answers_batch + 1) // 2}
         return {"erase": self.forget_batch, "retain": self.retain_batch, "fluency": self.fluency_batch, **asked}
 
     def lr_at(self, step: int) -> float:
@@ -114,10 +114,11 @@ PRESETS: dict[str, dict] = {
     # the authors' code: lr 5e-5 constant, one sample a micro-step, accumulation 4, PyTorch's default weight decay
     "paper": {"steps": 750, "lr": 5e-5, "schedule": "constant", "warmup": 0, "weight_decay": 0.01, "fluency_batch": 4},
     "smollm2-135m": {
-        "steps": 60,
+        "steps": 75,
         "forget_batch": 1,
         "retain_batch": 1,
         "lr": 4e-3,
+        "save_every": 25,
     },
 }
 """What each preset sets beside the defaults."""
