@@ -13,10 +13,11 @@
 The numbers do not depend on the padding side or, beyond rounding, on what else is in the batch. See `sites` for names.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -24,12 +25,17 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_interp.errors import LayoutError
+from elm_interp.errors import BackendError, LayoutError
 from elm_interp.models.adapters import AdapterSlots, lora_config
-from elm_interp.models.batch import Batch, Positions, pad, pick
+from elm_interp.models.backends import Edit, import_backend, make_backend
+from elm_interp.models.batch import Batch, Positions, pad, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
-from elm_interp.models.sites import Layout, find_layout, resolve_sites
-from elm_interp.models.torch_backend import Edit, TorchBackend
+from elm_interp.models.sites import Layout, Site, find_layout, resolve_sites
+from elm_interp.models.torch_backend import TorchBackend, forward_inputs
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 class HookedLM:
@@ -49,13 +55,14 @@ class HookedLM:
         *,
         name: str = "",
         layout: Layout | None = None,
+        backend: str = "torch",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.layout = find_layout(model, layout)
         self.adapters = AdapterSlots(model)
-        self._backend = TorchBackend(model, self.layout)
+        self._backend = make_backend(backend, model, self.layout)
         config = model.config
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (
@@ -168,8 +175,13 @@ class HookedLM:
         """
         wanted = resolve_sites(sites, layers, self.n_layers)
         batch = batch.to(self.device)
+
+        def keep(site: Site, value: Tensor) -> Tensor:
+            take = pick_pattern if site.name == "pattern" else pick
+            return take(value, batch.attention_mask, positions)
+
         with torch.set_grad_enabled(grad):
-            found, _ = self._backend.run(batch, wanted, lambda x: pick(x, batch.attention_mask, positions))
+            found, _ = self._backend.run(batch, wanted, keep)
         return ActivationCache({site: found[site] for site in wanted}, batch, positions)
 
     def logits(
@@ -253,19 +265,49 @@ class HookedLM:
             self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout
         )
 
+    # -- native objects --------------------------------------------------------------------------------------------
+
+    def as_transformer_lens(self) -> "TransformerBridge":
+        """TransformerLens's bridge of this model as it is now, for its own tools: patching, attribution, its caches.
+
+        It has weights of its own, with the adapter that is on merged into them, so that whatever is done to it
+        (`enable_compatibility_mode` too) leaves this model alone. Give it `batch.input_ids`: from text it makes tokens by
+        its own rules.
+
+        Raises:
+            ImportError: the extra transformer-lens is not installed.
+        """
+        module = import_backend("transformer_lens").__module__
+        return sys.modules[module].keepable_bridge(self.adapters.merged(), self.tokenizer, self.name)
+
+    def as_nnsight(self) -> "TransformersModel":
+        """nnsight's wrapper of this model as it is now, for traces of your own.
+
+        It shares the weights, and keeps the adapter that is on at this moment. With `remote=True` it is the model on NDIF.
+
+        Raises:
+            ImportError: the extra nnsight is not installed.
+        """
+        module = import_backend("nnsight").__module__
+        return sys.modules[module].keepable_wrapper(self.model, self.tokenizer)
+
     # -- checks ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _check_head(self) -> None:
         batch = pad([[0, 1, 2]], 0).to(self.device)
+        reference = TorchBackend(self.model, self.layout)
+        last = Site(self.n_layers - 1, "resid_post")
         training = self.model.training
         self.model.eval()
         try:
-            hidden = self.hidden(batch)
-            ours = self.unembed(hidden)
-            theirs = self.model(**self._backend.inputs(batch), use_cache=False).logits
-            stream = self.run_with_cache(batch, layers=-1, positions="all")["resid_post"][:, 0]
+            hidden = cast(Tensor, reference.run(batch)[1])
+            stream = reference.run(batch, [last])[0][last]
             normed = self.model.get_submodule(self.layout.final_norm)(stream)
+            ours = self.unembed(hidden)
+            backbone = self.model.get_submodule(self.layout.backbone)
+            theirs = self.model(**forward_inputs(backbone, batch), use_cache=False).logits
+            through = self.hidden(batch)
         finally:
             self.model.train(training)
         if normed.shape != hidden.shape or not torch.allclose(normed.float(), hidden.float(), atol=1e-3, rtol=1e-2):
@@ -278,4 +320,10 @@ class HookedLM:
             raise LayoutError(
                 f"{type(self.model).__name__} does something between {self.layout.final_norm} and its logits that elm_interp does not know "
                 f"(they differ by {gap:.3g}); pass layout= if a part was found wrongly."
+            )
+        gap = float((through - hidden).float().norm() / hidden.float().norm())
+        if gap > (1e-3 if self.dtype == torch.float32 else 0.05):
+            raise BackendError(
+                f'{type(self.model).__name__} gives other hidden states through the back end "{self._backend.name}" than by itself '
+                f'(relative difference {gap:.2g}, expected rounding only); use backend="torch".'
             )
