@@ -9,7 +9,8 @@ The last two are extras, imported when first asked for.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pkgutil import resolve_name
+from importlib import import_module
+from types import ModuleType
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -24,11 +25,8 @@ Edit = Callable[[Tensor], Tensor | None]
 Keep = Callable[[Site, Tensor], Tensor]
 """What to keep of an activation as it is read, so that only what is asked for stays in memory."""
 
-BACKENDS = {
-    "torch": "elm_interp.models.torch_backend:TorchBackend",
-    "nnsight": "elm_interp.models.nnsight_backend:NNsightBackend",
-    "transformer_lens": "elm_interp.models.transformer_lens_backend:TransformerLensBackend",
-}
+BACKENDS = {"torch": "TorchBackend", "nnsight": "NNsightBackend", "transformer_lens": "TransformerLensBackend"}
+"""Name -> class, in the module of that name."""
 
 
 class Backend(Protocol):
@@ -61,7 +59,12 @@ class Backend(Protocol):
 
 
 def make_backend(name: str, model: nn.Module, layout: Layout) -> Backend:
-    """The back end of this name on a model.
+    """The back end of this name on a model; errors as `import_backend`."""
+    return getattr(import_backend(name), BACKENDS[name])(model, layout)
+
+
+def import_backend(name: str) -> ModuleType:
+    """The module of a back end.
 
     Raises:
         UnknownNameError: no such back end.
@@ -69,17 +72,8 @@ def make_backend(name: str, model: nn.Module, layout: Layout) -> Backend:
     """
     if name not in BACKENDS:
         raise unknown("back end", name, BACKENDS)
-    return import_backend(name)(model, layout)
-
-
-def import_backend(name: str) -> type:
-    """The class of a back end.
-
-    Raises:
-        ImportError: its library is not installed; the message names the extra.
-    """
     try:
-        return resolve_name(BACKENDS[name])
+        return import_module(f"elm_interp.models.{name}_backend")
     except ImportError as error:
         extra = name.replace("_", "-")
         raise ImportError(

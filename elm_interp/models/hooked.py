@@ -13,7 +13,6 @@
 The numbers do not depend on the padding side or, beyond rounding, on what else is in the batch. See `sites` for names.
 """
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import BackendError, LayoutError
 from elm_interp.models.adapters import AdapterSlots, lora_config
-from elm_interp.models.backends import Edit, import_backend, make_backend
+from elm_interp.models.backends import Backend, Edit, import_backend, make_backend
 from elm_interp.models.batch import Batch, Positions, pad, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
 from elm_interp.models.sites import Layout, Site, find_layout, resolve_sites
@@ -36,6 +35,8 @@ from elm_interp.models.torch_backend import TorchBackend, forward_inputs
 if TYPE_CHECKING:
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
+
+    from elm_interp.models.nnsight_backend import RemoteBackend
 
 
 class HookedLM:
@@ -55,20 +56,31 @@ class HookedLM:
         *,
         name: str = "",
         layout: Layout | None = None,
-        backend: str = "torch",
+        backend: str | Backend = "torch",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.layout = find_layout(model, layout)
         self.adapters = AdapterSlots(model)
-        self._backend = make_backend(backend, model, self.layout)
+        self._backend = make_backend(backend, model, self.layout) if isinstance(backend, str) else backend
         config = model.config
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (
             getattr(config, "logits_scaling", None) or 1
         )
-        self._check_head()
+        if not self.is_remote:
+            self._check_head()
+
+    @property
+    def backend(self) -> str:
+        """What runs the passes: "torch", "nnsight" or "transformer_lens"."""
+        return self._backend.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the weights are elsewhere, and passes run there."""
+        return self.embedding.weight.is_meta
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -103,7 +115,7 @@ class HookedLM:
     @property
     def device(self) -> torch.device:
         """Where tokens must be; `tokenize` puts them there."""
-        return self.embedding.weight.device
+        return torch.device("cpu") if self.is_remote else self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -167,7 +179,8 @@ class HookedLM:
 
         Returns:
             A mapping; `cache["resid_post"]` is (batch, layer, d_model) for one position a row, and
-            (batch, layer, pos, d_model) for "all" (left-aligned, zeros after a row's end) or several positions.
+            (batch, layer, pos, d_model) for "all" (left-aligned, zeros after a row's end) or several positions. A `z` has
+            (head, d_head) for d_model; a `pattern` is read at query positions: (batch, layer, head, [pos,] key).
 
         Raises:
             UnknownSiteError: a site or layer that the model does not have.
@@ -190,6 +203,9 @@ class HookedLM:
         """Next-token logits at positions; the head runs on nothing else."""
         batch = batch.to(self.device)
         with torch.set_grad_enabled(grad):
+            if self.is_remote:
+                head = cast("RemoteBackend", self._backend).head
+                return self._scaled(head(batch, lambda _, x: pick(x, batch.attention_mask, positions)))
             return self.unembed(pick(self.hidden(batch, grad=grad), batch.attention_mask, positions))
 
     def hidden(self, batch: Batch, *, grad: bool = False) -> Float[Tensor, "batch pos d_model"]:
@@ -215,7 +231,10 @@ class HookedLM:
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of hidden states after the final norm."""
-        logits = self.head(hidden) * self._logit_scale
+        return self._scaled(self.head(hidden))
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        logits = logits * self._logit_scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
     def unembed_gradient(
@@ -232,11 +251,11 @@ class HookedLM:
 
     @contextmanager
     def hooks(self, edits: Mapping[str, Edit]) -> Iterator["HookedLM"]:
-        """Replace activations in every pass inside the context: reading, scoring, generation.
+        """Replace activations in every pass of this object inside the context: reading, scoring, generation.
 
         Args:
-            edits: site name to a function of the activation (batch, pos, d_model) that returns its replacement; a short
-                name edits that site at every layer.
+            edits: site name to a function of the whole padded activation (shapes as in `sites`) that returns its
+                replacement; a short name edits that site at every layer.
 
         Raises:
             UnknownSiteError: a site that the model does not have; nothing is hooked then.
@@ -277,19 +296,20 @@ class HookedLM:
         Raises:
             ImportError: the extra transformer-lens is not installed.
         """
-        module = import_backend("transformer_lens").__module__
-        return sys.modules[module].keepable_bridge(self.adapters.merged(), self.tokenizer, self.name)
+        module = import_backend("transformer_lens")
+        return module.keepable_bridge(self.adapters.merged(), self.tokenizer, self.name)
 
     def as_nnsight(self) -> "TransformersModel":
-        """nnsight's wrapper of this model as it is now, for traces of your own.
+        """The wrapper of nnsight around this model as it is now, for traces of your own.
 
-        It shares the weights, and keeps the adapter that is on at this moment. With `remote=True` it is the model on NDIF.
+        It shares the weights, and keeps on what is on at this moment. Of a remote model it is the remote model.
 
         Raises:
             ImportError: the extra nnsight is not installed.
         """
-        module = import_backend("nnsight").__module__
-        return sys.modules[module].keepable_wrapper(self.model, self.tokenizer)
+        if self.is_remote:
+            return cast("RemoteBackend", self._backend).native
+        return import_backend("nnsight").keepable_wrapper(self.model, self.tokenizer)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

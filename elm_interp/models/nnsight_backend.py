@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from elm_interp.errors import BackendError
 from elm_interp.models.backends import Edit, Keep, KeptEdits, by_head
 from elm_interp.models.batch import Batch
 from elm_interp.models.shadow import Followed, shadow
@@ -44,6 +45,7 @@ class NNsightBackend(KeptEdits):
         self.model = model
         self.layout = layout
         self.n_heads = head_count(model)
+        self._where: dict[str, Any] = {}
         self._traced = Followed(model, NNsight)
 
     def run(
@@ -69,29 +71,106 @@ class NNsightBackend(KeptEdits):
         self, inputs: dict[str, Any], sites: Sequence[Site], keep: Keep | None
     ) -> tuple[dict[Site, Tensor], Tensor | None]:
         visits = self._visits(sites)
-        final_norm = "" if sites else self.layout.final_norm
-        traced = self._traced.get()
-        with eager_for(traced._module, visits):
-            with traced.trace(**inputs) as tracer:
-                found = nnsight.save(visit_all(traced, visits, keep))
-                hidden = nnsight.save(traced.get(final_norm).output if final_norm else None)
-                tracer.stop()
-        return found, hidden
+        values = self._values(inputs, visits, "" if sites else self.layout.final_norm, keep)
+        hidden = None if sites else values.pop()
+        return dict(zip([visit.site for visit in visits if visit.read], values, strict=True)), hidden
+
+    def _values(self, inputs: dict[str, Any], visits: list[Visit], then: str, keep: Keep | None) -> list[Tensor]:
+        """What is read in one trace; at the end the output of the module `then`, if there is one."""
+        traced, where = self._traced_model(), self._where
+        with eager_for(traced._module, visits), traced.trace(**inputs, **where) as tracer:
+            values = nnsight.save(visit_all(traced, visits, keep))
+            if then:
+                values.append(traced.get(then).output)
+            tracer.stop()
+        return values
+
+    def _traced_model(self) -> Any:
+        return self._traced.get()
 
     def _visits(self, sites: Sequence[Site]) -> list[Visit]:
         places = {site: self.layout.place(site) for site in (*sites, *(site for site, _ in self.edits))}
         last = max((site.order for site in sites), default=None)
         return [
-            Visit(site, *places[site], self.n_heads if site.name == "z" else 0,
-                  tuple(edit for s, edit in self.edits if s == site), site in sites)
+            Visit(
+                site,
+                *places[site],
+                self.n_heads if site.name == "z" else 0,
+                tuple(edit for s, edit in self.edits if s == site),
+                site in sites,
+            )
             for site in sorted(places, key=lambda site: site.order)
             if last is None or site.order <= last
         ]
 
 
-def visit_all(traced: Any, visits: list[Visit], keep: Keep | None) -> dict[Site, Tensor]:
+class RemoteBackend(NNsightBackend):
+    """The same traces, run on NDIF, where the weights are; here are only the modules without them."""
+
+    def __init__(self, native: TransformersModel, layout: Layout, remote: bool | str) -> None:
+        super().__init__(native._module, layout)
+        self.native = native
+        self._where = {"remote": remote}
+        # what a trace calls goes with it
+        nnsight.register("elm_interp")
+
+    def step(self, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Cache]:
+        """Refused: the cache would travel back and forth with each token."""
+        raise BackendError(
+            "a remote model is not run token by token; generate with lm.as_nnsight().generate(..., remote=True)."
+        )
+
+    def head(self, batch: Batch, keep: Keep) -> Tensor:
+        """What is kept of the output of the head."""
+        inputs = forward_inputs(self.model.get_submodule(self.layout.backbone), batch) | {"use_cache": False}
+        path = next(name for name, module in self.model.named_modules() if module is self.model.get_output_embeddings())
+        visits = self._visits(())
+        visits.append(Visit(Site(len(visits), "head"), path, "output", 0, (), True))
+        return self._values(inputs, visits, "", keep)[0]
+
+    def _traced_model(self) -> Any:
+        return self.native
+
+
+class RemoteAdapters:
+    """Adapters of a remote model: hub ids, put on where the model runs."""
+
+    def __init__(self, native: TransformersModel) -> None:
+        self._native = native
+
+    @property
+    def current(self) -> str | None:
+        """The hub id of the adapter that is on, None for the bare base."""
+        return self._native.peft
+
+    def load(self, which: str) -> None:
+        """Put on the adapter of a hub id."""
+        self._native.load_adapter(which)
+
+    def off(self) -> None:
+        """Run the bare base."""
+        self._native.load_adapter(None)
+
+    @contextmanager
+    def use(self, which: str | None) -> Iterator[None]:
+        """Inside the context: the adapter of a hub id, or the bare base for None. Restored after, also on error."""
+        before = self.current
+        try:
+            self._native.load_adapter(which)
+            yield
+        finally:
+            self._native.load_adapter(before)
+
+
+def remote_model(name: str, adapter: str | None) -> TransformersModel:
+    """A hub model without its weights, to be traced on NDIF."""
+    with quiet():
+        return TransformersModel(name, task="text-generation", peft=adapter)
+
+
+def visit_all(traced: Any, visits: list[Visit], keep: Keep | None) -> list[Tensor]:
     """Inside a trace: wait for each place in turn, edit what is there, and read it."""
-    found = {}
+    found = []
     for visit in visits:
         holder, attribute = _handle(traced, visit)
         whole = getattr(holder, attribute)
@@ -103,7 +182,7 @@ def visit_all(traced: Any, visits: list[Visit], keep: Keep | None) -> dict[Site,
                 setattr(holder, attribute, (value, *whole[1:]) if isinstance(whole, tuple) else value)
         if visit.read:
             value = value.unflatten(-1, (visit.heads, -1)) if visit.heads else value
-            found[visit.site] = keep(visit.site, value) if keep else value
+            found.append(keep(visit.site, value) if keep else value)
     return found
 
 
@@ -113,7 +192,7 @@ def _handle(traced: Any, visit: Visit) -> tuple[Any, str]:
         return module, visit.side
     # the call of the attention function, and in it the dropout, which is the last that the weights pass
     call = [name for name in module.source.names if name.startswith("attention_interface")][-1]
-    return getattr(getattr(module.source, call).source, "nn_functional_dropout_0"), "output"
+    return getattr(module.source, call).source.nn_functional_dropout_0, "output"
 
 
 @contextmanager
@@ -130,10 +209,17 @@ def eager_for(model: nn.Module, visits: list[Visit]) -> Iterator[None]:
 
 
 def keepable_wrapper(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformersModel:
-    """nnsight's wrapper of a shadow of the model, with a copy of the tokenizer, which it changes."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it prints the generation settings
-    try:
+    """The wrapper of nnsight around a shadow of the model, with a copy of the tokenizer, which it changes."""
+    with quiet():
         return TransformersModel(shadow(model), tokenizer=copy.deepcopy(tokenizer), task="text-generation")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing the generation settings as a model is wrapped."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -22,7 +22,9 @@ def shadow(model: nn.Module) -> nn.Module:
         ValueError: a model that is spread over several devices.
     """
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
-        raise ValueError('a model spread over several devices cannot be wrapped; expected one device, or backend="torch".')
+        raise ValueError(
+            'a model spread over several devices cannot be wrapped; expected one device, or backend="torch".'
+        )
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, dict(shared))
 

@@ -106,9 +106,7 @@ def keepable_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     # otherwise TransformerLens would load another tokenizer by this name, one that adds a first token of its own
     own.init_kwargs = {"name_or_path": name, **own.init_kwargs, "add_bos_token": True}
     model.config._attn_implementation = "eager"
-    return build_bridge_from_module(
-        model, type(model).__name__, hf_config=model.config, tokenizer=own, model_name=name
-    )
+    return build_bridge_from_module(model, type(model).__name__, hf_config=model.config, tokenizer=own, model_name=name)
 
 
 def hook_point(found: TransformerBridge, layout: Layout, site: Site) -> str:
@@ -124,7 +122,9 @@ def hook_point(found: TransformerBridge, layout: Layout, site: Site) -> str:
     module = found.original_model.get_submodule(path)
     point = getattr(module, "hook_pattern" if side == "pattern" else f"hook_{side.removesuffix('put')}", None)
     if point is None:
-        raise UnknownSiteError(f"TransformerLens has no hook point for {site} of {type(found.original_model).__name__}.")
+        raise UnknownSiteError(
+            f"TransformerLens has no hook point for {site} of {type(found.original_model).__name__}."
+        )
     return point.name
 
 
