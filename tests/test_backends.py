@@ -11,6 +11,7 @@ import torch
 from elm_interp.errors import BackendError, UnknownNameError
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.backends import BACKENDS
+from elm_interp.models.batch import real_tokens
 from elm_interp.models.generation import generate
 from elm_interp.models.sites import LAYER_SITES
 from elm_interp.models.torch_backend import count_hooks
@@ -39,14 +40,15 @@ def save_adapter(model, tokenizer, folder: Path, seed: int) -> Path:
     parameters = lm.adapters.attach(lm.lora(range(lm.n_layers), rank=2, alpha=4))
     generator = torch.Generator().manual_seed(seed)
     for parameter in parameters:
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     lm.adapters.save(folder)
     return folder
 
 
 def read(lm: HookedLM, rows=ROWS, side="right") -> dict[str, torch.Tensor]:
     batch = lm.pad(rows, side=side)
-    return {**lm.run_with_cache(batch, sites=SITES, positions="all"), "logits": lm.logits(batch, positions="all")}
+    logits = lm.logits(batch, positions="all") * real_tokens(batch.attention_mask)[..., None]
+    return {**lm.run_with_cache(batch, sites=SITES, positions="all"), "logits": logits}
 
 
 def read_singly(lm: HookedLM) -> dict[str, torch.Tensor]:

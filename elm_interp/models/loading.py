@@ -93,7 +93,7 @@ def _load_remote(
         raise ValueError(
             f'remote={remote!r} with backend="{backend}": only nnsight runs models on NDIF; expected backend="nnsight".'
         )
-    if remote != "local" and resolve_model(name) != name:
+    if remote != "local" and (Path(name).is_dir() or resolve_model(name) != name):
         raise ValueError(
             f"remote={remote!r} with model {name!r}: NDIF holds models of the hub; expected a hub id such as 'owner/model'."
         )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import nnsight
 from nnsight import NNsight, TransformersModel
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from elm_interp.errors import BackendError
@@ -165,7 +165,8 @@ class RemoteAdapters:
 def remote_model(name: str, adapter: str | None) -> TransformersModel:
     """A hub model without its weights, to be traced on NDIF."""
     with quiet():
-        return TransformersModel(name, task="text-generation", peft=adapter)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return TransformersModel(name, tokenizer=tokenizer, task="text-generation", peft=adapter)
 
 
 def visit_all(traced: Any, visits: list[Visit], keep: Keep | None) -> list[Tensor]:
