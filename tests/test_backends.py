@@ -86,7 +86,7 @@ def test_parity_of_every_site_and_state(family, tokenizer, tmp_path, capsys):
                 gaps[backend, state, way] = difference(values, reference)
     with capsys.disabled():
         worst = {backend: max(gap for key, gap in gaps.items() if key[0] == backend) for backend in BACKENDS}
-        print(f"\nmaximum difference {family:9s}", *(f"{name} {gap:.1e}" for name, gap in worst.items()), end=" ")
+        sys.stdout.write(f"\nmaximum difference, {family}: {', '.join(f'{k} {gap:.1e}' for k, gap in worst.items())} ")
     assert max(gaps.values()) <= 1e-4, {key: gap for key, gap in gaps.items() if gap > 1e-4}
     assert difference(expected["base"], expected["off"]) <= 1e-6
     assert difference(expected["swapped"], expected["merged"]) <= 1e-4

@@ -78,7 +78,9 @@ def bridge(model: PreTrainedModel, layout: Layout) -> TransformerBridge:
     Raises:
         BackendError: the bridge would leave an adapter of the model out.
     """
-    adapted = {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    adapted: dict[str, nn.Module] = {
+        p: module for p, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
     # the bridge computes attention itself, from masks in the form that the eager function takes
     model.config._attn_implementation = "eager"
     found = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
@@ -142,19 +144,16 @@ class _Part(nn.Module):
 
 def _split_in_each_pass(attention: JointQKVAttentionBridge) -> None:
     """Let q, k and v be parts of the joint projection's output; the bridge splits its weights once, without adapters."""
-    joint = attention.submodules["qkv"].original_component
-    weight = joint.weight
-    width = weight.shape[1 if isinstance(_base(joint), Conv1D) else 0]
+    joint = cast(nn.Module, attention.submodules["qkv"].original_component)
+    weight = cast(Tensor, joint.weight)
+    base = joint.get_base_layer() if isinstance(joint, BaseTunerLayer) else joint
+    width = weight.shape[1 if isinstance(base, Conv1D) else 0]
     # the bridge's own split of a bias that counts says which outputs make each part
     count = torch.arange(width, dtype=torch.float64)
     stand_in = SimpleNamespace(weight=torch.zeros_like(weight, device="cpu"), bias=count)
     parts = attention.split_qkv_matrix(SimpleNamespace(**{str(attention.submodules["qkv"].name): stand_in}))
     for part, module in zip((attention.q, attention.k, attention.v), parts, strict=True):
         part.set_original_component(_Part(joint, module.bias.detach().long()))
-
-
-def _base(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 @torch.no_grad()
