@@ -9,7 +9,7 @@ coordinates of the model: no norm is folded, nothing is centred.
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import cast
 
@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 _verbosity = transformers_logging.get_verbosity()
+from transformer_lens.hook_points import HookPoint  # noqa: E402
 from transformer_lens.model_bridge import TransformerBridge  # noqa: E402
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge  # noqa: E402
 from transformer_lens.model_bridge.sources import build_bridge_from_module  # noqa: E402
@@ -49,27 +50,28 @@ class TransformerLensBackend(KeptEdits):
         self, batch: Batch, sites: Sequence[Site] = (), keep: Keep | None = None
     ) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
-        with self._edited() as backbone:
-            return read_sites(lambda: run_backbone(backbone, batch), self._hook, sites, keep)
+        with self._edited() as (found, backbone):
+            return read_sites(
+                lambda: run_backbone(backbone, batch),
+                lambda site, edit: hooked(hook_point(found, self.layout, site), edit),
+                sites,
+                keep,
+            )
 
     def step(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
     ) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
-        with self._edited() as backbone:
+        with self._edited() as (_, backbone):
             return step_backbone(backbone, input_ids, attention_mask, position_ids, cache)
 
     @contextmanager
-    def _edited(self) -> Iterator[nn.Module]:
+    def _edited(self) -> Iterator[tuple[TransformerBridge, nn.Module]]:
         found = self._bridge.get()
         with ExitStack() as stack:
             for site, edit in self.edits:
-                stack.enter_context(self._hook(site, edit))
-            yield found.original_model.get_submodule(self.layout.backbone)
-
-    def _hook(self, site: Site, edit: Edit) -> AbstractContextManager:
-        found = self._bridge.get()
-        return found.hooks(fwd_hooks=[(hook_point(found, self.layout, site), lambda value, hook: edit(value))])
+                stack.enter_context(hooked(hook_point(found, self.layout, site), edit))
+            yield found, found.original_model.get_submodule(self.layout.backbone)
 
 
 def bridge(model: PreTrainedModel, layout: Layout) -> TransformerBridge:
@@ -78,16 +80,14 @@ def bridge(model: PreTrainedModel, layout: Layout) -> TransformerBridge:
     Raises:
         BackendError: the bridge would leave an adapter of the model out.
     """
-    adapted: dict[str, nn.Module] = {
-        p: module for p, module in model.named_modules() if isinstance(module, BaseTunerLayer)
-    }
+    adapted = {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     # the bridge computes attention itself, from masks in the form that the eager function takes
     model.config._attn_implementation = "eager"
     found = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
     for module in found.modules():
         if isinstance(module, JointQKVAttentionBridge):
             _split_in_each_pass(module)
-    left_out = _not_run(model.get_submodule(layout.backbone), adapted)
+    left_out = _not_run(model.get_submodule(layout.backbone), cast(dict[str, nn.Module], adapted))
     if left_out:
         raise BackendError(
             f"TransformerLens would leave {len(left_out)} adapted modules out, such as {left_out[0]}; "
@@ -111,8 +111,8 @@ def keepable_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     return build_bridge_from_module(model, type(model).__name__, hf_config=model.config, tokenizer=own, model_name=name)
 
 
-def hook_point(found: TransformerBridge, layout: Layout, site: Site) -> str:
-    """The canonical name of the hook point of a site, such as `blocks.3.attn.o.hook_in`.
+def hook_point(found: TransformerBridge, layout: Layout, site: Site) -> HookPoint:
+    """The hook point of a site, such as the one named `blocks.3.attn.o.hook_in`.
 
     Raises:
         UnknownSiteError: the bridge has none there.
@@ -127,7 +127,18 @@ def hook_point(found: TransformerBridge, layout: Layout, site: Site) -> str:
         raise UnknownSiteError(
             f"TransformerLens has no hook point for {site} of {type(found.original_model).__name__}."
         )
-    return point.name
+    return point
+
+
+@contextmanager
+def hooked(point: HookPoint, edit: Edit) -> Iterator[None]:
+    """Inside the context, an edit acts at a hook point; `bridge.hooks` would look all points over for each."""
+    handle = point.add_hook(lambda value, hook: edit(value))
+    try:
+        yield
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
 
 class _Part(nn.Module):
