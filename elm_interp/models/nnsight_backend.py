@@ -24,7 +24,7 @@ from elm_interp.models.torch_backend import forward_inputs, head_count, takes_po
 
 
 class Visit(NamedTuple):
-    """What a trace does at one place, in words that nnsight can send elsewhere."""
+    """What a trace does at one place."""
 
     site: Site
     path: str
@@ -44,7 +44,6 @@ class NNsightBackend(KeptEdits):
         super().__init__()
         self.model = model
         self.layout = layout
-        self.n_heads = head_count(model)
         self._where: dict[str, Any] = {}
         self._traced = Followed(model, NNsight)
 
@@ -95,7 +94,7 @@ class NNsightBackend(KeptEdits):
             Visit(
                 site,
                 *places[site],
-                self.n_heads if site.name == "z" else 0,
+                head_count(self.model) if site.name == "z" else 0,
                 tuple(edit for s, edit in self.edits if s == site),
                 site in sites,
             )
@@ -124,8 +123,7 @@ class RemoteBackend(NNsightBackend):
         """What is kept of the output of the head."""
         inputs = forward_inputs(self.model.get_submodule(self.layout.backbone), batch) | {"use_cache": False}
         path = next(name for name, module in self.model.named_modules() if module is self.model.get_output_embeddings())
-        visits = self._visits(())
-        visits.append(Visit(Site(len(visits), "head"), path, "output", 0, (), True))
+        visits = [*self._visits(()), Visit(Site(-1, "head"), path, "output", 0, (), True)]
         return self._values(inputs, visits, "", keep)[0]
 
     def _traced_model(self) -> Any:

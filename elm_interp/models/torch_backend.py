@@ -24,7 +24,6 @@ class TorchBackend:
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
         self.layout = layout
-        self.n_heads = head_count(model)
 
     def run(
         self, batch: Batch, sites: Sequence[Site] = (), keep: Keep | None = None
@@ -58,7 +57,7 @@ class TorchBackend:
             with pattern_hook(module, edit, *configs.values()):
                 yield
             return
-        edit = by_head(edit, self.n_heads) if site.name == "z" else edit
+        edit = by_head(edit, head_count(self.model)) if site.name == "z" else edit
         if side == "input":
             handle = module.register_forward_pre_hook(
                 lambda _, args, kwargs: _edit_input(edit, args, kwargs), with_kwargs=True
