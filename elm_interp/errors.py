@@ -19,6 +19,10 @@ class UnknownModelError(UnknownNameError):
     """A model name that is neither an alias, nor a folder, nor a hub id that could be loaded."""
 
 
+class BackendError(ValueError):
+    """A back end that would not give the numbers of the model itself."""
+
+
 class LayoutError(ValueError):
     """The blocks of a model could not be found by structure."""
 

@@ -3,52 +3,18 @@
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
-    PhiConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from elm_interp.errors import LayoutError, UnknownSiteError
 from elm_interp.models import HookedLM, Layout
 from elm_interp.models.sites import Site, find_layout, resolve_sites
 
-SIZES = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-WITHOUT_GROUPS = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
-FAMILIES: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**SIZES),
-    "mistral": MistralConfig(**SIZES),
-    "qwen2": Qwen2Config(**SIZES),
-    "gemma2": Gemma2Config(**SIZES, head_dim=8, sliding_window=16),
-    "olmo2": Olmo2Config(**SIZES),
-    "gpt2": GPT2Config(vocab_size=400, n_embd=32, n_layer=3, n_head=4, n_positions=64),
-    "gpt_neox": GPTNeoXConfig(**WITHOUT_GROUPS, max_position_embeddings=64),
-    "phi": PhiConfig(**WITHOUT_GROUPS, max_position_embeddings=64),
-}
 
-
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=tiny.FAMILIES)
 def family(request, tiny_lm) -> HookedLM:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(FAMILIES[request.param], dtype=torch.float32).eval()
-    return HookedLM(model, tiny_lm.tokenizer)
+    return HookedLM(tiny.make_family(request.param, n_layers=3), tiny_lm.tokenizer)
 
 
 def hidden_states(model: PreTrainedModel, batch) -> tuple[torch.Tensor, ...]:
@@ -77,6 +43,53 @@ def test_resid_pre_is_the_resid_post_of_the_block_before(family):
 def test_attention_and_mlp_add_up_to_the_block(family):
     cache = family.run_with_cache(family.pad([[5, 6, 7]]), sites=["resid_pre", "attn_out", "mlp_out", "resid_post"])
     torch.testing.assert_close(cache["resid_pre"] + cache["attn_out"] + cache["mlp_out"], cache["resid_post"])
+
+
+@torch.no_grad()
+def test_heads_and_neurons_through_their_projections_are_what_is_added(family):
+    cache = family.run_with_cache(family.pad([[5, 6, 7]]), sites=["z", "attn_out", "post", "mlp_out"], layers=1)
+    layout, block = family.layout, family.blocks[1]
+    attention, mlp = block.get_submodule(layout.attn), block.get_submodule(layout.mlp)
+    added = attention.get_submodule(layout.attn_proj)(cache["z"][:, 0].flatten(-2))
+    neurons = mlp.get_submodule(layout.mlp_proj)(cache["post"][:, 0])
+    for value, norm, site in ((added, layout.attn_norm, "attn_out"), (neurons, layout.mlp_norm, "mlp_out")):
+        value = block.get_submodule(norm)(value) if norm else value
+        torch.testing.assert_close(value, cache[site][:, 0])
+
+
+@torch.no_grad()
+def test_patterns_are_those_of_the_eager_model_and_padding_never_shows(family):
+    rows = [[5, 6, 7, 8, 9, 10], [7, 8, 9]]
+    before = family.model.config._attn_implementation
+    right, left = (
+        family.run_with_cache(family.pad(rows, side=s), sites="pattern", positions="all")["pattern"]
+        for s in ("right", "left")
+    )
+    assert family.model.config._attn_implementation == before
+    torch.testing.assert_close(left, right)
+    family.model.set_attn_implementation("eager")
+    for row, ids in enumerate(rows):
+        theirs = family.model(torch.tensor([ids]), output_attentions=True).attentions
+        for layer, weights in enumerate(theirs):
+            torch.testing.assert_close(right[row, layer, :, : len(ids), : len(ids)], weights[0])
+    assert torch.count_nonzero(right[1, :, :, :, 3:]) == 0
+
+
+def test_patterns_are_read_at_query_positions(tiny_lm):
+    batch = tiny_lm.pad([[5, 6, 7, 8], [7, 8]], side="left")
+    whole = tiny_lm.run_with_cache(batch, sites="pattern", positions="all")[
+        "pattern"
+    ]  # (batch, layer, head, query, key)
+    torch.testing.assert_close(tiny_lm.run_with_cache(batch, sites="pattern", positions=1)["pattern"], whole[..., 1, :])
+    several = tiny_lm.run_with_cache(batch, sites="pattern", positions=[0, 1])["pattern"]
+    torch.testing.assert_close(several, whole[..., :2, :])
+
+
+def test_a_layout_without_projections_has_no_heads_and_neurons(tiny_lm):
+    layout = replace(tiny_lm.layout, mlp_proj="")
+    bare = HookedLM(tiny_lm.model, tiny_lm.tokenizer, layout=layout)
+    with pytest.raises(UnknownSiteError, match=r"no site blocks.0.mlp.hook_post.*pass layout=Layout\(..., mlp_proj="):
+        bare.run_with_cache(bare.pad([[5, 6]]), sites="post")
 
 
 def test_embed_is_the_token_embedding(tiny_lm):
@@ -120,6 +133,11 @@ def test_short_names_stand_for_the_chosen_layers_in_full_form():
     assert resolve_sites("resid_post", [0, -1], 4) == [Site(0, "resid_post"), Site(3, "resid_post")]
     assert resolve_sites("hook_mlp_out", 2, 4)[0].full_name == "blocks.2.hook_mlp_out"
     assert len(resolve_sites(["embed", "attn_out", "blocks.1.hook_attn_out"], None, 4)) == 5
+    assert [s.full_name for s in resolve_sites(["pattern", "hook_z", "blocks.1.mlp.hook_post"], 1, 4)] == [
+        "blocks.1.attn.hook_pattern",
+        "blocks.1.attn.hook_z",
+        "blocks.1.mlp.hook_post",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +145,7 @@ def test_short_names_stand_for_the_chosen_layers_in_full_form():
     [
         ("resid_pst", None, "Did you mean 'resid_post'"),
         ("blocks.1.hook_atn_out", None, "Did you mean .*attn_out"),
+        ("blocks.1.hook_z", None, "Did you mean .*attn.hook_z"),
         ("blocks.4.hook_resid_post", None, "unknown layer 4: this model has layers 0 to 3"),
         ("resid_post", 9, "unknown layer 9: this model has layers 0 to 3"),
         ("resid_post", [-5], "unknown layer -5"),

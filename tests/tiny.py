@@ -6,7 +6,22 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Olmo2Config,
+    PhiConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from elm_interp.data import Concept, Passage, Question
 
@@ -188,6 +203,45 @@ def make_model(n_layers: int = 4, seed: int = 0) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).float().eval()
+
+
+_SIZES = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_WITHOUT_GROUPS = {key: value for key, value in _SIZES.items() if key != "num_key_value_heads"}
+FAMILIES: dict[str, tuple[type[PretrainedConfig], dict]] = {
+    "llama": (LlamaConfig, _SIZES),
+    "mistral": (MistralConfig, _SIZES | {"sliding_window": 4}),
+    "qwen2": (Qwen2Config, _SIZES),
+    "gemma": (GemmaConfig, _SIZES | {"head_dim": 8}),
+    "gemma2": (Gemma2Config, _SIZES | {"head_dim": 8, "sliding_window": 4}),
+    "olmo2": (Olmo2Config, _SIZES),
+    "gpt2": (
+        GPT2Config,
+        {"vocab_size": 400, "n_embd": 32, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "gpt_neox": (GPTNeoXConfig, _WITHOUT_GROUPS | {"max_position_embeddings": 64}),
+    "phi": (PhiConfig, _WITHOUT_GROUPS | {"max_position_embeddings": 64}),
+}
+"""Configuration class of each family, and the sizes of a tiny model of it."""
+
+
+def make_family(name: str, n_layers: int = 2) -> PreTrainedModel:
+    """A random model of a family, with weights large enough that every part of it shows in the logits."""
+    kind, sizes = FAMILIES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = kind(**sizes, num_hidden_layers=n_layers)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
 
 
 def _questions(prefix: str, rows: list[tuple[str, tuple[str, ...], str]]) -> tuple[Question, ...]:

@@ -4,6 +4,7 @@ An adapter whose keys find no place, or whose B matrices are all zero, would sil
 look as if it had never happened. Such an adapter is refused here, by name.
 """
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -125,6 +126,14 @@ class AdapterSlots:
             self._switch(before)
             for parameter, flag in grads.items():
                 parameter.requires_grad_(flag)
+
+    def merged(self) -> nn.Module:
+        """A copy of the model on memory of its own, with the adapter that is on folded into its weights."""
+        if self._peft is None:
+            return copy.deepcopy(self._model)
+        whole = copy.deepcopy(self._peft)
+        merged = whole.merge_and_unload(adapter_names=[self._current]) if self._current else whole.unload()
+        return cast(nn.Module, merged).requires_grad_(False)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The weights of the adapter that is on, under peft's file keys."""

@@ -110,6 +110,19 @@ def pick(values: Float[Tensor, "batch pos *rest"], mask: Int[Tensor, "batch pos"
     return picked[:, 0] if isinstance(positions, int) else picked
 
 
+def pick_pattern(
+    pattern: Float[Tensor, "batch head query key"], mask: Int[Tensor, "batch pos"], positions: Positions
+) -> Tensor:
+    """Read an attention pattern at query positions, as `pick` does; keys are aligned to the left, zeros after a row's end.
+
+    Returns:
+        (batch, head, key) for "last", "mean" and an int; (batch, head, k, key) for k ints; (batch, head, query, key) for "all".
+    """
+    by_key = pick(pattern.permute(0, 3, 2, 1), mask, "all")  # (batch, key, query, head)
+    picked = pick(by_key.permute(0, 2, 3, 1), mask, positions)
+    return picked.transpose(1, 2) if picked.ndim == 4 else picked
+
+
 def real_tokens(mask: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     """Where tokens stand once rows are aligned to the left, as `pick(..., "all")` returns them."""
     return torch.arange(mask.shape[1], device=mask.device)[None] < mask.sum(1, keepdim=True)

@@ -16,7 +16,7 @@ The numbers do not depend on the padding side or, beyond rounding, on what else 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -24,12 +24,19 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_interp.errors import LayoutError
+from elm_interp.errors import BackendError, LayoutError
 from elm_interp.models.adapters import AdapterSlots, lora_config
-from elm_interp.models.batch import Batch, Positions, pad, pick
+from elm_interp.models.backends import Backend, Edit, import_backend, make_backend
+from elm_interp.models.batch import Batch, Positions, pad, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
-from elm_interp.models.sites import Layout, find_layout, resolve_sites
-from elm_interp.models.torch_backend import Edit, TorchBackend
+from elm_interp.models.sites import Layout, Site, find_layout, resolve_sites
+from elm_interp.models.torch_backend import TorchBackend, forward_inputs
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from elm_interp.models.nnsight_backend import RemoteBackend
 
 
 class HookedLM:
@@ -49,19 +56,31 @@ class HookedLM:
         *,
         name: str = "",
         layout: Layout | None = None,
+        backend: str | Backend = "torch",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.layout = find_layout(model, layout)
         self.adapters = AdapterSlots(model)
-        self._backend = TorchBackend(model, self.layout)
+        self._backend = make_backend(backend, model, self.layout) if isinstance(backend, str) else backend
         config = model.config
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (
             getattr(config, "logits_scaling", None) or 1
         )
-        self._check_head()
+        if not self.is_remote:
+            self._check_head()
+
+    @property
+    def backend(self) -> str:
+        """What runs the passes: "torch", "nnsight" or "transformer_lens"."""
+        return self._backend.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the weights are elsewhere, and passes run there."""
+        return self.embedding.weight.is_meta
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -96,7 +115,7 @@ class HookedLM:
     @property
     def device(self) -> torch.device:
         """Where tokens must be; `tokenize` puts them there."""
-        return self.embedding.weight.device
+        return torch.device("cpu") if self.is_remote else self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -160,7 +179,8 @@ class HookedLM:
 
         Returns:
             A mapping; `cache["resid_post"]` is (batch, layer, d_model) for one position a row, and
-            (batch, layer, pos, d_model) for "all" (left-aligned, zeros after a row's end) or several positions.
+            (batch, layer, pos, d_model) for "all" (left-aligned, zeros after a row's end) or several positions. A `z` has
+            (head, d_head) for d_model; a `pattern` is read at query positions: (batch, layer, head, [pos,] key).
 
         Raises:
             UnknownSiteError: a site or layer that the model does not have.
@@ -168,8 +188,13 @@ class HookedLM:
         """
         wanted = resolve_sites(sites, layers, self.n_layers)
         batch = batch.to(self.device)
+
+        def keep(site: Site, value: Tensor) -> Tensor:
+            take = pick_pattern if site.name == "pattern" else pick
+            return take(value, batch.attention_mask, positions)
+
         with torch.set_grad_enabled(grad):
-            found, _ = self._backend.run(batch, wanted, lambda x: pick(x, batch.attention_mask, positions))
+            found, _ = self._backend.run(batch, wanted, keep)
         return ActivationCache({site: found[site] for site in wanted}, batch, positions)
 
     def logits(
@@ -178,6 +203,9 @@ class HookedLM:
         """Next-token logits at positions; the head runs on nothing else."""
         batch = batch.to(self.device)
         with torch.set_grad_enabled(grad):
+            if self.is_remote:
+                head = cast("RemoteBackend", self._backend).head
+                return self._scaled(head(batch, lambda _, x: pick(x, batch.attention_mask, positions)))
             return self.unembed(pick(self.hidden(batch, grad=grad), batch.attention_mask, positions))
 
     def hidden(self, batch: Batch, *, grad: bool = False) -> Float[Tensor, "batch pos d_model"]:
@@ -203,7 +231,9 @@ class HookedLM:
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of hidden states after the final norm."""
-        logits = self.head(hidden)
+        return self._scaled(self.head(hidden))
+
+    def _scaled(self, logits: Tensor) -> Tensor:
         if self._logit_scale != 1:  # a pass over the vocabulary
             logits = logits * self._logit_scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
@@ -222,11 +252,11 @@ class HookedLM:
 
     @contextmanager
     def hooks(self, edits: Mapping[str, Edit]) -> Iterator["HookedLM"]:
-        """Replace activations in every pass inside the context: reading, scoring, generation.
+        """Replace activations in every pass of this object inside the context: reading, scoring, generation.
 
         Args:
-            edits: site name to a function of the activation (batch, pos, d_model) that returns its replacement; a short
-                name edits that site at every layer.
+            edits: site name to a function of the whole padded activation (shapes as in `sites`) that returns its
+                replacement; a short name edits that site at every layer.
 
         Raises:
             UnknownSiteError: a site that the model does not have; nothing is hooked then.
@@ -255,19 +285,50 @@ class HookedLM:
             self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout
         )
 
+    # -- native objects --------------------------------------------------------------------------------------------
+
+    def as_transformer_lens(self) -> "TransformerBridge":
+        """TransformerLens's bridge of this model as it is now, for its own tools: patching, attribution, its caches.
+
+        It has weights of its own, with the adapter that is on merged into them, so that whatever is done to it
+        (`enable_compatibility_mode` too) leaves this model alone. Give it `batch.input_ids`: from text it makes tokens by
+        its own rules.
+
+        Raises:
+            ImportError: the extra transformer-lens is not installed.
+        """
+        module = import_backend("transformer_lens")
+        return module.keepable_bridge(self.adapters.merged(), self.tokenizer, self.name)
+
+    def as_nnsight(self) -> "TransformersModel":
+        """The wrapper of nnsight around this model as it is now, for traces of your own.
+
+        It shares the weights, and keeps on what is on at this moment. Of a remote model it is the remote model.
+
+        Raises:
+            ImportError: the extra nnsight is not installed.
+        """
+        if self.is_remote:
+            return cast("RemoteBackend", self._backend).native
+        return import_backend("nnsight").keepable_wrapper(self.model, self.tokenizer)
+
     # -- checks ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _check_head(self) -> None:
         batch = pad([[0, 1, 2]], 0).to(self.device)
+        reference = TorchBackend(self.model, self.layout)
+        last = Site(self.n_layers - 1, "resid_post")
         training = self.model.training
         self.model.eval()
         try:
-            hidden = self.hidden(batch)
-            ours = self.unembed(hidden)
-            theirs = self.model(**self._backend.inputs(batch), use_cache=False).logits
-            stream = self.run_with_cache(batch, layers=-1, positions="all")["resid_post"][:, 0]
+            hidden = cast(Tensor, reference.run(batch)[1])
+            stream = reference.run(batch, [last])[0][last]
             normed = self.model.get_submodule(self.layout.final_norm)(stream)
+            ours = self.unembed(hidden)
+            backbone = self.model.get_submodule(self.layout.backbone)
+            theirs = self.model(**forward_inputs(backbone, batch), use_cache=False).logits
+            through = self.hidden(batch)
         finally:
             self.model.train(training)
         if normed.shape != hidden.shape or not torch.allclose(normed.float(), hidden.float(), atol=1e-3, rtol=1e-2):
@@ -280,4 +341,10 @@ class HookedLM:
             raise LayoutError(
                 f"{type(self.model).__name__} does something between {self.layout.final_norm} and its logits that elm_interp does not know "
                 f"(they differ by {gap:.3g}); pass layout= if a part was found wrongly."
+            )
+        gap = float((through - hidden).float().norm() / hidden.float().norm())
+        if gap > (1e-3 if self.dtype == torch.float32 else 0.05):
+            raise BackendError(
+                f'{type(self.model).__name__} gives other hidden states through the back end "{self._backend.name}" than by itself '
+                f'(relative difference {gap:.2g}, expected rounding only); use backend="torch".'
             )

