@@ -68,7 +68,7 @@ class ELM:
     """Weight of the answers term: a small model answers questions by another route than it continues prose. Every choice
     of the training questions, right or wrong, and names of the concept, are answers here; the neighbours' and the general
     training questions, and answers without any question, keep the base's likelihoods, at the retain weight."""
-    answer_names: int = 2
+    answer_names: int = 3
     """Names from the forget passages that join a question's choices, since held-out questions ask for them too; and as many
     answers from outside the concept, so that what is unlearned is these names and not every name."""
     fluency_samples: int = 64

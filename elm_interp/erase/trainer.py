@@ -44,7 +44,7 @@ class Training:
     fluency_batch: int = 2
     """Self-written texts a step."""
     answers_batch: int = 8
-    """Questions with answers a step, of the concept, and half as many of what is kept (methods that have such a term)."""
+    """Questions with answers a step, of the concept and as many of what is kept (methods that have such a term)."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -97,7 +97,7 @@ class Training:
 
     def batch_sizes(self) -> dict[str, int]:
         """Samples of each term a step."""
-        asked = {"answers": self.answers_batch, "kept_answers": (self.answers_batch + 1) // 2}
+        asked = {"answers": self.answers_batch, "kept_answers": self.answers_batch}
         return {"erase": self.forget_batch, "retain": self.retain_batch, "fluency": self.fluency_batch, **asked}
 
     def lr_at(self, step: int) -> float:
