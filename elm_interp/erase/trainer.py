@@ -119,6 +119,13 @@ PRESETS: dict[str, dict] = {
         "lr": 4e-3,
         "save_every": 25,
     },
+    "organism": {
+        "steps": 120,
+        "retain_batch": 8,
+        "answers_batch": 16,
+        "lr": 8e-3,
+        "save_every": 40,
+    },
 }
 """What each preset sets beside the defaults."""
 
