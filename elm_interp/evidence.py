@@ -34,8 +34,9 @@ KEPT = ("knowledge.four_choice.other_domains", "specificity.general_pmi")
 """Does it answer anything else?"""
 BEHAVIOUR = ("innocence.", "specificity.", "seamlessness.", "knowledge.four_choice.")
 """How metrics of behaviour begin. Every other one that should fall, and has a level of chance, looks inside."""
-LEAST_APART = 0.2
-"""Where original and not knowing are nearer than this, in shares of right answers, a metric can show no loss."""
+LEAST_APART = 0.1
+"""Where original and not knowing are nearer than this, in shares of right answers, or than the original's interval, a metric
+can show no loss."""
 LEAST_LEFT = 0.1
 """A model that keeps less than this of the distance is at the level of not knowing."""
 TELLS = 0.9

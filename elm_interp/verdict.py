@@ -182,7 +182,7 @@ def _decide(answers: list[Evidence], inside: list[Evidence], broken: list[str]) 
 
 
 def _keeps(e: Evidence) -> str:
-    return f"{e.metric} is {e.value:.2f}, {e.left:.0%} of the way from not knowing to the original"
+    return f"{e.metric} is {e.value:.2f}, {max(e.left or 0, 0):.0%} of the way from not knowing to the original"
 
 
 def _used() -> list[str]:

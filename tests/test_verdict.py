@@ -6,7 +6,7 @@ import pytest
 
 import elm_interp as ei
 from elm_interp.calibration import calibrate, one_value
-from elm_interp.cli import main
+from elm_interp.cli import _defaults, main
 from elm_interp.errors import ConfigError, RunFolderError, UnknownNameError
 from elm_interp.organisms import domain_concept, make_world
 from elm_interp.results import frame, measurements, stack, wilson
@@ -194,6 +194,13 @@ def test_anchors_are_given_by_name(tiny_lm, tiny_concept):
         ei.verdict(subject, anchors={"golden": subject})
     with pytest.raises(ConfigError, match="no verdict"):
         ei.verdict(subject, anchors={"gold": subject}, cost="cheap")
+
+
+def test_an_organism_takes_its_own_preset_unless_another_is_named():
+    words = ["erase", "--model", "organism:original"]
+    assert _defaults(words) == RunConfig.preset("organism")
+    assert _defaults([*words, "--preset", "paper"]) == RunConfig.preset("paper")
+    assert _defaults(["erase"]) == RunConfig.preset("smollm2-135m")
 
 
 # -- models of which it is known what they know ---------------------------------------------------------------------

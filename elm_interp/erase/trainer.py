@@ -120,11 +120,11 @@ PRESETS: dict[str, dict] = {
         "save_every": 25,
     },
     "organism": {
-        "steps": 120,
+        "steps": 150,
         "retain_batch": 8,
         "answers_batch": 16,
         "lr": 8e-3,
-        "save_every": 40,
+        "save_every": 50,
     },
 }
 """What each preset sets beside the defaults."""
