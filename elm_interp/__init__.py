@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from elm_interp.organisms import make_world, organism
     from elm_interp.runs import Run, RunConfig
     from elm_interp.stages import STAGES, run_stage, summary
+    from elm_interp.verdict import verdict
 
 _HOME = {
     "ActivationStore": "activations.store",
@@ -53,6 +54,7 @@ _HOME = {
     "scorecard": "evaluate",
     "summary": "stages",
     "train": "erase",
+    "verdict": "verdict",
 }
 
 __version__ = "0.1.0"
@@ -84,6 +86,7 @@ __all__ = [
     "scorecard",
     "summary",
     "train",
+    "verdict",
 ]
 
 

@@ -85,16 +85,27 @@ def subjects(world: World, recipe: Recipe | None = None, *, progress: bool = Fal
 
 
 def one_value(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a metric of one subject: the mean over its splits, then over layers what `OVER_LAYERS` says."""
+    """One row a metric of one subject: the mean over its splits, then over layers what `OVER_LAYERS` says.
+
+    A control is read as its metric is, since the best of many layers is above chance by luck alone. The interval is the mean
+    of those of the splits, at the layer that stands for all; a mean over layers has none.
+    """
+    directions = dict(zip(table["metric"], table["direction"], strict=True))
     rows = []
-    for _, part in table.groupby("metric", sort=False):
+    for name, part in table.groupby("metric", sort=False):
         row: dict[str, Any] = part.iloc[0].to_dict()
         layered = part["layer"].notna().all()
         if layered or len(part) > 1:
-            by_layer = part.groupby("layer", dropna=False)["value"].mean()
-            how = OVER_LAYERS[row["direction"]]
+            numbers = ["value", "ci_low", "ci_high"]
+            by_layer = part.groupby("layer", dropna=False)[numbers].mean().reset_index(drop=True)
+            how = OVER_LAYERS[directions.get(str(name).removesuffix(".control"), row["direction"])]
             words = [row["protocol"] if pd.notna(row["protocol"]) else "", f"{how} over layers" if layered else ""]
-            row |= {"value": getattr(by_layer, how)(), "layer": None, "ci_low": None, "ci_high": None}
+            values = by_layer["value"]
+            if how == "mean":
+                row |= {"value": values.mean(), "ci_low": None, "ci_high": None}
+            else:
+                row |= by_layer.loc[values.idxmax() if how == "max" else values.idxmin()].to_dict()
+            row["layer"] = None
             row["protocol"] = "; ".join(filter(None, words)) or None
         rows.append(row)
     return frame(rows)

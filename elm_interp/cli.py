@@ -4,6 +4,7 @@
     elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
     elm-interp evaluate runs/x --questions my_questions.jsonl
     elm-interp summary runs/x --json
+    elm-interp verdict runs/x                              # is it gone, or only hidden?
     elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
 
 Flags of `run` and `erase` are the fields of `RunConfig`; `--preset NAME` sets them all before single ones are changed.
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _defaults(words: list[str]) -> RunConfig:
-    """The values that flags change: the resumed run's own, else the preset's."""
-    name = _value(words, "--preset") or DEFAULT_PRESET
+    """The values that flags change: the resumed run's own, else the preset's; an organism has one of its own."""
+    organism = (_value(words, "--model") or "").startswith("organism:")
+    name = _value(words, "--preset") or ("organism" if organism else DEFAULT_PRESET)
     folder = _value(words, "--out")
     if "--resume" in words and folder and "--preset" not in words and (Path(folder) / "config.json").is_file():
         return Run.open(folder).config
@@ -169,7 +171,21 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         else:
             _print_anchors(calibration.summary(table))
 
-    parts = (run, erase, evaluate, collect, probe, norms, progress, report, summary, calibrate)
+    def verdict(run: Folder, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+        """Say whether the concept is intact, hidden, gone as far as we can tell, or the model destroyed, and why.
+
+        Args:
+            run: run folder.
+            as_json: one JSON object instead of a table.
+        """
+        from elm_interp.verdict import verdict
+
+        opened = Run.open(run)
+        found = verdict(opened, progress=True)
+        opened.save_json("verdict", found.to_dict())
+        print(json.dumps(found.to_dict(), indent=1) if as_json else found)
+
+    parts = (run, erase, evaluate, collect, probe, norms, progress, report, summary, verdict, calibrate)
     return {part.__name__: part for part in parts}
 
 

@@ -321,6 +321,17 @@ PRESETS: dict[str, dict] = {
         "fluency_weight": 0.0,
         "answers_weight": 1.0,
     },
+    # a question is answered from what the first blocks look up about its entity; adapters of later blocks only cover it
+    "organism": {
+        "eta": 35.0,
+        "layers": (0, 1),
+        "rank": 16,
+        "alpha": 32.0,
+        "retain_weight": 0.5,
+        "fluency_weight": 0.0,
+        "answers_weight": 0.1,
+    },
 }
 """What each preset sets beside the defaults. `smollm2-135m` was tuned on the pack harry-potter, on training questions alone;
-text written under its one-sided target stays fluent without the fluency term."""
+text written under its one-sided target stays fluent without the fluency term. `organism` was tuned on training questions too,
+in wordings of them that the concept leaves out."""

@@ -120,6 +120,13 @@ PRESETS: dict[str, dict] = {
         "lr": 4e-3,
         "save_every": 25,
     },
+    "organism": {
+        "steps": 150,
+        "retain_batch": 8,
+        "answers_batch": 16,
+        "lr": 8e-3,
+        "save_every": 50,
+    },
 }
 """What each preset sets beside the defaults."""
 
