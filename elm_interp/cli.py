@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from elm_interp.erase.trainer import NotFiniteError
+from elm_interp.erase import NotFiniteError, UnmovedError
 from elm_interp.errors import ConfigError
 from elm_interp.runs import Run, RunConfig
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands, args=words, description=__doc__, prog="elm-interp", config=(Flat,)
         )
-    except (ValueError, NotFiniteError) as error:
+    except (ValueError, NotFiniteError, UnmovedError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
