@@ -246,12 +246,12 @@ def train(
             table = moved(start, named(lm, parameters))
             if first:
                 results.write(table, folder / "results" / "moved.parquet")
-            still = unmoved(start, named(lm, parameters))
+            targeted, still = table["layer"].unique().tolist(), unmoved(start, named(lm, parameters))
         finally:
             lm.adapters.release()
     if still:
         raise UnmovedError(
-            f"training did not move layer {', '.join(map(str, still))} of {sorted(set(table['layer']))}: no gradient came there. Does every loss weight that should reach it stand above 0? The checkpoints are whole."
+            f"training did not move layer {', '.join(map(str, still))} of {targeted}: no gradient came there. Does every loss weight that should reach it stand above 0? The checkpoints are whole."
         )
     return checkpoints(root)[-1]
 
