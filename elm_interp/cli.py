@@ -17,7 +17,8 @@ from typing import Annotated
 
 import tyro
 
-from elm_interp.erase import NotFiniteError, UnmovedError
+from elm_interp.erase.passes import NotFiniteError
+from elm_interp.erase.trainer import UnmovedError
 from elm_interp.errors import ConfigError
 from elm_interp.runs import Run, RunConfig
 

@@ -23,7 +23,10 @@ EPS = 1e-6
 
 
 class Example(Protocol):
-    """What the trainer knows of a sample, of whatever kind; `len` is its tokens."""
+    """What the trainer knows of a sample, of whatever kind.
+
+    A kind whose mean loss runs over fewer positions than it has tokens says how many, as `positions`.
+    """
 
     @property
     def term(self) -> str:
@@ -35,12 +38,9 @@ class Example(Protocol):
         """Where it came from, for error messages."""
         ...
 
-    @property
-    def positions(self) -> int:
-        """How many positions the mean loss runs over: its weight where a step is split into passes."""
+    def __len__(self) -> int:
+        """Tokens."""
         ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -124,4 +124,8 @@ def _share(term: str, part: Sequence[Example], whole: Sequence[Example]) -> floa
     """The pass's share of the positions of a term (of all positions, where the method names no sample after the term)."""
     chosen = [sample for sample in whole if sample.term == term] or whole
     kept = [sample for sample in part if sample.term == term] or part
-    return sum(s.positions for s in kept) / sum(s.positions for s in chosen)
+    return sum(map(_positions, kept)) / sum(map(_positions, chosen))
+
+
+def _positions(sample: Example) -> int:
+    return getattr(sample, "positions", len(sample))

@@ -22,7 +22,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from elm_interp import results
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints, set_damaged_aside, write_checkpoint
 from elm_interp.erase.masters import Masters, random_state, set_random_state
 from elm_interp.erase.moved import moved, named, unmoved
@@ -31,6 +30,7 @@ from elm_interp.erase.passes import NotFiniteError, Passes, not_finite
 from elm_interp.errors import unknown
 from elm_interp.memory import trim
 from elm_interp.models import HookedLM
+from elm_interp.results import write
 
 SKIPS = 3
 """Steps that may be left out because a loss or gradient was not finite; one more ends the training."""
@@ -245,7 +245,7 @@ def train(
             accelerator.wait_for_everyone()
             table = moved(start, named(lm, parameters))
             if first:
-                results.write(table, folder / "results" / "moved.parquet")
+                write(table, folder / "results" / "moved.parquet")
             targeted, still = table["layer"].unique().tolist(), unmoved(start, named(lm, parameters))
         finally:
             lm.adapters.release()
