@@ -2,6 +2,7 @@
 
     elm-interp run --out runs/demo                         # all stages, on the default model and concept
     elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
+    elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # somebody else's model, as a run
     elm-interp evaluate runs/x --questions my_questions.jsonl
     elm-interp summary runs/x --json
     elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
@@ -13,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -95,6 +96,29 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         run_stage(made, "erase")
         print(made)
 
+    def adopt(
+        sources: tuple[str, ...],
+        out: Path,
+        base: str | None = None,
+        concept: str = default.concept,
+        method: str = "elm",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        device: str = "auto",
+    ) -> None:
+        """Make a run of a model that somebody else erased, for every other command to work on.
+
+        Args:
+            sources: LoRA folders, merged models or hub ids of either; several are steps 1, 2, … of one training.
+            out: run folder to make.
+            base: the model before; by default what the adapter says.
+            concept: what was erased.
+            method: its name in tables and figures.
+            dtype: of the base's weights.
+            device: where to run.
+        """
+        made = Run.adopt(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
+        print(made)
+
     def evaluate(run: Folder, questions: Path | None = None, step: int | None = None) -> None:
         """Score the base and the erased model on the concept's questions and texts, or on a question file of yours.
 
@@ -170,7 +194,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         else:
             _print_anchors(calibration.summary(table))
 
-    parts = (run, erase, evaluate, collect, probe, norms, progress, report, summary, calibrate)
+    parts = (run, erase, adopt, evaluate, collect, probe, norms, progress, report, summary, calibrate)
     return {part.__name__: part for part in parts}
 
 

@@ -245,6 +245,8 @@ def test_what_moved_is_written_and_a_layer_that_did_not_is_named(tiny_lm, sample
 
 def test_evaluation_is_logged_and_changes_nothing(tiny_lm, samples, tmp_path):
     def look(lm):
+        batch = lm.tokenize(["Old Tamsin keeps the lamp"])
+        assert torch.equal(lm.logits(batch), lm.logits(batch)), "dropout acts"
         with lm.adapter(None):
             return {"noise": float(torch.rand(()))}
 

@@ -233,7 +233,7 @@ def train(
                     bar.set_postfix({term: f"{loss:.3f}" for term, loss in values.items()})
                 masters.drop_gradients()
                 if evaluate and first and (step % evaluate_every == 0 or step == training.steps):
-                    with torch.random.fork_rng(_cuda(lm)):
+                    with torch.random.fork_rng(_cuda(lm)), lm.adapters.at_rest():
                         log.write(step=step, evaluation=dict(evaluate(lm)))
                 if step % training.save_every == 0 or step == training.steps:
                     state = masters.state(optimizer) | _random_states(accelerator, lm)
