@@ -125,6 +125,16 @@ class Training:
 PRESETS: dict[str, dict] = {
     # the authors' code: lr 5e-5 constant, one sample a micro-step, accumulation 4, PyTorch's default weight decay
     "paper": {"steps": 750, "lr": 5e-5, "schedule": "constant", "warmup": 0, "weight_decay": 0.01, "fluency_batch": 4},
+    # the same with 12,000 micro-steps and no clipping
+    "released-code": {
+        "steps": 3000,
+        "lr": 5e-5,
+        "schedule": "constant",
+        "warmup": 0,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1e9,
+        "fluency_batch": 4,
+    },
     "smollm2-135m": {
         "steps": 60,
         "forget_batch": 1,

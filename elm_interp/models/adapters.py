@@ -207,7 +207,7 @@ class AdapterSlots:
         # peft makes its modules in training mode, so that a loaded adapter would drop at random
         for module in self._model.modules():
             if isinstance(module, BaseTunerLayer):
-                for slot, dropout in module.lora_dropout.items():
+                for slot, dropout in cast(nn.ModuleDict, module.lora_dropout).items():
                     dropout.train(trainable and slot == self._learning)
 
 
