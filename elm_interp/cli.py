@@ -81,7 +81,13 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         _print_summary(made)
         print(f"\nreport: {made.folder / 'report.html'}")
 
-    def erase(out: Path, config: RunConfig = default, preset: str = DEFAULT_PRESET, resume: bool = False) -> None:
+    def erase(
+        out: Path,
+        config: RunConfig = default,
+        preset: str = DEFAULT_PRESET,
+        resume: bool = False,
+        dry_run: bool = False,
+    ) -> None:
         """Train an adapter that erases the concept.
 
         Args:
@@ -89,7 +95,11 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             config: the settings.
             preset: named settings, changed by the other flags.
             resume: go on from the newest whole checkpoint.
+            dry_run: only say what it would take, measured on a few passages and steps.
         """
+        if dry_run:
+            _print_estimate(config)
+            return
         from elm_interp.stages import run_stage
 
         made = Run.create(out, config, resume=resume)
@@ -204,6 +214,18 @@ def _stage(folder: Path, name: str) -> None:
     run = Run.open(folder)
     run_stage(run, name)
     print(f"{name}: done, {run!r}")
+
+
+def _print_estimate(config: RunConfig) -> None:
+    from elm_interp.estimate import estimate
+
+    found = estimate(config)
+    print(f"steps    {found['steps']:,}")
+    print(f"tokens   {found['tokens']:,}")
+    print(
+        f"time     about {found['minutes']:.1f} min: {found['prepare_minutes']:.1f} for the targets, {found['train_minutes']:.1f} of training"
+    )
+    print(f"memory   about {found['peak_gb']:.1f} GB")
 
 
 def _print_summary(run: Run, as_json: bool = False) -> None:

@@ -106,6 +106,8 @@ class ELM:
     """Passages are cut to this many tokens (the paper cuts at 700 characters)."""
 
     name = "elm"
+    not_in_targets = frozenset({"layers", "rank", "alpha", "modules", "dropout"})
+    """Settings that the targets do not depend on."""
 
     @classmethod
     def preset(cls, name: str) -> "ELM":

@@ -112,7 +112,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
         build: writes the files into a folder that it is given, beside that place; it is renamed when it is finished, so
             that no half-written one is ever taken for whole.
     """
-    if _is_whole(folder):
+    if is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -124,7 +124,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
             os.replace(half, folder)
         except OSError:
             # another process finished first: its folder is as good as ours
-            if not _is_whole(folder):
+            if not is_whole(folder):
                 raise
     return folder
 
@@ -197,7 +197,7 @@ def _has_bf16_instructions() -> bool:
 def _unpacked(alias: str) -> Path:
     package, file, requirement, _ = ALIASES[alias]
     folder = cache_folder() / "models" / alias
-    if _is_whole(folder):
+    if is_whole(folder):
         return folder  # the wheel may be gone by now
     spec = find_spec(package)
     gguf = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
@@ -233,7 +233,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that `cached_folder` made has all its files, each with its hash."""
     try:
         return json.loads((folder / _HASHES).read_text()) == _hash_files(folder)
     except (OSError, ValueError):
