@@ -40,6 +40,7 @@ from elm_interp.models import HookedLM, load_model
 from elm_interp.models.adapters import CONFIG, WEIGHTS, adapter_folder, read_adapter
 from elm_interp.models.loading import model_depth, model_hash
 from elm_interp.models.merged import write_difference
+from elm_interp.models.processes import first_process
 
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
 
@@ -151,6 +152,8 @@ class Run:
         """
         folder = Path(folder)
         config.check()
+        if not first_process():
+            return cls(folder, config)  # what is on disk is the first process's affair
         if (folder / "config.json").exists():
             if not resume:
                 raise RunFolderError(
@@ -405,6 +408,8 @@ def _differences(known: dict, given: dict, path: str = "") -> list[str]:
 
 
 def _write_json(path: Path, values: Any) -> None:
+    if not first_process():
+        return
     half = path.with_name(f".{path.name}.half")
     half.write_text(json.dumps(values, indent=1, ensure_ascii=False))
     half.replace(path)

@@ -18,13 +18,14 @@ from elm_interp.activations.collect import collect as collect_activations
 from elm_interp.activations.store import ActivationStore
 from elm_interp.erase.prepared import prepared
 from elm_interp.erase.trainer import train
-from elm_interp.errors import RunFolderError
+from elm_interp.errors import ConfigError, RunFolderError
 from elm_interp.evaluate import destroyed, samples, scorecard
 from elm_interp.evaluate import summary as summarise
 from elm_interp.internals import PROBE_TASKS, concept_datasets, probes_from_store, progression
 from elm_interp.memory import peak_gb, trim
 from elm_interp.metrics import measure
 from elm_interp.models.loading import model_hash
+from elm_interp.models.processes import several_processes
 from elm_interp.report import write_report
 from elm_interp.runs import Run
 
@@ -115,7 +116,15 @@ STAGES: dict[str, Callable[..., None]] = {
 
 
 def run_stage(run: Run, name: str, *, progress: bool = True) -> None:
-    """Run one stage and record its seconds and the process's peak memory."""
+    """Run one stage and record its seconds and the process's peak memory.
+
+    Raises:
+        ConfigError: several processes, and a stage other than erase.
+    """
+    if several_processes() and name != "erase":
+        raise ConfigError(
+            f"{name} runs in one process; under accelerate launch, run erase alone and then: elm-interp run --out {run.folder} --resume"
+        )
     began = time.perf_counter()
     STAGES[name](run, progress=progress)
     trim()

@@ -20,6 +20,7 @@ from torch import Tensor
 from elm_interp.erase.masters import Masters, random_state, set_random_state
 from elm_interp.erase.objective import Example, Objective
 from elm_interp.models import HookedLM
+from elm_interp.models.processes import sharded
 
 
 class NotFiniteError(ArithmeticError):
@@ -70,17 +71,19 @@ class Passes:
         """This process's passes: its part of each term, and in words what did not fit and what was not finite."""
         terms: dict[str, float] = {}
         weights = self.objective.weights()
-        n, first = self.accelerator.num_processes * self.accumulate, self.accelerator.process_index
+        processes, first = self._dealt_to()
+        n = processes * self.accumulate
         try:
             # a pass for each kind of sample: their graphs need not be alive at once
             for kind in dict.fromkeys(map(type, batch)):
                 whole = [sample for sample in batch if type(sample) is kind]
-                for part in (whole[i::n] for i in range(first, n, self.accelerator.num_processes)):
+                for part in (whole[i::n] for i in range(first, n, processes)):
                     losses = self.objective.loss(self.lm, part) if part else {}
                     broken = not_finite(losses, step, part)
                     if broken:
                         return terms, "", broken
-                    shared = {term: _share(term, part, whole) * loss for term, loss in losses.items()}
+                    repeats = self.accelerator.num_processes // processes
+                    shared = {term: _share(term, part, whole) / repeats * loss for term, loss in losses.items()}
                     total = sum(weights[term] * loss for term, loss in shared.items())
                     if isinstance(total, Tensor):
                         self.accelerator.backward(total)
@@ -92,8 +95,12 @@ class Passes:
             return terms, str(error).partition("\n")[0] or "out of memory", ""
         return terms, "", ""
 
+    def _dealt_to(self) -> tuple[int, int]:
+        """Over how many processes samples are dealt, and which of them this is."""
+        return (1, 0) if sharded() else (self.accelerator.num_processes, self.accelerator.process_index)
+
     def _split_finer(self, samples: int, step: int, why: str) -> None:
-        if self.accelerator.num_processes * self.accumulate >= samples:
+        if self._dealt_to()[0] * self.accumulate >= samples:
             raise torch.OutOfMemoryError(
                 f"step {step} does not fit into memory with one sample a pass ({why}); cut the texts shorter (max_tokens), or take a smaller dtype or model."
             )

@@ -5,7 +5,8 @@ moments and the random states come back from the checkpoint. k steps and a resum
 
     train(lm, objective, samples, Training(steps=120), Path("runs/x"))
 
-Under `accelerate launch` each process takes its part of every step, and the adapter is that of one process, to rounding.
+Under `accelerate launch` each process takes its part of every step, and the adapter is that of one process, to rounding;
+with configs/fsdp.yaml they hold a model together that is too big for one device.
 """
 
 import json
@@ -30,6 +31,7 @@ from elm_interp.erase.passes import NotFiniteError, Passes, not_finite
 from elm_interp.errors import unknown
 from elm_interp.memory import trim
 from elm_interp.models import HookedLM
+from elm_interp.models.processes import sharded
 from elm_interp.results import write
 
 SKIPS = 3
@@ -194,7 +196,7 @@ def train(
         start = named(lm, parameters)
         masters = Masters(parameters)
         optimizer = torch.optim.AdamW(masters.weights, lr=training.lr, weight_decay=training.weight_decay)
-        if not first:
+        if not first and not sharded():
             torch.manual_seed(seed + accelerator.process_index)  # or all would drop the same units
         done, accumulate, skipped = _resume(accelerator, optimizer, masters, root, training)
         log = _Log(folder / "metrics.jsonl" if first else None, done, warnings)
@@ -242,7 +244,7 @@ def train(
                     )
                     bar.set_postfix({term: f"{loss:.3f}" for term, loss in values.items()})
                 masters.drop_gradients()
-                if evaluate and first and (step % evaluate_every == 0 or step == training.steps):
+                if evaluate and (first or sharded()) and (step % evaluate_every == 0 or step == training.steps):
                     with torch.random.fork_rng(_cuda(lm)), lm.adapters.at_rest():
                         log.write(step=step, evaluation=dict(evaluate(lm)))
                 if step % training.save_every == 0 or step == training.steps:

