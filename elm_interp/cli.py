@@ -2,6 +2,7 @@
 
     elm-interp run --out runs/demo                         # all stages, on the default model and concept
     elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
+    elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # somebody else's model, as a run
     elm-interp evaluate runs/x --questions my_questions.jsonl
     elm-interp summary runs/x --json
     elm-interp verdict runs/x                              # is it gone, or only hidden?
@@ -14,11 +15,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from elm_interp.erase.trainer import NotFiniteError
+from elm_interp.erase.passes import NotFiniteError
+from elm_interp.erase.trainer import UnmovedError
 from elm_interp.errors import ConfigError
 from elm_interp.runs import Run, RunConfig
 
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands, args=words, description=__doc__, prog="elm-interp", config=(Flat,)
         )
-    except (ValueError, NotFiniteError) as error:
+    except (ValueError, NotFiniteError, UnmovedError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -81,7 +83,13 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         _print_summary(made)
         print(f"\nreport: {made.folder / 'report.html'}")
 
-    def erase(out: Path, config: RunConfig = default, preset: str = DEFAULT_PRESET, resume: bool = False) -> None:
+    def erase(
+        out: Path,
+        config: RunConfig = default,
+        preset: str = DEFAULT_PRESET,
+        resume: bool = False,
+        dry_run: bool = False,
+    ) -> None:
         """Train an adapter that erases the concept.
 
         Args:
@@ -89,11 +97,38 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             config: the settings.
             preset: named settings, changed by the other flags.
             resume: go on from the newest whole checkpoint.
+            dry_run: only say what it would take, measured on a few passages and steps.
         """
+        if dry_run:
+            _print_estimate(config)
+            return
         from elm_interp.stages import run_stage
 
         made = Run.create(out, config, resume=resume)
         run_stage(made, "erase")
+        print(made)
+
+    def adopt(
+        sources: tuple[str, ...],
+        out: Path,
+        base: str | None = None,
+        concept: str = default.concept,
+        method: str = "elm",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        device: str = "auto",
+    ) -> None:
+        """Make a run of a model that somebody else erased, for every other command to work on.
+
+        Args:
+            sources: LoRA folders, merged models or hub ids of either; several are steps 1, 2, … of one training.
+            out: run folder to make.
+            base: the model before; by default what the adapter says.
+            concept: what was erased.
+            method: its name in tables and figures.
+            dtype: of the base's weights.
+            device: where to run.
+        """
+        made = Run.adopt(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
         print(made)
 
     def evaluate(run: Folder, questions: Path | None = None, step: int | None = None) -> None:
@@ -185,7 +220,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         opened.save_json("verdict", found.to_dict())
         print(json.dumps(found.to_dict(), indent=1) if as_json else found)
 
-    parts = (run, erase, evaluate, collect, probe, norms, progress, report, summary, verdict, calibrate)
+    parts = (run, erase, adopt, evaluate, collect, probe, norms, progress, report, summary, verdict, calibrate)
     return {part.__name__: part for part in parts}
 
 
@@ -195,6 +230,18 @@ def _stage(folder: Path, name: str) -> None:
     run = Run.open(folder)
     run_stage(run, name)
     print(f"{name}: done, {run!r}")
+
+
+def _print_estimate(config: RunConfig) -> None:
+    from elm_interp.estimate import estimate
+
+    found = estimate(config)
+    print(f"steps    {found['steps']:,}")
+    print(f"tokens   {found['tokens']:,}")
+    print(
+        f"time     about {found['minutes']:.1f} min: {found['prepare_minutes']:.1f} for the targets, {found['train_minutes']:.1f} of training"
+    )
+    print(f"memory   about {found['peak_gb']:.1f} GB")
 
 
 def _print_summary(run: Run, as_json: bool = False) -> None:

@@ -13,10 +13,15 @@ run.results("scorecard")                # a tidy frame
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +31,16 @@ import pandas as pd
 from elm_interp import results
 from elm_interp.activations.store import ActivationStore
 from elm_interp.data import Concept, load_concept
-from elm_interp.erase.checkpoints import Checkpoint, checkpoints
+from elm_interp.erase.checkpoints import Checkpoint, checkpoints, write_checkpoint
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, RunFolderError, raise_all
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
+from elm_interp.models.adapters import CONFIG, WEIGHTS, adapter_folder, read_adapter
 from elm_interp.models.loading import model_depth, model_hash
+from elm_interp.models.merged import write_difference
+from elm_interp.models.processes import first_process
 
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
 
@@ -144,6 +152,8 @@ class Run:
         """
         folder = Path(folder)
         config.check()
+        if not first_process():
+            return cls(folder, config)  # what is on disk is the first process's affair
         if (folder / "config.json").exists():
             if not resume:
                 raise RunFolderError(
@@ -164,6 +174,60 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "config.json", config.to_dict())
         return cls(folder, config)
+
+    @classmethod
+    def adopt(
+        cls,
+        folder: str | Path,
+        sources: Sequence[str | Path],
+        *,
+        base: str | None = None,
+        concept: str = "harry-potter",
+        method: str = "elm",
+        **values: Any,
+    ) -> "Run":
+        """A run of models that somebody else trained, so that every analysis works on them.
+
+        Args:
+            folder: run folder to make.
+            sources: LoRA folders (the authors' `checkpoint-final`), merged models, or hub ids of either; several are taken
+                as the checkpoints of one training, in order, as steps 1, 2, …
+            base: the model before; by default what the adapter says.
+            concept: what was erased.
+            method: name of the method, for tables and figures.
+            values: other fields of `RunConfig`, such as `dtype`.
+
+        Raises:
+            AdapterError: an adapter that does not fit the base, or has no effect; nothing is written then.
+            ConfigError: settings that cannot work; a merged model without its base.
+            RunFolderError: the folder exists.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise RunFolderError(f"{folder} exists; choose another folder to adopt into.")
+        with tempfile.TemporaryDirectory() as temporary:
+            adapters = [as_adapter(source, base, Path(temporary) / str(i)) for i, source in enumerate(sources)]
+            if not adapters:
+                raise ConfigError("no source is given; name at least one adapter or model.")
+            read = [read_adapter(adapter) for adapter in adapters]
+            model = base or str(read[-1][0].base_model_name_or_path)
+            keys = [re.search(r"\.(\d+)\.", key) for _, weights in read for key in weights]
+            layers = tuple(sorted({int(found[1]) for found in keys if found}))
+            shape = ELM(layers=layers, rank=read[-1][0].r, alpha=float(read[-1][0].lora_alpha))
+            training = Training(steps=len(sources), save_every=1)
+            run = cls(folder, RunConfig(model, concept, objective=shape, training=training, **values))
+            run.config.check()
+            for adapter in adapters:
+                with run.lm.adapter(adapter):
+                    pass  # loading checks that it fits
+            folder.mkdir(parents=True)
+            for step, (source, adapter) in enumerate(zip(sources, adapters, strict=True), 1):
+                copy = partial(_copy_adapter, adapter)
+                write_checkpoint(folder / "checkpoints", step, copy, {}, {"adopted_from": str(source)})
+        run.write_manifest()
+        _write_json(folder / "adopted.json", {"method": method, "sources": list(map(str, sources))})
+        _write_json(folder / "config.json", run.config.to_dict())
+        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -189,7 +253,8 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the method of erasure."""
-        return self.config.objective.name
+        adopted = self.folder / "adopted.json"
+        return json.loads(adopted.read_text())["method"] if adopted.is_file() else self.config.objective.name
 
     @property
     def concept(self) -> Concept:
@@ -311,6 +376,26 @@ class Run:
         return f"Run({str(self.folder)!r}: {self.method} on {self.config.model}, concept {self.config.concept}, {state}; results: {', '.join(made) or 'none'})"
 
 
+def as_adapter(source: str | Path, base: str | None, folder: Path) -> Path:
+    """The peft folder of a released adapter; of a merged model, its difference from the base, written into `folder`.
+
+    Raises:
+        AdapterError: neither, or a model that is no such base with other weights.
+        ConfigError: a merged model without its base.
+    """
+    found = adapter_folder(source)
+    if (found / CONFIG).is_file():
+        return found
+    if base is None:
+        raise ConfigError(f"{source} is no adapter; for a whole model, say by base= (--base) what it was made from.")
+    return write_difference(base, source, folder)
+
+
+def _copy_adapter(adapter: Path, folder: Path) -> None:
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(adapter / name, folder / name)
+
+
 def _differences(known: dict, given: dict, path: str = "") -> list[str]:
     found: list[str] = []
     for key in sorted(known.keys() | given.keys()):
@@ -323,6 +408,8 @@ def _differences(known: dict, given: dict, path: str = "") -> list[str]:
 
 
 def _write_json(path: Path, values: Any) -> None:
+    if not first_process():
+        return
     half = path.with_name(f".{path.name}.half")
     half.write_text(json.dumps(values, indent=1, ensure_ascii=False))
     half.replace(path)

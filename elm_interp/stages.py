@@ -16,13 +16,16 @@ import pandas as pd
 from elm_interp import results
 from elm_interp.activations.collect import collect as collect_activations
 from elm_interp.activations.store import ActivationStore
+from elm_interp.erase.prepared import prepared
 from elm_interp.erase.trainer import train
-from elm_interp.errors import RunFolderError
+from elm_interp.errors import ConfigError, RunFolderError
 from elm_interp.evaluate import destroyed, samples, scorecard
 from elm_interp.evaluate import summary as summarise
 from elm_interp.internals import PROBE_TASKS, concept_datasets, probes_from_store, progression
 from elm_interp.memory import peak_gb, trim
 from elm_interp.metrics import measure
+from elm_interp.models.loading import model_hash
+from elm_interp.models.processes import several_processes
 from elm_interp.report import write_report
 from elm_interp.runs import Run
 
@@ -42,12 +45,13 @@ def erase(run: Run, *, progress: bool = True) -> None:
     if run.finished:
         return
     config = run.config
-    began = time.perf_counter()
-    targets = config.objective.prepare(run.lm, run.concept, seed=config.seed, progress=progress)
-    prepared = time.perf_counter()
+    known = model_hash(config.model)
+    targets, seconds = prepared(
+        run.lm, config.objective, run.concept, model_hash=known, seed=config.seed, progress=progress
+    )
     trim()
     train(run.lm, config.objective, targets, config.training, run.folder, seed=config.seed, progress=progress)
-    run.record(prepare_seconds=prepared - began)
+    run.record(prepare_seconds=seconds)
 
 
 def evaluate(run: Run, *, progress: bool = True) -> None:
@@ -112,7 +116,15 @@ STAGES: dict[str, Callable[..., None]] = {
 
 
 def run_stage(run: Run, name: str, *, progress: bool = True) -> None:
-    """Run one stage and record its seconds and the process's peak memory."""
+    """Run one stage and record its seconds and the process's peak memory.
+
+    Raises:
+        ConfigError: several processes, and a stage other than erase.
+    """
+    if several_processes() and name != "erase":
+        raise ConfigError(
+            f"{name} runs in one process; under accelerate launch, run erase alone and then: elm-interp run --out {run.folder} --resume"
+        )
     began = time.perf_counter()
     STAGES[name](run, progress=progress)
     trim()

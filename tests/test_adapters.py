@@ -103,6 +103,19 @@ def test_the_adapter_from_before_comes_back_after_an_error(tiny_lm, adapters):
     assert torch.equal(logits(tiny_lm), before)
 
 
+def test_dropout_acts_in_training_alone(tiny_lm, tmp_path):
+    for parameter in tiny_lm.adapters.attach(tiny_lm.lora((1, 2), rank=2, alpha=8, dropout=0.5)):
+        torch.nn.init.normal_(parameter.data, std=0.3)
+    assert not torch.equal(logits(tiny_lm), logits(tiny_lm))
+    with tiny_lm.adapters.at_rest():
+        resting = logits(tiny_lm)
+        assert torch.equal(resting, logits(tiny_lm))
+    tiny_lm.adapters.save(tmp_path / "a")
+    with tiny_lm.adapter(tmp_path / "a"):
+        assert torch.equal(resting, logits(tiny_lm))
+    assert not torch.equal(logits(tiny_lm), logits(tiny_lm))
+
+
 def test_only_the_adapter_is_trainable_and_only_while_asked(tiny_lm, adapters):
     attach(tiny_lm, seed=5)
     names = [name for name, p in tiny_lm.model.named_parameters() if p.requires_grad]

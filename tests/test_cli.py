@@ -103,6 +103,13 @@ def test_a_run_that_exists_is_refused_and_resume_goes_on(run, tiny_model_folder,
     assert "objective.eta" in error
 
 
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tiny_model_folder, tiny_concept_folder, tmp_path, capsys):
+    main(["erase", "--out", str(tmp_path / "x"), "--dry-run", *flags(tiny_model_folder, tiny_concept_folder)])
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()] == ["steps", "tokens", "time", "memory"]
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -7,7 +7,9 @@ import torch
 
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.objective import Sample, Teacher, TopK, distribution_loss
+from elm_interp.erase.prompts import EXPERT, NOVICE, draw_prompts
 from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
+from elm_interp.erase.trainer import Training
 from elm_interp.errors import UnknownNameError
 from elm_interp.models.adapters import AdapterSlots
 
@@ -233,6 +235,9 @@ def test_guided_text_is_the_same_for_a_seed_and_alone_or_batched(tiny_lm):
         ({"layers": (3, 4)}, "layers"),
         ({"modules": "head"}, "modules"),
         ({"plausible": 1.5}, "plausible"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"eta_start": -1.0}, "eta_start"),
+        ({"prompts": "mine"}, "prompts"),
     ],
 )
 def test_settings_that_cannot_work_are_named(change, word):
@@ -248,6 +253,57 @@ def test_the_paper_preset_is_the_paper_s():
     assert (paper.eta, paper.rank, paper.layers, paper.plausible) == (500, 4, (4, 5, 6, 7), 0)
     with pytest.raises(UnknownNameError, match="Did you mean 'paper'"):
         ELM.preset("papper")
+
+
+def test_the_released_code_preset_is_the_code_s():
+    code, training = ELM.preset("released-code"), Training.preset("released-code")
+    assert (code.eta_start, code.eta, code.temperature, code.top_k) == (1, 1000, 1.2, 50)
+    assert (code.rank, code.alpha, code.dropout, code.layers) == (256, 16, 0.05, (4, 5, 6, 7))
+    assert (code.hard_labels, code.prompts, code.fluency_eta, code.modules) == (True, "drawn", 3, "attn+mlp")
+    assert (training.lr, training.schedule, training.warmup, training.weight_decay) == (5e-5, "constant", 0, 0.01)
+    assert {training.batch_sizes()[term] for term in ("erase", "retain", "fluency")} == {4}
+    assert len(set(EXPERT)) == len(set(NOVICE)) == 10
+    assert not code.problems(32)
+
+
+def test_the_target_of_the_released_code_equals_the_hand_computed_one(tiny_lm, tiny_concept):
+    objective = dataclasses.replace(ELM.preset("released-code"), eta=9.0, fluency_weight=0, layers=(1,))
+    found = objective.prepare(tiny_lm, tiny_concept, seed=5)
+    forget = tiny_concept.passages("forget")
+    pairs = draw_prompts(tiny_concept, len(forget), 5)
+    assert len(set(pairs)) > len(pairs) / 2
+    for sample, pair in zip(found["erase"], pairs, strict=True):
+        p, e, n = (
+            (tiny_lm.unembed(hidden_after(tiny_lm, prefix, [sample.ids])[0][:-1]) / 1.2).log_softmax(-1)
+            for prefix in ("", *pair)
+        )
+        ramp = 1 + (9 - 1) * torch.arange(len(sample.ids)) / (len(sample.ids) - 1)
+        goal = p + ramp[:-1, None] * (n - e)
+        kept = goal.gather(1, sample.target.tokens.long())
+        torch.testing.assert_close(kept.min(1).values, goal.topk(50).values[:, -1])
+        torch.testing.assert_close(sample.target.probs, kept.softmax(-1), atol=1e-4, rtol=1e-3)
+    sample = found["retain"][0]
+    best = tiny_lm.unembed(hidden_after(tiny_lm, "", [sample.ids])[0][:-1]).argmax(-1)
+    assert torch.equal(sample.target.tokens[:, 0].long(), best)
+
+
+def test_hard_labels_are_the_cross_entropy_of_the_next_written_token(tiny_lm, tiny_concept):
+    objective = ELM(layers=(1,), hard_labels=True, prompts="drawn", fluency_samples=3, fluency_tokens=5, fluency_eta=2)
+    sample = objective.prepare(tiny_lm, tiny_concept)["fluency"][0]
+    tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    ids = torch.tensor(sample.ids)
+    logits = tiny_lm.logits(tiny_lm.pad([sample.ids]), positions="all")[0, sample.start : -1]
+    expected = torch.nn.functional.cross_entropy(logits, ids[sample.start + 1 :])
+    assert float(objective.loss(tiny_lm, [sample])["fluency"].detach()) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_a_random_target_is_random_and_whole(tiny_lm, tiny_concept):
+    objective = ELM(layers=(1,), erase_target="random", top_k=20, fluency_weight=0, retain_weight=0)
+    samples = objective.prepare(tiny_lm, tiny_concept)["erase"]
+    for sample in samples:
+        assert len(sample.target) == len(sample.ids) - 1
+        assert all(len(set(row)) == 20 for row in sample.target.tokens.tolist())
+        torch.testing.assert_close(sample.target.probs.sum(-1), torch.ones(len(sample.target)))
 
 
 def test_slots_are_gone_after_release(tiny_lm):

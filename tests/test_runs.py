@@ -6,9 +6,13 @@ import json
 import pytest
 
 from elm_interp.erase.elm import ELM
+from elm_interp.erase.prepared import prepared
 from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, RunFolderError
+from elm_interp.estimate import estimate
+from elm_interp.models.loading import cache_folder
 from elm_interp.runs import Run, RunConfig
+from elm_interp.stages import run_stage
 
 SMALL = {
     "objective": ELM(eta=5, layers=(1, 2), rank=2, alpha=8, fluency_samples=4, fluency_tokens=4),
@@ -76,3 +80,39 @@ def test_unknown_settings_in_a_config_file_are_named(config, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ranc": 3}))
     with pytest.raises(ConfigError, match="ranc"):
         Run.open(tmp_path / "x")
+
+
+def test_a_sweep_runs_the_frozen_model_once(config, tmp_path, monkeypatch):
+    run_stage(Run.create(tmp_path / "a", config), "erase", progress=False)
+    monkeypatch.setattr(ELM, "prepare", lambda *a, **k: pytest.fail("made the targets again"))
+    other = dataclasses.replace(config.objective, rank=3, layers=(0,), dropout=0.1, retain_weight=0.3)
+    run_stage(Run.create(tmp_path / "b", dataclasses.replace(config, objective=other)), "erase", progress=False)
+    for name, value in (("eta", 6.0), ("retain_weight", 0.0), ("max_tokens", 9)):
+        changed = dataclasses.replace(config, objective=dataclasses.replace(config.objective, **{name: value}))
+        with pytest.raises(pytest.fail.Exception, match="again"):
+            run_stage(Run.create(tmp_path / name, changed), "erase", progress=False)
+
+
+def test_kept_targets_are_those_that_were_made_and_a_damaged_file_is_made_again(tiny_lm, tiny_concept):
+    objective = dataclasses.replace(SMALL["objective"], answers_weight=1.0)
+    made, seconds = prepared(tiny_lm, objective, tiny_concept, model_hash="x", seed=0)
+    folder = next((cache_folder() / "targets").iterdir())
+    for _ in range(2):
+        kept, known = prepared(tiny_lm, objective, tiny_concept, model_hash="x", seed=0)
+        assert known == seconds
+        assert repr(kept) == repr(made)
+        assert all(type(a.ids) is tuple for a in kept["erase"])
+    path = folder / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert repr(prepared(tiny_lm, objective, tiny_concept, model_hash="x", seed=0)[0]) == repr(made)
+
+
+def test_the_estimate_says_steps_and_tokens_and_leaves_nothing(config, tmp_path):
+    found = estimate(config)
+    assert found["steps"] == 4
+    assert found["minutes"] == pytest.approx(found["prepare_minutes"] + found["train_minutes"])
+    assert min(found.values()) > 0
+    run = Run.create(tmp_path / "a", config)
+    run_stage(run, "erase", progress=False)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert found["tokens"] == pytest.approx(sum(line["tokens"] for line in lines), rel=0.2)

@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from elm_interp.erase.checkpoints import checkpoints, set_damaged_aside
+from elm_interp import results
+from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.trainer import NotFiniteError, Training, draw, train
+from elm_interp.erase.masters import Masters
+from elm_interp.erase.passes import NotFiniteError, Passes
+from elm_interp.erase.trainer import Training, UnmovedError, draw, train
 from elm_interp.models import load_model
 
 OBJECTIVE = ELM(
@@ -60,7 +64,7 @@ def test_training_lowers_the_erase_loss_and_touches_only_its_layers(tiny_lm, sam
         tmp_path,
         progress=False,
     )
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = log(tmp_path)
     assert sum(line["erase"] for line in lines[-10:]) < 0.9 * sum(line["erase"] for line in lines[:10])
     assert {"erase", "retain", "fluency", "grad_norm", "tokens", "seconds"} <= lines[0].keys()
     assert all(".1." in key or ".2." in key for key in weights(last))
@@ -76,15 +80,14 @@ def test_resume_equals_unbroken(tiny_model_folder, tiny_concept, tmp_path, dtype
     lm = load_model(tiny_model_folder, dtype=dtype, device="cpu")
     samples = OBJECTIVE.prepare(lm, tiny_concept)
     unbroken = train(lm, OBJECTIVE, samples, TRAINING, tmp_path / "a", seed=4, progress=False)
-    broken = Crashing(**{f: getattr(OBJECTIVE, f) for f in OBJECTIVE.__dataclass_fields__})
+    broken = copied(Crashing)
     with pytest.raises(Crash):
         train(lm, broken, samples, TRAINING, tmp_path / "b", seed=4, progress=False)
     assert [c.step for c in checkpoints(tmp_path / "b" / "checkpoints")] == [2, 4]
     fresh = load_model(tiny_model_folder, dtype=dtype, device="cpu")
     resumed = train(fresh, OBJECTIVE, samples, TRAINING, tmp_path / "b", seed=4, progress=False)
     assert equal(unbroken, resumed)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 9))
+    assert [line["step"] for line in log(tmp_path / "b")] == list(range(1, 9))
 
 
 def test_steps_too_small_for_bfloat16_add_up(tiny_model_folder, tiny_concept, tmp_path):
@@ -105,37 +108,154 @@ def test_another_seed_gives_another_adapter(tiny_lm, samples, tmp_path):
     assert not equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "name", ["adapter_model.safetensors", "state.safetensors", "meta.json", "COMPLETE", "adapter_config.json"]
-)
-def test_a_damaged_checkpoint_is_set_aside_by_name(tiny_lm, samples, tmp_path, name):
-    train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path, progress=False)
-    root = tmp_path / "checkpoints"
-    victim = root / "checkpoint-000008" / name
-    if name == "COMPLETE":
-        victim.unlink()
-    else:
+FILES = ("adapter_config.json", "adapter_model.safetensors", "state.safetensors", "meta.json", "COMPLETE")
+
+
+def test_whichever_file_of_the_newest_checkpoint_is_truncated_resume_falls_back(tiny_lm, samples, tmp_path):
+    unbroken = train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "x", progress=False)
+    expected, root = weights(unbroken), tmp_path / "x" / "checkpoints"
+    assert {path.name for path in unbroken.path.iterdir()} == set(FILES)
+    older = {p: p.read_bytes() for p in root.glob("*/*") if p.parent != unbroken.path}
+    for name in FILES:
+        victim = unbroken.path / name
         victim.write_bytes(victim.read_bytes()[:-7])
-    untouched = weights(checkpoints(root)[0])
-    assert [c.step for c in checkpoints(root)] == [2, 4, 6]
-    (problem,) = set_damaged_aside(root)
-    assert "checkpoint-000008" in problem
-    assert (root / "damaged-checkpoint-000008").is_dir()
-    assert all(torch.equal(v, untouched[k]) for k, v in weights(checkpoints(root)[0]).items())
+        assert [c.step for c in checkpoints(root)] == [2, 4, 6]
+        resumed = train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "x", progress=False)
+        assert all(torch.equal(v, expected[k]) for k, v in weights(resumed).items())
+        assert all(path.read_bytes() == content for path, content in older.items())
+        warning = [line["warning"] for line in log(tmp_path / "x") if "warning" in line][-1]
+        assert "checkpoint-000008" in warning
+        assert name in warning
+        assert "set aside as damaged-checkpoint-000008" in warning
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_lm, samples, tmp_path):
-    class Exploding(ELM):
-        def loss(self, lm, batch):
-            terms = super().loss(lm, batch)
-            if len(checkpoints(tmp_path / "checkpoints")) == 1:
+def log(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def copied(kind, objective=OBJECTIVE):
+    return kind(**{f: getattr(objective, f) for f in objective.__dataclass_fields__})
+
+
+class Exploding(ELM):
+    """Gives a retain loss that is not a number at some steps, counted by its calls with texts."""
+
+    at = (3,)
+
+    def loss(self, lm, batch):
+        terms = super().loss(lm, batch)
+        if "retain" in terms:
+            self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
+            if self.__dict__["calls"] in self.at:
                 terms["retain"] = terms["retain"] * math.nan
-            return terms
+        return terms
 
-    objective = Exploding(**{f: getattr(OBJECTIVE, f) for f in OBJECTIVE.__dataclass_fields__})
-    with pytest.raises(NotFiniteError, match=r"retain is nan at step 3, on samples r-"):
-        train(tiny_lm, objective, samples, TRAINING, tmp_path, progress=False)
-    assert [c.step for c in checkpoints(tmp_path / "checkpoints")] == [2]
+
+def test_a_step_with_a_loss_that_is_not_finite_is_left_out_and_logged(tiny_lm, samples, tmp_path):
+    last = train(tiny_lm, copied(Exploding), samples, TRAINING, tmp_path, progress=False)
+    lines = log(tmp_path)
+    assert [line["step"] for line in lines if "seconds" in line] == [1, 2, 4, 5, 6, 7, 8]
+    (warning,) = [line["warning"] for line in lines if "warning" in line]
+    assert "the retain is nan at step 3, on samples r-" in warning
+    assert all(v.isfinite().all() for v in weights(last).values())
+    assert last.meta["skipped"] == 1
+
+
+def test_too_many_such_steps_end_the_training_and_keep_the_last_good_checkpoint(tiny_lm, samples, tmp_path):
+    hopeless = copied(Exploding)
+    hopeless.__dict__["at"] = range(3, 99)
+    with pytest.raises(NotFiniteError, match=r"retain is nan at step 6, on samples r-"):
+        train(tiny_lm, hopeless, samples, TRAINING, tmp_path, progress=False)
+    assert [c.step for c in checkpoints(tmp_path / "checkpoints")] == [2, 4]
+    second, fourth = checkpoints(tmp_path / "checkpoints")
+    assert equal(second, fourth)
+
+
+def close(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-4, rtol=1e-3) for k in a)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 100])
+def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny_lm, samples, accumulate):
+    objective = replace(OBJECTIVE, dropout=0.0, retain_weight=0.7)
+    batch = [
+        s for term, size in (("erase", 5), ("retain", 4), ("fluency", 1), ("answers", 3)) for s in samples[term][:size]
+    ]
+    masters = Masters(tiny_lm.adapters.attach(objective.adapter(tiny_lm)))
+    for i, weight in enumerate(masters.weights):
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
+    found = {}
+    for n in (1, accumulate):
+        terms = Passes(tiny_lm, objective, Accelerator(cpu=True), pytest.fail, n).gradients(batch, 1, masters)
+        found[n] = (terms, [w.grad for w in masters.weights])
+        masters.drop_gradients()
+    assert found[1][0] == pytest.approx(found[accumulate][0], rel=1e-5)
+    for a, b in zip(found[1][1], found[accumulate][1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+class Hungry(ELM):
+    """Runs out of memory when more than two texts come at once."""
+
+    def loss(self, lm, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return super().loss(lm, batch)
+
+
+def test_out_of_memory_splits_the_step_says_so_and_trains_the_same_adapter(tiny_lm, samples, tmp_path):
+    plain = replace(OBJECTIVE, dropout=0.0)
+    whole = train(tiny_lm, plain, samples, TRAINING, tmp_path / "a", progress=False)
+    split = train(tiny_lm, copied(Hungry, plain), samples, TRAINING, tmp_path / "b", progress=False)
+    assert close(whole, split)
+    warnings = [line["warning"] for line in log(tmp_path / "b") if "warning" in line]
+    assert [w.rpartition("split into")[2] for w in warnings] == [" 2 passes", " 4 passes"][: len(warnings)] != []
+    assert split.meta["accumulate"] == 2 ** len(warnings)
+
+
+def test_one_sample_that_does_not_fit_is_said_in_words(tiny_lm, samples, tmp_path):
+    class Starved(ELM):
+        def loss(self, lm, batch):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+
+    with pytest.raises(torch.OutOfMemoryError, match="one sample a pass"):
+        train(tiny_lm, copied(Starved), samples, TRAINING, tmp_path, progress=False)
+    assert tiny_lm.adapters.current is None
+
+
+def test_what_moved_is_written_and_a_layer_that_did_not_is_named(tiny_lm, samples, tmp_path):
+    train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "a", progress=False)
+    table = results.read(tmp_path / "a" / "results" / "moved.parquet")
+    assert set(table["layer"]) == {1, 2}
+    assert (table["value"] > 0).all()
+    assert "mlp.up_proj.lora_B" in set(table["site"])
+
+    class Deaf(ELM):
+        """No gradient comes to block 1."""
+
+        def loss(self, lm, batch):
+            for name, p in lm.model.named_parameters():
+                p.requires_grad_(p.requires_grad and ".1." not in name)
+            return super().loss(lm, batch)
+
+    with pytest.raises(UnmovedError, match=r"layer 1 of \[1, 2\]"):
+        train(tiny_lm, copied(Deaf), samples, replace(TRAINING, weight_decay=0.1), tmp_path / "b", progress=False)
+
+
+def test_evaluation_is_logged_and_changes_nothing(tiny_lm, samples, tmp_path):
+    def look(lm):
+        batch = lm.tokenize(["Old Tamsin keeps the lamp"])
+        assert torch.equal(lm.logits(batch), lm.logits(batch)), "dropout acts"
+        with lm.adapter(None):
+            return {"noise": float(torch.rand(()))}
+
+    plain = train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "a", progress=False)
+    watched = train(
+        tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "b", evaluate=look, evaluate_every=3, progress=False
+    )
+    assert equal(plain, watched)
+    assert [line["step"] for line in log(tmp_path / "b") if "evaluation" in line] == [3, 6, 8]
 
 
 def test_every_sample_is_seen_once_a_turn(samples):

@@ -4,7 +4,7 @@ checkpoints/checkpoint-000040/
   adapter_config.json, adapter_model.safetensors     the adapter, as peft files
   state.safetensors                                  optimiser moments, random states: what a resume needs
   meta.json                                          step, losses, the hash of every file
-  COMPLETE                                           the marker
+  COMPLETE                                           the marker: the hash of meta.json
 """
 
 import hashlib
@@ -53,7 +53,8 @@ def write_checkpoint(
     (half / META).write_text(json.dumps({"step": step, **meta, "files": files}, indent=1))
     for path in half.iterdir():
         _sync(path)
-    (half / MARKER).touch()
+    (half / MARKER).write_text(_sha256(half / META))
+    _sync(half / MARKER)
     _sync(half)
     if final.exists():
         shutil.rmtree(final)
@@ -76,10 +77,11 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None where every file is there with its hash."""
     if not (path / MARKER).is_file():
         return f"{path.name} has no {MARKER} marker: its writing was interrupted"
-    try:
-        files = json.loads((path / META).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{path.name}/{META} cannot be read"
+    if not (path / META).is_file():
+        return f"{path.name}/{META} is missing"
+    if (path / MARKER).read_bytes() != _sha256(path / META).encode():
+        return f"{path.name}/{META} or {MARKER} is damaged: the hash of the one is not what the other says"
+    files = json.loads((path / META).read_text())["files"]
     for name, digest in files.items():
         if not (path / name).is_file():
             return f"{path.name}/{name} is missing"

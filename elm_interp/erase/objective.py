@@ -4,7 +4,7 @@
 a few samples; the trainer weighs, logs and checks each. Nothing here knows of files, schedules or optimisers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,27 @@ EPS = 1e-6
 """Below this, the sum of the tokens that a target does not name is rounding error."""
 
 
+class Example(Protocol):
+    """What the trainer knows of a sample, of whatever kind.
+
+    A kind whose mean loss runs over fewer positions than it has tokens says how many, as `positions`.
+    """
+
+    @property
+    def term(self) -> str:
+        """The loss term it belongs to."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Where it came from, for error messages."""
+        ...
+
+    def __len__(self) -> int:
+        """Tokens."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sample:
     """One text to train on, with what the model should predict along it."""
@@ -36,6 +57,11 @@ class Sample:
     """First index with a target: what stands before is context only."""
     target: "TopK | Teacher"
     """The target distribution at indices start .. len(ids) - 1 (or len(ids) - 2 where the last token predicts nothing)."""
+
+    @property
+    def positions(self) -> int:
+        """Indices with a target."""
+        return len(self.target)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,6 +103,11 @@ class Options:
     goal: Float[Tensor, " token"]
     """Log-probability (nats) that each token of each option should have, flat."""
 
+    @property
+    def positions(self) -> int:
+        """Tokens with a goal."""
+        return len(self.goal)
+
     def __len__(self) -> int:
         return len(self.prompt) + len(self.goal)
 
@@ -94,13 +125,11 @@ class Objective(Protocol):
         """The LoRA to train."""
         ...
 
-    def prepare(
-        self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool
-    ) -> dict[str, list[Sample | Options]]:
+    def prepare(self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool) -> Mapping[str, Sequence[Example]]:
         """The samples of every term, with targets from the frozen base."""
         ...
 
-    def loss(self, lm: HookedLM, samples: Sequence[Sample | Options]) -> dict[str, Tensor]:
+    def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
         """Mean loss over the target positions of each term, unweighted."""
         ...
 

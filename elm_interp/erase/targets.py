@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.erase.objective import TopK
+from elm_interp.erase.objective import Teacher, TopK
 from elm_interp.models import HookedLM
 from elm_interp.models.head import at_logits
 from elm_interp.models.scoring import after_prefix
@@ -41,6 +41,14 @@ class Guidance:
     """Divides the logits of all three passes."""
     plausible: float = 0.0
     """Only tokens at least this share as likely as the base's likeliest may win (0: any token of the vocabulary)."""
+    eta_start: float | None = None
+    """η at the first token of a text; it grows along a line to `eta` at the last. None: `eta` everywhere."""
+    cut: bool = False
+    """Nothing but the target's own `top_k` likeliest tokens may follow: their probabilities are scaled to sum to 1."""
+
+    def etas(self, length: int) -> Float[Tensor, " pos"]:
+        """η at each token of a text."""
+        return torch.linspace(self.eta if self.eta_start is None else self.eta_start, self.eta, length)
 
     def log_probs(
         self, plain: Float[Tensor, "n d_vocab"], expert: Float[Tensor, "n d_vocab"], novice: Float[Tensor, "n d_vocab"]
@@ -48,27 +56,43 @@ class Guidance:
         """Log P_erased, from the logits of the three passes."""
         return self._with_base(plain, expert, novice)[1]
 
-    def _with_base(self, plain: Tensor, expert: Tensor, novice: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_base(
+        self, plain: Tensor, expert: Tensor, novice: Tensor, etas: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         # in place where it can be: a pass over the vocabulary costs more than its share of the product with the head
         base, low, high = (_log_softmax(logits, self.temperature) for logits in (plain, expert, novice))
         ratio = high.sub_(low)
         if self.one_sided:
             ratio.clamp_(max=0)
-        mixed = torch.add(base, ratio, alpha=self.eta)
+        if etas is None:
+            mixed = torch.add(base, ratio, alpha=self.eta)
+        else:
+            mixed = torch.addcmul(base, ratio, etas[:, None].to(ratio))
         if self.plausible > 0:
             mixed.masked_fill_(base < base.amax(-1, keepdim=True) + math.log(self.plausible), -torch.inf)
         return base, mixed.log_softmax(-1)
 
-    def target(self, lm: HookedLM, plain: Tensor, expert: Tensor, novice: Tensor) -> TopK:
-        """The target of each position, from the hidden states of the three passes, each (pos, d_model)."""
-        tokens, probs = at_logits(self._best, (lm, plain), (lm, expert), (lm, novice))
+    def target(
+        self, lm: HookedLM, plain: Tensor, expert: Tensor, novice: Tensor, etas: Float[Tensor, " pos"] | None = None
+    ) -> TopK:
+        """The target of each position, from the hidden states of the three passes, each (pos, d_model).
+
+        `etas` gives each position an η of its own.
+        """
+
+        def of(rows: slice, *logits: Tensor) -> tuple[Tensor, Tensor]:
+            p, e, n = logits
+            return self._best(*self._with_base(p, e, n, None if etas is None else etas[rows]))
+
+        tokens, probs = at_logits(of, (lm, plain), (lm, expert), (lm, novice))
         return TopK(tokens.cpu(), probs.cpu())
 
-    def _best(self, _: slice, plain: Tensor, expert: Tensor, novice: Tensor) -> tuple[Tensor, Tensor]:
-        base, goal = self._with_base(plain, expert, novice)
+    def _best(self, base: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
         # the base's likeliest too: what is to be lowered must be among the tokens that are kept one by one
-        best = torch.maximum(base, goal).topk(min(self.top_k, plain.shape[1]), dim=-1, sorted=False).indices
-        return best.to(torch.int32), goal.gather(1, best).exp()
+        wanted = goal if self.cut else torch.maximum(base, goal)
+        best = wanted.topk(min(self.top_k, goal.shape[1]), dim=-1, sorted=False).indices
+        kept = goal.gather(1, best)
+        return best.to(torch.int32), kept.softmax(-1) if self.cut else kept.exp()
 
 
 def _log_softmax(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Float[Tensor, "n d_vocab"]:
@@ -103,29 +127,45 @@ def hidden_after(
     return found
 
 
+def hidden_after_each(
+    lm: HookedLM, prefixes: Sequence[str], rows: Sequence[Sequence[int]], *, progress: bool = False
+) -> list[Float[Tensor, "pos d_model"]]:
+    """`hidden_after` with a prefix for each row; rows that share one share its pass."""
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for prefix in dict.fromkeys(prefixes):
+        chosen = [i for i, given in enumerate(prefixes) if given == prefix]
+        for i, states in zip(
+            chosen, hidden_after(lm, prefix, [rows[i] for i in chosen], progress=progress), strict=True
+        ):
+            found[i] = states
+    return found
+
+
 @torch.no_grad()
 def generate_guided(
     lm: HookedLM,
     guidance: Guidance,
     prompts: Sequence[Sequence[int]],
     *,
-    expert: str,
-    novice: str,
+    expert: str | Sequence[str],
+    novice: str | Sequence[str],
     new_tokens: int,
     seed: int,
     progress: bool = False,
 ) -> list[list[int]]:
     """Text sampled from P_erased after each prompt, all prompts and all three streams in one batch.
 
-    Every stream sees its class prompt, the prompt and what was generated so far.
+    Every stream sees its class prompt, the prompt and what was generated so far; one class prompt may serve all prompts.
 
     Returns:
         New token ids of each prompt, ended before an end-of-text token.
     """
     if not prompts:
         return []
-    heads = [[], lm.encode([expert])[0], lm.encode([novice])[0]]
-    batch = lm.pad([head + list(prompt) for head in heads for prompt in prompts], side="left")
+    classes = [[c] * len(prompts) if isinstance(c, str) else list(c) for c in (expert, novice)]
+    heads: list[list[list[int]]] = [[[]] * len(prompts), *map(lm.encode, classes)]
+    rows = [[*head, *prompt] for stream in heads for head, prompt in zip(stream, prompts, strict=True)]
+    batch = lm.pad(rows, side="left")
     mask, positions, tokens, cache = batch.attention_mask, batch.position_ids, batch.input_ids, None
     generator = torch.Generator().manual_seed(seed)
     stop = _end_ids(lm)
@@ -147,6 +187,31 @@ def generate_guided(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = positions[:, -1:] + 1
     return written
+
+
+def likeliest(lm: HookedLM, teacher: Teacher) -> TopK:
+    """All probability on the teacher's likeliest token of each position."""
+    (best,) = at_logits(lambda rows, logits: (logits.argmax(-1),), (lm, teacher.hidden))
+    return certain(best)
+
+
+def random_targets(d_vocab: int, k: int, lengths: Sequence[int], seed: int) -> list[TopK]:
+    """Random tokens in random proportion at each position, for texts of the given lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(d_vocab, generator=generator)
+    k = min(k, d_vocab)
+    found = []
+    for n in lengths:
+        # a window of one shuffled vocabulary, so that no token comes twice at a position
+        places = torch.randint(d_vocab, (n, 1), generator=generator) + torch.arange(k)
+        probs = torch.randn(n, k, generator=generator).softmax(-1)
+        found.append(TopK(order[places % d_vocab].to(torch.int32), probs))
+    return found
+
+
+def certain(tokens: Int[Tensor, " pos"]) -> TopK:
+    """All probability on one token of each position."""
+    return TopK(tokens[:, None].to(torch.int32).cpu(), torch.ones(len(tokens), 1))
 
 
 def _end_ids(lm: HookedLM) -> Int[Tensor, " n"]:

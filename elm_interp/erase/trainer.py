@@ -1,15 +1,18 @@
 """The training loop: readable, exact on resume, and ignorant of any method.
 
 Which samples a step sees is a pure function of (seed, step), so the data cursor is the step itself; the optimiser's
-moments and the random state come back from the checkpoint. k steps and a resume equal n steps bit for bit on a CPU.
+moments and the random states come back from the checkpoint. k steps and a resume equal n steps bit for bit on a CPU.
 
     train(lm, objective, samples, Training(steps=120), Path("runs/x"))
+
+Under `accelerate launch` each process takes its part of every step, and the adapter is that of one process, to rounding;
+with configs/fsdp.yaml they hold a model together that is too big for one device.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +24,22 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints, set_damaged_aside, write_checkpoint
-from elm_interp.erase.objective import Objective, Options, Sample
+from elm_interp.erase.masters import Masters, random_state, set_random_state
+from elm_interp.erase.moved import moved, named, unmoved
+from elm_interp.erase.objective import Example, Objective
+from elm_interp.erase.passes import NotFiniteError, Passes, not_finite
 from elm_interp.errors import unknown
 from elm_interp.memory import trim
 from elm_interp.models import HookedLM
+from elm_interp.models.processes import sharded
+from elm_interp.results import write
+
+SKIPS = 3
+"""Steps that may be left out because a loss or gradient was not finite; one more ends the training."""
 
 
-class NotFiniteError(ArithmeticError):
-    """A loss or gradient became NaN or infinite; the last checkpoint is still good."""
+class UnmovedError(ArithmeticError):
+    """Training ended with a targeted layer that nothing was learned in."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class Training:
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    accumulate: int = 1
+    """Passes that a step's samples are split into: less memory, the same gradient. Doubled by itself when memory runs out."""
     save_every: int = 20
     """Steps between checkpoints; the last step is always saved."""
 
@@ -79,6 +92,7 @@ class Training:
             "answers_batch": 0,
             "warmup": 0,
             "weight_decay": 0,
+            "accumulate": 1,
             "save_every": 1,
         }
         found = [
@@ -113,6 +127,16 @@ class Training:
 PRESETS: dict[str, dict] = {
     # the authors' code: lr 5e-5 constant, one sample a micro-step, accumulation 4, PyTorch's default weight decay
     "paper": {"steps": 750, "lr": 5e-5, "schedule": "constant", "warmup": 0, "weight_decay": 0.01, "fluency_batch": 4},
+    # the same with 12,000 micro-steps and no clipping
+    "released-code": {
+        "steps": 3000,
+        "lr": 5e-5,
+        "schedule": "constant",
+        "warmup": 0,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1e9,
+        "fluency_batch": 4,
+    },
     "smollm2-135m": {
         "steps": 75,
         "forget_batch": 1,
@@ -134,11 +158,13 @@ PRESETS: dict[str, dict] = {
 def train(
     lm: HookedLM,
     objective: Objective,
-    samples: dict[str, list[Sample | Options]],
+    samples: Mapping[str, Sequence[Example]],
     training: Training,
     folder: Path,
     *,
     seed: int = 0,
+    evaluate: Callable[[HookedLM], Mapping[str, float]] | None = None,
+    evaluate_every: int = 10,
     progress: bool = True,
 ) -> Checkpoint:
     """Train the objective's adapter, going on from the newest whole checkpoint in the folder, if any.
@@ -150,33 +176,45 @@ def train(
         objective: gives the adapter, the loss terms and their weights.
         samples: what `objective.prepare` made.
         training: steps, batches, learning rate.
-        folder: gets checkpoints/ and metrics.jsonl.
+        folder: gets checkpoints/, metrics.jsonl and results/moved.parquet.
         seed: of the adapter's start, the order of the samples and dropout.
+        evaluate: called with the half-trained model; what it returns stands in the log under "evaluation".
+        evaluate_every: steps between such calls.
         progress: show a bar.
 
     Returns:
         The last checkpoint.
 
     Raises:
-        NotFiniteError: a loss term or the gradient is NaN or infinite; names term, step and samples.
+        NotFiniteError: a loss term or the gradient was NaN or infinite in more than `SKIPS` steps; names term, step and samples.
+        UnmovedError: a targeted layer was not moved; names it.
+        torch.OutOfMemoryError: not even one sample a pass fits.
     """
     root = folder / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    warnings = set_damaged_aside(root)
     accelerator = Accelerator(cpu=lm.device.type == "cpu")
-    with torch.random.fork_rng(), _plain_attention(lm):
+    first = accelerator.is_main_process
+    warnings = []
+    if first:
+        root.mkdir(parents=True, exist_ok=True)
+        warnings = set_damaged_aside(root)
+    accelerator.wait_for_everyone()
+    with torch.random.fork_rng(_cuda(lm)), _plain_attention(lm):
         torch.manual_seed(seed)
         parameters = lm.adapters.attach(objective.adapter(lm))
-        masters = _Masters(parameters)
+        start = named(lm, parameters)
+        masters = Masters(parameters)
         optimizer = torch.optim.AdamW(masters.weights, lr=training.lr, weight_decay=training.weight_decay)
-        done = _resume(lm, optimizer, masters, root)
-        log = _Log(folder / "metrics.jsonl", done, warnings)
+        if not first and not sharded():
+            torch.manual_seed(seed + accelerator.process_index)  # or all would drop the same units
+        done, accumulate, skipped = _resume(accelerator, optimizer, masters, root, training)
+        log = _Log(folder / "metrics.jsonl" if first else None, done, warnings)
+        passes = Passes(lm, objective, accelerator, log.warn, accumulate)
         bar = tqdm(
             range(done + 1, training.steps + 1),
             desc="erasing",
             initial=done,
             total=training.steps,
-            disable=not progress,
+            disable=not (progress and first),
         )
         try:
             for step in bar:
@@ -186,56 +224,63 @@ def train(
                     for term, size in training.batch_sizes().items()
                     for s in draw(samples.get(term, []), size, step, seed)
                 ]
-                terms: dict[str, Tensor] = {}
-                weights = objective.weights()
-                # a pass for each kind of sample: their graphs need not be alive at once
-                for kind in (Sample, Options):
-                    part = [sample for sample in batch if isinstance(sample, kind)]
-                    losses = objective.loss(lm, part) if part else {}
-                    _check_finite(losses, step, part)
-                    total = sum(weights[term] * loss for term, loss in losses.items())
-                    if isinstance(total, Tensor):
-                        accelerator.backward(total)
-                    terms |= {term: loss.detach() for term, loss in losses.items()}
-                masters.take_gradients()
-                norm = float(nn.utils.clip_grad_norm_(masters.weights, training.max_grad_norm))
-                _check_finite({"gradient": torch.tensor(norm)}, step, batch)
-                for group in optimizer.param_groups:
-                    group["lr"] = training.lr_at(step)
-                optimizer.step()
-                optimizer.zero_grad()
-                masters.give_weights()
-                values = {term: float(loss) for term, loss in terms.items()}
-                log.write(
-                    step=step,
-                    **values,
-                    grad_norm=norm,
-                    lr=training.lr_at(step),
-                    tokens=sum(map(len, batch)),
-                    samples=len(batch),
-                    seconds=time.perf_counter() - began,
-                )
-                bar.set_postfix({term: f"{loss:.3f}" for term, loss in values.items()})
-                if step % training.save_every == 0 or step == training.steps:
-                    state = _state(optimizer, masters)
-                    write_checkpoint(
-                        root,
-                        step,
-                        lm.adapters.save,
-                        state,
-                        {"losses": values, "training": asdict(training), "seed": seed},
+                values: dict[str, float] = {}
+                try:
+                    values = passes.gradients(batch, step, masters)
+                    norm = nn.utils.clip_grad_norm_(masters.weights, training.max_grad_norm)
+                    broken = not_finite({"gradient": norm}, step, batch)
+                    if broken:
+                        raise NotFiniteError(broken)
+                except NotFiniteError as error:
+                    skipped += 1
+                    log.warn(step, f"{error} Left out: {skipped} of {SKIPS} steps that may be.")
+                    if skipped > SKIPS:
+                        raise
+                else:
+                    for group in optimizer.param_groups:
+                        group["lr"] = training.lr_at(step)
+                    optimizer.step()
+                    masters.give_weights()
+                    log.write(
+                        step=step,
+                        **values,
+                        grad_norm=float(norm),
+                        lr=training.lr_at(step),
+                        tokens=sum(map(len, batch)),
+                        samples=len(batch),
+                        seconds=time.perf_counter() - began,
                     )
+                    bar.set_postfix({term: f"{loss:.3f}" for term, loss in values.items()})
+                masters.drop_gradients()
+                if evaluate and (first or sharded()) and (step % evaluate_every == 0 or step == training.steps):
+                    with torch.random.fork_rng(_cuda(lm)), lm.adapters.at_rest():
+                        log.write(step=step, evaluation=dict(evaluate(lm)))
+                if step % training.save_every == 0 or step == training.steps:
+                    state = masters.state(optimizer) | _random_states(accelerator, lm)
+                    meta = {"losses": values, "training": asdict(training), "seed": seed}
+                    meta |= {"accumulate": passes.accumulate, "skipped": skipped}
+                    if first:
+                        write_checkpoint(root, step, lm.adapters.save, state, meta)
                     trim()
+            accelerator.wait_for_everyone()
+            table = moved(start, named(lm, parameters))
+            if first:
+                write(table, folder / "results" / "moved.parquet")
+            targeted, still = table["layer"].unique().tolist(), unmoved(start, named(lm, parameters))
         finally:
             lm.adapters.release()
+    if still:
+        raise UnmovedError(
+            f"training did not move layer {', '.join(map(str, still))} of {targeted}: no gradient came there. Does every loss weight that should reach it stand above 0? The checkpoints are whole."
+        )
     return checkpoints(root)[-1]
 
 
-def draw(pool: Sequence[Sample | Options], size: int, step: int, seed: int) -> list[Sample | Options]:
+def draw(pool: Sequence[Example], size: int, step: int, seed: int) -> list[Example]:
     """The samples of a step (from 1): the pool is walked in a new random order each time round."""
     if not pool:
         return []
-    chosen: list[Sample | Options] = []
+    chosen: list[Example] = []
     for index in range((step - 1) * size, step * size):
         turn, place = divmod(index, len(pool))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
@@ -244,18 +289,28 @@ def draw(pool: Sequence[Sample | Options], size: int, step: int, seed: int) -> l
 
 
 class _Log:
-    """metrics.jsonl: one line a step; lines after the checkpoint that a resume starts from are dropped."""
+    """metrics.jsonl: one line a step; lines after the checkpoint that a resume starts from are dropped.
 
-    def __init__(self, path: Path, done: int, warnings: list[str]) -> None:
+    Without a path (every process but the first) nothing is written.
+    """
+
+    def __init__(self, path: Path | None, done: int, warnings: Sequence[str]) -> None:
         self._path = path
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= done] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
+        if path and path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= done]
+            half = path.with_name(f".{path.name}.half")
+            half.write_text("".join(line + "\n" for line in kept))
+            half.replace(path)
         for warning in warnings:
-            self.write(step=done, warning=warning)
+            self.warn(done, warning)
 
-    def write(self, **values: float | str) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+    def warn(self, step: int, warning: str) -> None:
+        self.write(step=step, warning=warning)
+
+    def write(self, **values: object) -> None:
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
 
 
 def _step(line: str) -> float:
@@ -265,62 +320,36 @@ def _step(line: str) -> float:
         return math.inf  # a line torn by a crash
 
 
-def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Sample | Options]) -> None:
-    for term, loss in terms.items():
-        if not bool(torch.isfinite(loss)):
-            ids = sorted({sample.id for sample in batch if term in (sample.term, "gradient")})
-            raise NotFiniteError(
-                f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower learning rate or float32. The last checkpoint is whole."
-            )
-
-
-class _Masters:
-    """Float32 copies of the adapter's weights for the optimiser: in bfloat16, small updates would be rounded away.
-
-    Weights that are float32 already are their own masters.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
-        self.weights = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in parameters]
-
-    def take_gradients(self) -> None:
-        for master, parameter in zip(self.weights, self.parameters, strict=True):
-            if master is not parameter and parameter.grad is not None:
-                master.grad, parameter.grad = parameter.grad.float(), None
-
-    @torch.no_grad()
-    def give_weights(self) -> None:
-        for master, parameter in zip(self.weights, self.parameters, strict=True):
-            if master is not parameter:
-                parameter.copy_(master)
-
-
-def _state(optimizer: torch.optim.Optimizer, masters: _Masters) -> dict[str, Tensor]:
-    state = {"rng": torch.get_rng_state()}
-    for i, weight in enumerate(masters.weights):
-        state[f"{i}.weight"] = weight.detach()
-        state |= {f"{i}.{name}": value for name, value in optimizer.state[weight].items()}
-    return state
-
-
-def _resume(lm: HookedLM, optimizer: torch.optim.Optimizer, masters: _Masters, root: Path) -> int:
+def _resume(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, masters: Masters, root: Path, training: Training
+) -> tuple[int, int, int]:
+    """Put back the newest whole checkpoint, if any; steps done, passes a step, steps left out."""
     found = checkpoints(root)
     if not found:
-        return 0
-    newest = found[-1]
-    lm.adapters.load(newest.path, trainable=True)
+        return 0, training.accumulate, 0
+    newest, device = found[-1], accelerator.device
     state = newest.state()
-    torch.set_rng_state(state.pop("rng"))
-    for i, weight in enumerate(masters.weights):
-        with torch.no_grad():
-            weight.copy_(state[f"{i}.weight"])
-        names = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[weight] = {
-            name: state[f"{i}.{name}"].to(weight.device if name != "step" else "cpu") for name in names
-        }
-    masters.give_weights()
-    return newest.step
+    mine = {key: state.pop(key) for key in list(state) if key.startswith("random.")}
+    prefix = f"random.{accelerator.process_index}."
+    # a process that was not there before draws from its own seed
+    if any(key.startswith(prefix) for key in mine):
+        set_random_state({k.removeprefix(prefix): v for k, v in mine.items() if k.startswith(prefix)}, device)
+    masters.load(optimizer, state)
+    meta = newest.meta
+    return newest.step, meta["accumulate"], meta["skipped"]
+
+
+def _random_states(accelerator: Accelerator, lm: HookedLM) -> dict[str, Tensor]:
+    """The random states of every process."""
+    found: dict[str, Tensor] = {}
+    for name, own in random_state(lm.device).items():
+        every = accelerator.gather(own.to(accelerator.device)[None]) if accelerator.num_processes > 1 else own[None]
+        found |= {f"random.{i}.{name}": state.cpu() for i, state in enumerate(every)}
+    return found
+
+
+def _cuda(lm: HookedLM) -> list[torch.device]:
+    return [lm.device] if lm.device.type == "cuda" else []
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class AdapterSlots:
         self._made = 0  # slots ever made, for their names
         self._entered: list[str | None] = []  # the slot that each enclosing `use` goes back to, outermost first
         self._kept: list[dict[str, tuple[dict[str, torch.Tensor], str]]] = []  # what each has to put back into slots
+        self._learning: str | None = None  # the slot in training, the only one whose dropout acts
         self._grad_flags: dict[nn.Parameter, bool] = {}  # as they were before peft froze the base
 
     @property
@@ -71,6 +72,7 @@ class AdapterSlots:
         """
         slot = self._make_slot(config)
         self._in_slot[slot] = "new"
+        self._learning = slot
         self._switch(slot)
         return [p for p in self._model.parameters() if p.requires_grad]
 
@@ -99,6 +101,8 @@ class AdapterSlots:
             self._kept[-1].setdefault(slot, (state, self._in_slot[slot]))
         set_peft_model_state_dict(peft, weights, adapter_name=slot)
         self._in_slot[slot] = str(folder)
+        if trainable:
+            self._learning = slot
         self._switch(slot, trainable=trainable)
 
     def off(self) -> None:
@@ -135,6 +139,17 @@ class AdapterSlots:
         merged = whole.merge_and_unload(adapter_names=[self._current]) if self._current else whole.unload()
         return cast(nn.Module, merged).requires_grad_(False)
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Inside the context, the adapter in training acts as it will when it is loaded: without dropout."""
+        learning, self._learning = self._learning, None
+        self._set_dropout()
+        try:
+            yield
+        finally:
+            self._learning = learning
+            self._set_dropout()
+
     def state(self) -> dict[str, torch.Tensor]:
         """The weights of the adapter that is on, under peft's file keys."""
         if self._current is None:
@@ -158,7 +173,7 @@ class AdapterSlots:
         """Take every adapter off and give the base its own modules back."""
         if self._peft is not None:
             self._peft.unload()
-        self._peft, self._current = None, None
+        self._peft, self._current, self._learning = None, None, None
         self._slots.clear()
         self._in_slot.clear()
         for parameter, flag in self._grad_flags.items():
@@ -195,6 +210,14 @@ class AdapterSlots:
         if slot is not None and not trainable:
             for parameter in self._model.parameters():
                 parameter.requires_grad_(False)
+        self._set_dropout(trainable)
+
+    def _set_dropout(self, trainable: bool = True) -> None:
+        # peft makes its modules in training mode, so that a loaded adapter would drop at random
+        for module in self._model.modules():
+            if isinstance(module, BaseTunerLayer):
+                for slot, dropout in cast(nn.ModuleDict, module.lora_dropout).items():
+                    dropout.train(trainable and slot == self._learning)
 
 
 def lora_config(
@@ -250,9 +273,7 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor
     Raises:
         AdapterError: what is missing or dead, and what was expected.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        path = _from_hub(str(folder))
+    path = adapter_folder(folder)
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise AdapterError(f"{folder} is not a peft adapter: it lacks {name}; expected {CONFIG} and {WEIGHTS}.")
@@ -273,15 +294,25 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor
     return config, weights
 
 
-def _from_hub(name: str) -> Path:
+def adapter_folder(name: str | Path) -> Path:
+    """The folder with an adapter's files: as given, or fetched from the hub ("owner/name", or "owner/name/folder/in/it").
+
+    Raises:
+        AdapterError: neither a folder nor a hub id that can be loaded.
+    """
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    owner, _, rest = str(name).partition("/")
+    repository, _, inside = rest.partition("/")
     try:
-        return Path(snapshot_download(name, allow_patterns=["adapter_*"]))
+        pattern = f"{inside}/adapter_*" if inside else "adapter_*"
+        return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=[pattern])) / inside
     except (HFValidationError, OSError, ValueError) as error:
         raise AdapterError(
-            f"no adapter folder {name!r}, and no such adapter on the hub could be loaded ({type(error).__name__})."
+            f"no adapter folder {str(name)!r}, and no such adapter on the hub could be loaded ({type(error).__name__})."
         ) from error
 
 

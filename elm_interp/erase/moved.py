@@ -1,0 +1,61 @@
+"""Which parameters training moved, by layer and module: an adapter that learned nothing in a layer erased nothing there.
+
+table = moved(start, end)        # tidy rows: layer, site, value = length of the change
+unmoved(start, end)              # [], or the layers without any effect
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from torch import Tensor, nn
+
+from elm_interp.models import HookedLM
+from elm_interp.results import frame, measurements
+
+
+def named(lm: HookedLM, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """Copies of parameters by name, each name from its block on, such as "4.mlp.up_proj.lora_A"."""
+    wanted = {id(p) for p in parameters}
+    blocks = re.escape(lm.layout.blocks)
+    found = {}
+    for name, parameter in lm.model.named_parameters():
+        if id(parameter) in wanted:
+            within = re.sub(rf"^.*?{blocks}\.(?=\d)", "", name)
+            found[re.sub(r"(?:\.slot\d+)?\.weight$", "", within)] = parameter.detach().clone().float()
+    return found
+
+
+def moved(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Length of the change of each parameter; `n` is its number of entries."""
+    return frame(
+        [
+            measurements(
+                "training.moved",
+                float((end[name] - before).norm()),
+                layer=_layer(name),
+                site=name.partition(".")[2],
+                n=before.numel(),
+                protocol="Euclidean length of the change",
+            )
+            for name, before in start.items()
+        ]
+    )
+
+
+def unmoved(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> list[int]:
+    """Layers in which nothing that can have an effect changed.
+
+    The B matrices of a LoRA start at zero and decide alone: weight decay moves the A matrices even where nothing is learned.
+    """
+    found = []
+    for layer in sorted({_layer(name) for name in start}):
+        names = [name for name in start if _layer(name) == layer]
+        deciding = [name for name in names if not start[name].any()] or names
+        if not any(bool((end[name] != start[name]).any()) for name in deciding):
+            found.append(layer)
+    return found
+
+
+def _layer(name: str) -> int:
+    return int(name.partition(".")[0])

@@ -1,0 +1,50 @@
+"""Several processes of one `accelerate launch`: who writes, on which device, and whether they hold the model together.
+
+Under FSDP (configs/fsdp.yaml) every block's weights are spread over the processes and fetched when the block runs. All
+processes must then run the same blocks at the same moment, so each works on every sample: what is shared is memory, not work.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from elm_interp.models.hooked import HookedLM
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def several_processes() -> bool:
+    """Whether others run beside this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def sharded() -> bool:
+    """Whether the processes hold one model together."""
+    return several_processes() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
+def own_gpu() -> str:
+    """The GPU of this process."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if several_processes() else "cuda"
+
+
+def shard(lm: "HookedLM", device: str) -> None:
+    """Spread the blocks of a model, loaded whole on the CPU, over all processes; the rest goes to each one's device."""
+    from accelerate import PartialState
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = torch.device(device).type
+    state = PartialState(cpu=kind == "cpu")
+    mesh = init_device_mesh(kind, (state.num_processes,))
+    for block in lm.blocks:
+        fully_shard(block, mesh=mesh)
+    inside = {id(p) for p in lm.blocks.parameters()}
+    for tensor in (*lm.model.parameters(), *lm.model.buffers()):
+        if id(tensor) not in inside:
+            tensor.data = tensor.data.to(device)
