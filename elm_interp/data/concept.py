@@ -2,7 +2,8 @@
 
 A concept is a folder:
 
-    concept.json             {"name": ..., "title": ..., "keywords": [...], "expert": [...], "novice": [...]}
+    concept.json             {"name": ..., "title": ..., "keywords": [...], "expert": [...], "novice": [...]}; optional
+                             also anchors: {term: what may stand in its place}
     forget.jsonl             {"text": ...} one passage a line; optional: id, topic, split, questions (ids it answers)
     retain.jsonl             {"text": ...}; optional also group ("near" or "far" from the concept)
     questions/forget.jsonl   see `elm_interp.data.questions`
@@ -63,6 +64,8 @@ class Concept:
     keywords: tuple[str, ...] = ()
     expert: tuple[str, ...] = DEFAULT_EXPERT
     novice: tuple[str, ...] = DEFAULT_NOVICE
+    anchors: dict[str, str] = field(default_factory=dict)
+    """Terms of the concept's own, and what may stand in their place; for methods that translate them."""
 
     def passages(self, kind: str, split: str = "train") -> list[Passage]:
         """Passages of "forget" or "retain", of one split ("train", "held_out" or "all").
@@ -178,13 +181,19 @@ def _head(folder: Path, problems: list[str]) -> dict:
         problems.append(f"{path}: {error}")
         return {"name": folder.name}
     lists = ("keywords", "expert", "novice")
-    known = ("name", "title", *lists, "licence", "source")
+    known = ("name", "title", *lists, "anchors", "licence", "source")
     problems += [
         f"{path}: unknown field {key!r}.{closest(key, known)} Known: {', '.join(known)}"
         for key in raw
         if key not in known
     ]
-    check_fields(str(path), raw, {"name": str}, {"title": str, **dict.fromkeys(lists, list)}, problems)
+    check_fields(str(path), raw, {"name": str}, {"title": str, "anchors": dict, **dict.fromkeys(lists, list)}, problems)
+    anchors = raw["anchors"] if isinstance(raw.get("anchors"), dict) else {}
+    problems += [
+        f"{path}: 'anchors' maps {term!r} to {generic!r}; expected two texts"
+        for term, generic in anchors.items()
+        if not (term.strip() and isinstance(generic, str) and generic.strip())
+    ]
     for key in lists:
         values = raw.get(key)
         if isinstance(values, list) and not all(isinstance(value, str) and value.strip() for value in values):
@@ -192,7 +201,8 @@ def _head(folder: Path, problems: list[str]) -> dict:
         if key != "keywords" and values == []:
             problems.append(f"{path}: {key!r} is empty; leave it out for the default, or give a prompt")
     head = {key: tuple(map(str, raw[key])) for key in lists if isinstance(raw.get(key), list)}
-    return {"name": str(raw.get("name", folder.name)), "title": str(raw.get("title", "")), **head}
+    title = str(raw.get("title", ""))
+    return {"name": str(raw.get("name", folder.name)), "title": title, "anchors": anchors, **head}
 
 
 def _passages(path: Path, problems: list[str]) -> list[Passage]:

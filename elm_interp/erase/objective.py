@@ -4,6 +4,7 @@
 a few samples; the trainer weighs, logs and checks each. Nothing here knows of files, schedules or optimisers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,6 +41,11 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def where(self) -> slice | list[int]:
+        """The indices that have a target."""
+        return slice(self.start, self.start + len(self.target))
 
 
 @dataclass(frozen=True)
@@ -119,15 +125,40 @@ def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tens
     states: dict[int, Tensor] = {}
     for rows in _alike([len(sample) for sample in samples]):
         hidden = lm.hidden(lm.pad([samples[i].ids for i in rows]), grad=True)
-        states |= {
-            i: hidden[k, samples[i].start : samples[i].start + len(samples[i].target)] for k, i in enumerate(rows)
-        }
+        states |= {i: hidden[k, samples[i].where] for k, i in enumerate(rows)}
     losses: dict[str, Tensor] = {}
     for term in dict.fromkeys(sample.term for sample in samples):
         chosen = [i for i, sample in enumerate(samples) if sample.term == term]
         targets = [samples[i].target for i in chosen]
         losses[term] = _HeadKL.apply(torch.cat([states[i] for i in chosen]), lm, targets)
     return losses
+
+
+def token_loss(lm: HookedLM, hidden: Float[Tensor, "pos d_model"], ids: Int[Tensor, " pos"]) -> Tensor:
+    """Mean cross-entropy (nats) of one token at each position, through the frozen head in chunks."""
+    return _HeadKL.apply(hidden, lm, [TopK(ids[:, None], torch.ones(len(ids), 1, device=ids.device))])
+
+
+def layer_problems(layers: Sequence[int], n_layers: int | None) -> list[str]:
+    """What is wrong with a choice of blocks, in words."""
+    found = []
+    if not layers:
+        found.append("layers is empty; name at least one block")
+    if len(set(layers)) != len(layers) or any(layer < 0 for layer in layers):
+        found.append(f"layers are {list(layers)}; expected different indices from 0")
+    if n_layers is not None and any(layer >= n_layers for layer in layers):
+        found.append(f"layers go to {max(layers)}, but the model has layers 0 to {n_layers - 1}")
+    return found
+
+
+def number_problems(objective: Any, least: dict[str, float]) -> list[str]:
+    """Which fields are below the least they can be, or not finite, in words; None passes."""
+    given = {name: getattr(objective, name) for name in least}
+    return [
+        f"{name} is {value}; expected a finite number of at least {least[name]}"
+        for name, value in given.items()
+        if value is not None and not least[name] <= value < math.inf
+    ]
 
 
 def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tensor]:

@@ -181,9 +181,9 @@ def train(
                 terms: dict[str, Tensor] = {}
                 weights = objective.weights()
                 # a pass for each kind of sample: their graphs need not be alive at once
-                for kind in (Sample, Options):
-                    part = [sample for sample in batch if isinstance(sample, kind)]
-                    losses = objective.loss(lm, part) if part else {}
+                for kind in dict.fromkeys(map(type, batch)):
+                    part = [sample for sample in batch if type(sample) is kind]
+                    losses = objective.loss(lm, part)
                     _check_finite(losses, step, part)
                     total = sum(weights[term] * loss for term, loss in losses.items())
                     if isinstance(total, Tensor):
@@ -259,7 +259,8 @@ def _step(line: str) -> float:
 def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Sample | Options]) -> None:
     for term, loss in terms.items():
         if not bool(torch.isfinite(loss)):
-            ids = sorted({sample.id for sample in batch if term in (sample.term, "gradient")})
+            named = [sample for sample in batch if sample.term == term] or batch
+            ids = sorted({sample.id for sample in named})
             raise NotFiniteError(
                 f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower learning rate or float32. The last checkpoint is whole."
             )
