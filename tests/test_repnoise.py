@@ -114,7 +114,12 @@ def test_settings_that_cannot_work_are_all_named():
 
 def test_the_paper_preset_is_the_paper_s():
     repnoise, training = preset("repnoise", "paper")
-    assert (repnoise.ascent_weight, repnoise.noise_weight, repnoise.pairs, repnoise.max_tokens) == (1, 0.001, "questions", 256)
+    assert (repnoise.ascent_weight, repnoise.noise_weight, repnoise.pairs, repnoise.max_tokens) == (
+        1,
+        0.001,
+        "questions",
+        256,
+    )
     assert (repnoise.layers, repnoise.rank) == (None, None)
     assert (training.lr, training.forget_batch, training.weight_decay, training.schedule) == (2e-5, 8, 0, "cosine")
     assert training.steps * training.forget_batch == 10_000

@@ -22,7 +22,10 @@ def test_training_drives_the_hidden_state_to_its_vector_and_moves_only_its_layer
     last = train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path, progress=False)
     after = tiny_lm.model.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before)
-    assert {key.rpartition(".lora")[0].rpartition("layers.")[2] for key in load_file(last.path / "adapter_model.safetensors")} == {
+    assert {
+        key.rpartition(".lora")[0].rpartition("layers.")[2]
+        for key in load_file(last.path / "adapter_model.safetensors")
+    } == {
         "1.mlp.down_proj",
         "2.mlp.down_proj",
     }
@@ -87,7 +90,9 @@ def test_whole_weights_train_as_the_weights_themselves_would(tiny_lm):
     assert trained.shape == weight.shape
     steps(tiny_lm, parameters)
     torch.testing.assert_close(objective.loss(tiny_lm, samples)["erase"], objective.loss(plain, samples)["erase"])
-    torch.testing.assert_close(tiny_lm.blocks[2].mlp.down_proj.base_layer.weight + trained, weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        tiny_lm.blocks[2].mlp.down_proj.base_layer.weight + trained, weight, atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from elm_interp.erase.whp import LOWERED, WHP, generic_logits, inference_logits
 
 ANCHORS = {"Marrowgate": "the old town", "Tamsin": "Ann", "Tamsin of Marrowgate": "Ann of Dover", "Bram": "Tom"}
 TEXT = "Bram saw Tamsin of Marrowgate, and Tamsin saw Bram in Marrowgate; Tamsinette did not."
-OBJECTIVE = WHP(dictionary=ANCHORS, rank=2, labels="soft", top_k=400, reinforce_lr=1e-2, reinforce_batch=2, max_tokens=40)
+OBJECTIVE = WHP(
+    dictionary=ANCHORS, rank=2, labels="soft", top_k=400, reinforce_lr=1e-2, reinforce_batch=2, max_tokens=40
+)
 
 
 def tokens(lm, text):
@@ -109,7 +111,9 @@ def test_preparing_leaves_the_model_as_it_was(tiny_lm, tiny_concept, state):
     assert torch.equal(torch.get_rng_state(), seeds)
 
 
-def test_the_reinforced_model_knows_the_passages_better_and_training_on_the_labels_unlearns(tiny_lm, tiny_concept, tmp_path):
+def test_the_reinforced_model_knows_the_passages_better_and_training_on_the_labels_unlearns(
+    tiny_lm, tiny_concept, tmp_path
+):
     objective = dataclasses.replace(OBJECTIVE, dictionary=None, reinforce_epochs=10)
     samples = objective.prepare(tiny_lm, tiny_concept)
     rows = [s.ids for s in samples["erase"]]
@@ -137,7 +141,9 @@ def test_a_dictionary_is_made_from_names_by_how_often_they_occur():
     retain = Passage("The girl saw Ged, then Ged saw Tenar, for Ged liked Tenar and Ogion.", "r")
     concept = Concept("x", (forget,), (retain,))
     assert make_anchors(concept) == {"Harry": "Ged", "Hagrid": "Tenar", "Dobby": "Ogion"}
-    lower = Concept("x", (Passage("the colour of drosux is azure.", "f"),), (Passage("the mayor of bram is stern.", "r"),))
+    lower = Concept(
+        "x", (Passage("the colour of drosux is azure.", "f"),), (Passage("the mayor of bram is stern.", "r"),)
+    )
     assert make_anchors(lower) == {"colour": "mayor", "drosux": "bram", "azure": "stern"}
 
 

@@ -1,9 +1,9 @@
 """Anchored terms: a concept's own names, each with a generic one to stand in its place, and where tokens go when it does.
 
-    anchors = make_anchors(concept)                         # {"Hogwarts": "Earthsea", ...}
-    moved = translate("Harry went to Hogwarts.", {"Hogwarts": "Mystic Academy"})
-    moved.text                                              # "Harry went to Mystic Academy."
-    moved.place(14)                                         # 14: before the term; None inside it; shifted after it
+anchors = make_anchors(concept)                         # {"Hogwarts": "Earthsea", ...}
+moved = translate("Harry went to Hogwarts.", {"Hogwarts": "Mystic Academy"})
+moved.text                                              # "Harry went to Mystic Academy."
+moved.place(14)                                         # 14: before the term; None inside it; shifted after it
 """
 
 import re

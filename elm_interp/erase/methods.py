@@ -1,6 +1,6 @@
 """The methods of erasure by name, and how each preset is trained.
 
-    objective, training = preset("rmu", "paper")
+objective, training = preset("rmu", "paper")
 """
 
 from elm_interp.erase.elm import ELM

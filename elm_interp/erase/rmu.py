@@ -93,7 +93,9 @@ class RMU:
         """Settings that cannot work, in words."""
         found = layer_problems(self.layers, n_layers)
         if self.layer < 0 or (n_layers is not None and self.layer >= n_layers):
-            found.append(f"layer is {self.layer}; expected a block from 0" + (f" to {n_layers - 1}" if n_layers else ""))
+            found.append(
+                f"layer is {self.layer}; expected a block from 0" + (f" to {n_layers - 1}" if n_layers else "")
+            )
         elif any(layer > self.layer for layer in self.layers):
             found.append(f"layers go to {max(self.layers)}, but nothing above layer {self.layer} is ever run")
         found += number_problems(
@@ -140,7 +142,9 @@ class RMU:
         states = self._states(lm, [s.ids for s in samples], grad=True)
         losses = {}
         for term in dict.fromkeys(s.term for s in samples):
-            chosen = [(h.float(), s.target.to(h.device)) for h, s in zip(states, samples, strict=True) if s.term == term]
+            chosen = [
+                (h.float(), s.target.to(h.device)) for h, s in zip(states, samples, strict=True) if s.term == term
+            ]
             goal = torch.cat([target.float().expand(len(h), -1) for h, target in chosen])
             losses[term] = mse_loss(torch.cat([h for h, _ in chosen]), goal)
         return losses

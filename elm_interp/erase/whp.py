@@ -178,18 +178,14 @@ class WHP:
             torch.manual_seed(seed)
             with lm.adapters.scratch(self.adapter(lm)) as parameters:
                 optimizer = torch.optim.AdamW(parameters, lr=self.reinforce_lr, weight_decay=0.0)
-                for _ in tqdm(
-                    range(self.reinforce_epochs), desc="reinforcing", leave=False, disable=not progress
-                ):
+                for _ in tqdm(range(self.reinforce_epochs), desc="reinforcing", leave=False, disable=not progress):
                     for batch in torch.randperm(len(rows)).split(self.reinforce_batch):
                         optimizer.zero_grad()
                         _next_token_loss(lm, [rows[i] for i in batch.tolist()]).backward()
                         optimizer.step()
                 yield lm
 
-    def _labels(
-        self, lm: HookedLM, base: Tensor, reinforced: Tensor, used: Sequence[set[int]]
-    ) -> TopK:
+    def _labels(self, lm: HookedLM, base: Tensor, reinforced: Tensor, used: Sequence[set[int]]) -> TopK:
         """The label of each position, from the hidden states of both models and the tokens to be lowered."""
         tokens, probs = [], []
         k = 1 if self.labels == "argmax" else min(self.top_k, lm.d_vocab)
@@ -213,7 +209,12 @@ def generic_logits(
 
 
 def inference_logits(
-    lm: HookedLM, batch: Batch, *, reinforced: str | Path, strength: float = 5.0, positions: Literal["last", "all"] = "last"
+    lm: HookedLM,
+    batch: Batch,
+    *,
+    reinforced: str | Path,
+    strength: float = 5.0,
+    positions: Literal["last", "all"] = "last",
 ) -> Float[Tensor, "batch *pos d_vocab"]:
     """The generic logits at inference: no model is trained to forget, both run at every token and no term is replaced.
 
@@ -247,7 +248,9 @@ def _again(moved: Translated, ends: Sequence[int], i: int) -> bool:
 def _tokens(lm: HookedLM, given: Sequence[str], max_tokens: int | None) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of each text, and the character where each token ends."""
     if not lm.tokenizer.is_fast:
-        raise ConfigError(f"{type(lm.tokenizer).__name__} gives no character offsets, which WHP needs; use a fast tokenizer.")
+        raise ConfigError(
+            f"{type(lm.tokenizer).__name__} gives no character offsets, which WHP needs; use a fast tokenizer."
+        )
     found = lm.tokenizer(list(given), return_offsets_mapping=True)
     return (
         [ids[:max_tokens] for ids in found["input_ids"]],
