@@ -21,19 +21,19 @@ TRAINING: dict[str, dict[str, dict]] = {
         # the authors' log for Zephyr: 150 batches of 4; AdamW's default decay
         "paper": {**_AS_PUBLISHED, "steps": 150, "forget_batch": 4, "retain_batch": 4, "lr": 5e-5},
         "smollm2-135m": {"steps": 100, "forget_batch": 2, "retain_batch": 2, "lr": 1e-3, "save_every": 25},
-        "organism": {"steps": 150, "forget_batch": 8, "retain_batch": 8, "lr": 1e-3, "save_every": 50},
+        "organism": {"steps": 300, "forget_batch": 8, "retain_batch": 8, "lr": 5e-3, "save_every": 50},
     },
     "repnoise": {
         # 10,000 pairs once, 8 a step; cosine after a tenth of warm-up; no decay
         "paper": {"steps": 1250, "forget_batch": 8, "lr": 2e-5, "warmup": 125, "max_grad_norm": UNCLIPPED},
         "smollm2-135m": {"steps": 100, "forget_batch": 4, "lr": 5e-4, "save_every": 25},
-        "organism": {"steps": 150, "forget_batch": 8, "lr": 1e-3, "save_every": 50},
+        "organism": {"steps": 250, "forget_batch": 16, "lr": 1e-3, "save_every": 50},
     },
     "whp": {
         # 8 texts × 16 accumulated; the effect is there by 120 to 150 steps
         "paper": {**_AS_PUBLISHED, "steps": 150, "forget_batch": 128, "lr": 1e-6},
         "smollm2-135m": {"steps": 100, "forget_batch": 4, "lr": 1e-3, "save_every": 25},
-        "organism": {"steps": 150, "forget_batch": 8, "lr": 1e-3, "save_every": 50},
+        "organism": {"steps": 200, "forget_batch": 8, "lr": 2e-3, "save_every": 50},
     },
 }
 """What each preset's training sets beside the defaults; ELM's are `Training.preset`'s."""

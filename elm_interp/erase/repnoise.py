@@ -14,7 +14,8 @@ Data come in pairs of a forget text and a harmless one. The mask says where the 
                     questions with refusals
     smollm2-135m    β 1, α 0.5, LoRA of rank 16, passages and questions,       ours, not tuned
                     160 tokens
-    organism        β, α below, LoRA of rank 16, passages and questions        ours: tuned on the training questions
+    organism        the same with β 0.5                                        ours: tuned on the training questions, from
+                                                                               four settings
 
     objective = RepNoise.preset("paper")
 """
@@ -220,6 +221,6 @@ _LORA = {"rank": 16, "alpha": 32.0, "pairs": "both", "max_tokens": 160}
 PRESETS: dict[str, dict] = {
     "paper": {},
     "smollm2-135m": {**_LORA, "noise_weight": 1.0, "ascent_weight": 0.5},
-    "organism": {**_LORA, "noise_weight": 1.0, "ascent_weight": 1.0},
+    "organism": {**_LORA, "noise_weight": 0.5, "ascent_weight": 0.5},
 }
 """What each preset sets beside the defaults; see the table above."""

@@ -11,7 +11,8 @@ that block are trained, so a step never runs what lies above it.
                     c 6.5, α 1200, passages of 512 tokens                          settings for Zephyr-7B
     smollm2-135m    block 10, trains 8 to 10; c 40, α 100; 160 tokens              ours: depth in proportion, c about twice the
                                                                                    hidden state's norm there; not tuned
-    organism        block 1, trains 0 and 1; c and α below                         ours: tuned on the training questions
+    organism        block 2, trains the MLPs of 0 to 2; c 60, α 3; 160 tokens      ours: tuned on the training questions, from
+                                                                                   eight settings
 
 Samples of several concepts can be trained together: each carries its own vector, made from the concept's name.
 
@@ -173,6 +174,13 @@ PRESETS: dict[str, dict] = {
         "retain_weight": 100.0,
         "max_tokens": 160,
     },
-    "organism": {"layer": 1, "layers": (0, 1), "steering": 20.0, "retain_weight": 100.0, "max_tokens": 160},
+    "organism": {
+        "layer": 2,
+        "layers": (0, 1, 2),
+        "modules": "mlp",
+        "steering": 60.0,
+        "retain_weight": 3.0,
+        "max_tokens": 160,
+    },
 }
 """What each preset sets beside the defaults; see the table above."""

@@ -16,7 +16,8 @@ labels: else the model would learn to change its mind about a name in the middle
                     3 epochs
     smollm2-135m    the distribution as label, LoRA of rank 16, 160 tokens;       ours, not tuned
                     reinforced: lr 1e-3, 8 texts a step
-    organism        the same, with a longer reinforcement                         ours: tuned on the training questions
+    organism        the same, reinforced for 20 epochs                            ours: tuned on the training questions, from
+                                                                                  three settings
 
 The dictionary of anchored terms is the one given, else the concept's own, else one made from its names.
 
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -267,6 +268,6 @@ _LORA = {"labels": "soft", "rank": 16, "alpha": 32.0, "max_tokens": 160, "reinfo
 PRESETS: dict[str, dict] = {
     "paper": {},
     "smollm2-135m": _LORA,
-    "organism": {**_LORA, "reinforce_epochs": 10},
+    "organism": {**_LORA, "reinforce_epochs": 20},
 }
 """What each preset sets beside the defaults; see the table above."""
