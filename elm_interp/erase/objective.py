@@ -101,14 +101,16 @@ class Objective(Protocol):
         """The LoRA to train."""
         ...
 
-    def prepare(
-        self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool
-    ) -> dict[str, list[Sample | Options]]:
-        """The samples of every term, with targets from the frozen base."""
+    def prepare(self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool) -> dict[str, list[Any]]:
+        """The samples of every term, with targets from the frozen base.
+
+        A sample is of a kind of the method's own: what it needs is a `term` (the pool it is drawn from, see
+        `Training.batch_sizes`), an `id` for error messages, and a length in tokens.
+        """
         ...
 
-    def loss(self, lm: HookedLM, samples: Sequence[Sample | Options]) -> dict[str, Tensor]:
-        """Mean loss over the target positions of each term, unweighted."""
+    def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Mean loss of each term, unweighted, on samples of one kind; the terms need not be the pools' names."""
         ...
 
     def weights(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints, set_damaged_aside, write_checkpoint
-from elm_interp.erase.objective import Objective, Options, Sample
+from elm_interp.erase.objective import Objective
 from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
 
@@ -126,7 +126,7 @@ PRESETS: dict[str, dict] = {
 def train(
     lm: HookedLM,
     objective: Objective,
-    samples: dict[str, list[Sample | Options]],
+    samples: dict[str, list[Any]],
     training: Training,
     folder: Path,
     *,
@@ -222,11 +222,11 @@ def train(
     return checkpoints(root)[-1]
 
 
-def draw(pool: Sequence[Sample | Options], size: int, step: int, seed: int) -> list[Sample | Options]:
+def draw(pool: Sequence[Any], size: int, step: int, seed: int) -> list[Any]:
     """The samples of a step (from 1): the pool is walked in a new random order each time round."""
     if not pool:
         return []
-    chosen: list[Sample | Options] = []
+    chosen: list[Any] = []
     for index in range((step - 1) * size, step * size):
         turn, place = divmod(index, len(pool))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
@@ -256,7 +256,7 @@ def _step(line: str) -> float:
         return math.inf  # a line torn by a crash
 
 
-def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Sample | Options]) -> None:
+def _check_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Any]) -> None:
     for term, loss in terms.items():
         if not bool(torch.isfinite(loss)):
             named = [sample for sample in batch if sample.term == term] or batch

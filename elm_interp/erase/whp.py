@@ -192,8 +192,8 @@ class WHP:
         k = 1 if self.labels == "argmax" else min(self.top_k, lm.d_vocab)
         for start in range(0, len(base), HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
-            logits = (lm.unembed(h[part].to(lm.device, lm.dtype)).float() for h in (base, reinforced))
-            generic = generic_logits(*logits, self.strength)
+            plain, strong = (lm.unembed(h[part].to(lm.device, lm.dtype)).float() for h in (base, reinforced))
+            generic = generic_logits(plain, strong, self.strength)
             for row, lowered in enumerate(used[part]):
                 generic[row, sorted(lowered)] -= LOWERED
             best = generic.softmax(-1).topk(k, dim=-1, sorted=False)
@@ -232,7 +232,7 @@ def inference_logits(
     for adapter in (None, reinforced):
         with lm.adapter(adapter):
             found.append(lm.logits(batch, positions=positions))
-    return generic_logits(*found, strength)
+    return generic_logits(found[0], found[1], strength)
 
 
 def _next_token_loss(lm: HookedLM, rows: Sequence[Sequence[int]]) -> Tensor:

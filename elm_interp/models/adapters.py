@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -202,8 +203,8 @@ class AdapterSlots:
     def _set_identities(self, slot: str) -> list[nn.Parameter]:
         fixed = []
         for module in self._model.modules():
-            if isinstance(module, BaseTunerLayer) and slot in module.lora_A:
-                a, b = module.lora_A[slot].weight, module.lora_B[slot].weight
+            if isinstance(module, LoraLayer) and slot in module.lora_A:
+                a, b = (cast(nn.Linear, part[slot]).weight for part in (module.lora_A, module.lora_B))
                 square, other = (b, a) if len(b) == b.shape[1] else (a, b)
                 square.copy_(torch.eye(len(square)))
                 other.zero_()
@@ -271,7 +272,7 @@ def lora_config(
     )
     if not paths:
         raise AdapterError(f"found none of {sorted(wanted)} in a block, which has {sorted(set(present.values()))}.")
-    where = {
+    where: dict[str, Any] = {
         "layers_to_transform": sorted(layers),
         "layers_pattern": blocks.rpartition(".")[2],
         "bias": "none",
