@@ -208,7 +208,7 @@ class AdapterSlots:
                 square, other = (b, a) if len(b) == b.shape[1] else (a, b)
                 square.copy_(torch.eye(len(square)))
                 other.zero_()
-                fixed.append(square)
+                fixed.append(cast(nn.Parameter, square))
         return fixed
 
     def _drop(self, slot: str) -> None:
