@@ -52,7 +52,9 @@ def plot_methods(
     looks = iter(zip((ERASED, *SERIES[1:]), MARKERS, strict=False))
     for row in frame.to_dict("records"):
         colour, marker = ANCHORS.get(row["method"]) or next(looks)
-        bars = [[[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]] for name in (x, y)]
+        # an interval at the edge may miss the value by a rounding error
+        ends = [(row[name] - row[f"{name}_low"], row[f"{name}_high"] - row[name]) for name in (x, y)]
+        bars = [[[max(low, 0)], [max(high, 0)]] for low, high in ends]
         ax.errorbar(
             row[x], row[y], xerr=bars[0], yerr=bars[1], color=colour, marker=marker, linestyle="", label=row["method"],
             markersize=10 if row["method"] in ANCHORS else 6, elinewidth=1,
