@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from elm_interp.activations.collect import collect
     from elm_interp.activations.store import ActivationStore
     from elm_interp.data import Concept, Question, load_concept, load_questions, packs
-    from elm_interp.erase import ELM, Training, checkpoints, train
+    from elm_interp.erase import ELM, RMU, WHP, RepNoise, Training, checkpoints, train
     from elm_interp.evaluate import samples, scorecard
     from elm_interp.internals import progression
     from elm_interp.metrics import Metric, Subject, measure, metric
@@ -33,11 +33,14 @@ _HOME = {
     "HookedLM": "models",
     "Metric": "metrics",
     "Question": "data",
+    "RMU": "erase",
+    "RepNoise": "erase",
     "Run": "runs",
     "RunConfig": "runs",
     "STAGES": "stages",
     "Subject": "metrics",
     "Training": "erase",
+    "WHP": "erase",
     "checkpoints": "erase",
     "collect": "activations.collect",
     "load_concept": "data",
@@ -60,12 +63,15 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [
     "ELM",
+    "RMU",
     "STAGES",
+    "WHP",
     "ActivationStore",
     "Concept",
     "HookedLM",
     "Metric",
     "Question",
+    "RepNoise",
     "Run",
     "RunConfig",
     "Subject",

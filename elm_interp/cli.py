@@ -3,12 +3,13 @@
     elm-interp run --out runs/demo                         # all stages, on the default model and concept
     elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
     elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # somebody else's model, as a run
+    elm-interp erase --out runs/y --method rmu --preset paper --model zephyr/ --steering 8
     elm-interp evaluate runs/x --questions my_questions.jsonl
     elm-interp summary runs/x --json
     elm-interp verdict runs/x                              # is it gone, or only hidden?
     elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
 
-Flags of `run` and `erase` are the fields of `RunConfig`; `--preset NAME` sets them all before single ones are changed.
+Flags of `run` and `erase` are the fields of `RunConfig`; `--method` and `--preset` set them all before single ones are changed.
 """
 
 import json
@@ -27,6 +28,7 @@ from elm_interp.runs import Run, RunConfig
 Folder = Annotated[Path, tyro.conf.Positional]
 Flat = tyro.conf.OmitArgPrefixes
 DEFAULT_PRESET = "smollm2-135m"
+DEFAULT_METHOD = "elm"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands = _commands(_defaults(words))
         tyro.extras.subcommand_cli_from_dict(
-            commands, args=words, description=__doc__, prog="elm-interp", config=(Flat,)
+            commands, args=words, description=__doc__, prog="elm-interp", config=(Flat, tyro.conf.AvoidSubcommands)
         )
     except (ValueError, NotFiniteError, UnmovedError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,10 +51,12 @@ def _defaults(words: list[str]) -> RunConfig:
     """The values that flags change: the resumed run's own, else the preset's; an organism has one of its own."""
     organism = (_value(words, "--model") or "").startswith("organism:")
     name = _value(words, "--preset") or ("organism" if organism else DEFAULT_PRESET)
+    method = _value(words, "--method") or DEFAULT_METHOD
     folder = _value(words, "--out")
-    if "--resume" in words and folder and "--preset" not in words and (Path(folder) / "config.json").is_file():
+    given = "--preset" in words or "--method" in words
+    if "--resume" in words and folder and not given and (Path(folder) / "config.json").is_file():
         return Run.open(folder).config
-    return RunConfig.preset(name)
+    return RunConfig.preset(name, method)
 
 
 def _value(words: list[str], flag: str) -> str | None:
@@ -65,12 +69,19 @@ def _value(words: list[str], flag: str) -> str | None:
 
 
 def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
-    def run(out: Path, config: RunConfig = default, preset: str = DEFAULT_PRESET, resume: bool = False) -> None:
+    def run(
+        out: Path,
+        config: RunConfig = default,
+        method: str = DEFAULT_METHOD,
+        preset: str = DEFAULT_PRESET,
+        resume: bool = False,
+    ) -> None:
         """Every stage: erase, evaluate, collect, probe, norms, progress, report.
 
         Args:
             out: run folder to make.
             config: the settings.
+            method: elm, rmu, repnoise or whp.
             preset: named settings, changed by the other flags.
             resume: go on with a folder that exists.
         """
@@ -86,6 +97,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
     def erase(
         out: Path,
         config: RunConfig = default,
+        method: str = DEFAULT_METHOD,
         preset: str = DEFAULT_PRESET,
         resume: bool = False,
         dry_run: bool = False,
@@ -95,6 +107,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         Args:
             out: run folder to make.
             config: the settings.
+            method: elm, rmu, repnoise or whp.
             preset: named settings, changed by the other flags.
             resume: go on from the newest whole checkpoint.
             dry_run: only say what it would take, measured on a few passages and steps.

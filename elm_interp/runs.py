@@ -33,8 +33,9 @@ from elm_interp.activations.store import ActivationStore
 from elm_interp.data import Concept, load_concept
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints, write_checkpoint
 from elm_interp.erase.elm import ELM
+from elm_interp.erase.methods import METHODS, Method, preset
 from elm_interp.erase.trainer import Training
-from elm_interp.errors import ConfigError, RunFolderError, raise_all
+from elm_interp.errors import ConfigError, RunFolderError, raise_all, unknown
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.adapters import CONFIG, WEIGHTS, adapter_folder, read_adapter
@@ -53,7 +54,7 @@ class RunConfig:
     """An alias, a folder or a hub id."""
     concept: str = "harry-potter"
     """A pack or a folder of JSON Lines files."""
-    objective: ELM = field(default_factory=lambda: ELM.preset("smollm2-135m"))
+    objective: Method = field(default_factory=lambda: ELM.preset("smollm2-135m"))
     """The method and its hyper-parameters."""
     training: Training = field(default_factory=lambda: Training.preset("smollm2-135m"))
     """Steps, batches, learning rate."""
@@ -65,13 +66,14 @@ class RunConfig:
     """Where to run."""
 
     @classmethod
-    def preset(cls, name: str, **values: Any) -> "RunConfig":
+    def preset(cls, name: str, method: str = "elm", **values: Any) -> "RunConfig":
         """The method's and the training's preset of one name.
 
         Raises:
-            UnknownNameError: no such preset; with the closest.
+            UnknownNameError: no such method or preset; with the closest.
         """
-        return cls(objective=ELM.preset(name), training=Training.preset(name), **values)
+        objective, training = preset(method, name)
+        return cls(objective=objective, training=training, **values)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "RunConfig":
@@ -82,9 +84,11 @@ class RunConfig:
         """
         raw = dict(raw)
         method = raw.pop("method", "elm")
-        problems = [] if method == ELM.name else [f"unknown method {method!r}; known: {ELM.name}"]
+        if method not in METHODS:
+            raise ConfigError(f"the configuration cannot be used: {unknown('method', str(method), METHODS)}")
+        problems: list[str] = []
         parts: dict[str, Any] = {}
-        kinds: tuple[tuple[str, Any], ...] = (("objective", ELM), ("training", Training))
+        kinds: tuple[tuple[str, Any], ...] = (("objective", METHODS[method]), ("training", Training))
         for name, kind in kinds:
             given = raw.pop(name, {})
             known = {f.name for f in fields(kind)}

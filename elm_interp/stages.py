@@ -153,7 +153,9 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
                 "erased": _number(steps["tokens"].sum() / steps["seconds"].sum(), len(steps))
             }
             sizes = run.config.training.batch_sizes()
-            forget = len(steps) * (sizes["erase"] + (sizes["answers"] if run.config.objective.answers_weight else 0))
+            forget = len(steps) * (
+                sizes["erase"] + (sizes["answers"] if run.config.objective.weights().get("answers") else 0)
+            )
             spent = steps["seconds"].sum() + timing.get("prepare_seconds", 0.0)
             found["timing.seconds_per_forget_sample"] = {"erased": _number(spent / forget, forget)}
     if "peak_gb" in timing:

@@ -77,6 +77,16 @@ def calibration():
     return pd.DataFrame(rows | {"auc_gold": [1.0, 1.0, 0.5], "constant": [False, False, True]})
 
 
+def methods():
+    """Two methods between the original and gold."""
+    rows = [("original", 0.99, 0.99), ("elm", 0.3, 0.95), ("rmu", 0.5, 0.7), ("gold", 0.25, 0.99)]
+    ends = {"": 0.0, "_low": -0.03, "_high": 0.03}
+    return pd.DataFrame(
+        {"method": name, **{f"{k}{e}": v + d for k, v in (("forget", x), ("other", y)) for e, d in ends.items()}}
+        for name, x, y in rows
+    )
+
+
 def training(steps=40):
     decay = np.exp(-np.arange(1, steps + 1) / 10)
     return [

@@ -110,12 +110,26 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tiny_model_folder,
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("method", ["rmu", "repnoise", "whp"])
+def test_every_method_erases_and_is_read_back(tiny_model_folder, tiny_concept_folder, tmp_path, capsys, method):
+    own = {"rmu": ["--layer", "2", "--layers", "1", "2"], "repnoise": ["--rank", "None"], "whp": []}[method]
+    words = f"--model {tiny_model_folder} --concept {tiny_concept_folder} --method {method} --preset organism --dtype float32 --device cpu"
+    words += " --steps 2 --save-every 1 --max-tokens 16"
+    main(["erase", "--out", str(tmp_path / "x"), *words.split(), *own])
+    assert f"{method} on" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "x" / "checkpoints" / "checkpoint-000002")
+    main(["erase", "--out", str(tmp_path / "x"), "--resume"])
+    assert "steps 1-2 of 2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["--model", "smollm2-135n"], "smollm2-135m"),
         (["--concept", "harry-poter"], "harry-potter"),
         (["--preset", "papper"], "paper"),
+        (["--method", "rmuu"], "Did you mean 'rmu'"),
+        (["--method", "rmu", "--steering", "-1"], "steering is -1"),
         (["--rank", "0"], "rank is 0"),
         (["--layers", "3", "40"], "layers go to 40"),
     ],

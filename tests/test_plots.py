@@ -17,6 +17,7 @@ DRAWN = {
     "calibration": lambda **kw: plots.plot_calibration(made_up.calibration(), **kw),
     "probe_by_layer": lambda **kw: plots.plot_probe_by_layer(made_up.probes(), **kw),
     "probe_heatmap": lambda **kw: plots.plot_probe_heatmap(made_up.probes(), **kw),
+    "methods": lambda **kw: plots.plot_methods(made_up.methods(), chance=0.25, **kw),
     "norm_ratio": lambda **kw: plots.plot_norm_ratio(made_up.norms(), **kw),
     "progression": lambda **kw: plots.plot_progression(made_up.behaviour(), **kw),
     "scorecard": lambda **kw: plots.plot_scorecard(made_up.behaviour((0, 40)), **kw),

@@ -32,6 +32,24 @@ def test_config_survives_the_round_trip(config, tmp_path):
     assert Run.open(tmp_path / "x").config == config
 
 
+@pytest.mark.parametrize("method", ["rmu", "repnoise", "whp"])
+def test_every_method_survives_the_round_trip_with_each_preset(config, tmp_path, method):
+    for name in ("paper", "smollm2-135m", "organism"):
+        given = RunConfig.preset(name, method)
+        if method == "whp":
+            given = dataclasses.replace(
+                given, objective=dataclasses.replace(given.objective, dictionary={"Ron": "Tom"})
+            )
+        assert RunConfig.from_dict(given.to_dict()) == given
+        assert not given.objective.problems(32 if name == "paper" else 30 if name == "smollm2-135m" else 4)
+        assert not given.training.problems()
+
+
+def test_an_unknown_method_gives_the_closest(config):
+    with pytest.raises(ConfigError, match="Did you mean 'repnoise'"):
+        RunConfig.from_dict(config.to_dict() | {"method": "repnoize"})
+
+
 def test_all_problems_are_reported_at_once_before_a_model_is_loaded(config, tmp_path, monkeypatch):
     monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     bad = dataclasses.replace(

@@ -2,7 +2,8 @@
 
 A concept is a folder:
 
-    concept.json             {"name": ..., "title": ..., "keywords": [...], "expert": [...], "novice": [...]}
+    concept.json             {"name": ..., "title": ..., "keywords": [...], "expert": [...], "novice": [...]}; optional
+                             also anchors: {term: what may stand in its place}
     forget.jsonl             {"text": ...} one passage a line; optional: id, topic, split, questions (ids it answers)
     retain.jsonl             {"text": ...}; optional also group ("near" or "far" from the concept)
     questions/forget.jsonl   see `elm_interp.data.questions`
@@ -67,6 +68,8 @@ class Concept:
     keywords: tuple[str, ...] = ()
     expert: tuple[str, ...] = DEFAULT_EXPERT
     novice: tuple[str, ...] = DEFAULT_NOVICE
+    anchors: dict[str, str] = field(default_factory=dict)
+    """Terms of the concept's own, and what may stand in their place; for methods that translate them."""
 
     def passages(self, kind: str, split: str = "train") -> list[Passage]:
         """Passages of "forget" or "retain", of one split ("train", "held_out" or "all").
@@ -188,13 +191,20 @@ def _head(folder: Path, problems: list[str]) -> dict:
         problems.append(f"{path}: {error}")
         return {"name": folder.name}
     lists = ("keywords", "expert", "novice")
-    known = ("name", "title", *lists, "general", "licence", "source")
+    known = ("name", "title", *lists, "anchors", "general", "licence", "source")
     problems += [
         f"{path}: unknown field {key!r}.{closest(key, known)} Known: {', '.join(known)}"
         for key in raw
         if key not in known
     ]
-    check_fields(str(path), raw, {"name": str}, {"title": str, "general": dict, **dict.fromkeys(lists, list)}, problems)
+    objects = dict.fromkeys(("general", "anchors"), dict)
+    check_fields(str(path), raw, {"name": str}, {"title": str, **objects, **dict.fromkeys(lists, list)}, problems)
+    anchors = raw["anchors"] if isinstance(raw.get("anchors"), dict) else {}
+    problems += [
+        f"{path}: 'anchors' maps {term!r} to {generic!r}; expected two texts"
+        for term, generic in anchors.items()
+        if not (term.strip() and isinstance(generic, str) and generic.strip())
+    ]
     for key in lists:
         values = raw.get(key)
         if isinstance(values, list) and not all(isinstance(value, str) and value.strip() for value in values):
@@ -204,7 +214,8 @@ def _head(folder: Path, problems: list[str]) -> dict:
     head: dict = {key: tuple(map(str, raw[key])) for key in lists if isinstance(raw.get(key), list)}
     if isinstance(raw.get("general"), dict):
         head["general"] = raw["general"]
-    return {"name": str(raw.get("name", folder.name)), "title": str(raw.get("title", "")), **head}
+    title = str(raw.get("title", ""))
+    return {"name": str(raw.get("name", folder.name)), "title": title, "anchors": anchors, **head}
 
 
 def _borrowed(path: Path, lender: dict, problems: list[str]) -> tuple[Question, ...]:

@@ -4,6 +4,7 @@
 a few samples; the trainer weighs, logs and checks each. Nothing here knows of files, schedules or optimisers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -66,6 +67,11 @@ class Sample:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def where(self) -> slice | list[int]:
+        """The indices that have a target."""
+        return slice(self.start, self.start + len(self.target))
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -126,11 +132,11 @@ class Objective(Protocol):
         ...
 
     def prepare(self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool) -> Mapping[str, Sequence[Example]]:
-        """The samples of every term, with targets from the frozen base."""
+        """The samples of every term, with targets from the frozen base; of a kind of the method's own, if need be."""
         ...
 
     def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Mean loss over the target positions of each term, unweighted."""
+        """Mean loss of each term, unweighted, on samples of one kind; the terms need not be the pools' names."""
         ...
 
     def weights(self) -> dict[str, float]:
@@ -147,9 +153,7 @@ def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tens
     states: dict[int, Tensor] = {}
     for rows in _alike([len(sample) for sample in samples]):
         hidden = lm.hidden(lm.pad([samples[i].ids for i in rows]), grad=True)
-        states |= {
-            i: hidden[k, samples[i].start : samples[i].start + len(samples[i].target)] for k, i in enumerate(rows)
-        }
+        states |= {i: hidden[k, samples[i].where] for k, i in enumerate(rows)}
     losses: dict[str, Tensor] = {}
     for term in dict.fromkeys(sample.term for sample in samples):
         chosen = [i for i, sample in enumerate(samples) if sample.term == term]
@@ -165,6 +169,33 @@ def _divergence(lm: HookedLM, hidden: Float[Tensor, "pos d_model"], targets: Seq
         return differentiable(lm, hidden, lambda rows, logits: _to_named(logits, TopK(tokens[rows], probs[rows])))
     teacher = torch.cat([t.hidden for t in targets])  # type: ignore[union-attr]
     return differentiable(lm, hidden, lambda _, logits, goal: _to_whole(logits, goal), teacher)
+
+
+def token_loss(lm: HookedLM, hidden: Float[Tensor, "pos d_model"], ids: Int[Tensor, " pos"]) -> Tensor:
+    """Mean cross-entropy (nats) of one token at each position, through the frozen head."""
+    return -differentiable(lm, hidden, lambda rows, logits: log_prob(logits, ids[rows])).mean()
+
+
+def layer_problems(layers: Sequence[int], n_layers: int | None) -> list[str]:
+    """What is wrong with a choice of blocks, in words."""
+    found = []
+    if not layers:
+        found.append("layers is empty; name at least one block")
+    if len(set(layers)) != len(layers) or any(layer < 0 for layer in layers):
+        found.append(f"layers are {list(layers)}; expected different indices from 0")
+    if n_layers is not None and any(layer >= n_layers for layer in layers):
+        found.append(f"layers go to {max(layers)}, but the model has layers 0 to {n_layers - 1}")
+    return found
+
+
+def number_problems(objective: Any, least: dict[str, float]) -> list[str]:
+    """Which fields are below the least they can be, or not finite, in words; None passes."""
+    given = {name: getattr(objective, name) for name in least}
+    return [
+        f"{name} is {value}; expected a finite number of at least {least[name]}"
+        for name, value in given.items()
+        if value is not None and not least[name] <= value < math.inf
+    ]
 
 
 def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -36,8 +37,17 @@ PROJECTIONS = {
         "fc2",
         "gate_up_proj",
     ),
+    "mlp-out": ("down_proj", "dense_4h_to_h", "c_proj", "fc2"),
 }
-"""Names of the linear layers inside attention and MLP, over the families of transformers."""
+"""Names of the linear layers inside attention and MLP, and of the MLP's last one, over the families of transformers."""
+
+
+class WholeWeights(LoraConfig):
+    """A LoRA that is the whole weight: of its two matrices the square one stays the identity, the other starts at zero.
+
+    The update then is the trained matrix itself, with the gradient that the weight would have, so that AdamW without decay
+    moves the model exactly as if the weight were trained. On disk it is an ordinary LoRA of full rank.
+    """
 
 
 class AdapterSlots:
@@ -54,6 +64,7 @@ class AdapterSlots:
         self._current: str | None = None  # the slot that is on
         self._in_slot: dict[str, str] = {}  # slot -> what its weights are
         self._made = 0  # slots ever made, for their names
+        self._fixed: dict[str, list[nn.Parameter]] = {}  # slot -> the identities of `WholeWeights`
         self._entered: list[str | None] = []  # the slot that each enclosing `use` goes back to, outermost first
         self._kept: list[dict[str, tuple[dict[str, torch.Tensor], str]]] = []  # what each has to put back into slots
         self._learning: str | None = None  # the slot in training, the only one whose dropout acts
@@ -73,6 +84,8 @@ class AdapterSlots:
         slot = self._make_slot(config)
         self._in_slot[slot] = "new"
         self._learning = slot
+        if isinstance(config, WholeWeights):
+            self._fixed[slot] = self._set_identities(slot)
         self._switch(slot)
         return [p for p in self._model.parameters() if p.requires_grad]
 
@@ -150,6 +163,23 @@ class AdapterSlots:
             self._learning = learning
             self._set_dropout()
 
+    @contextmanager
+    def scratch(self, config: LoraConfig) -> Iterator[list[nn.Parameter]]:
+        """Inside the context, a fresh trainable adapter in float32 is on; after it, it is gone and what was on is on again."""
+        known, learning = dict(self._slots), self._learning
+        with self.use(None):
+            parameters = self.attach(config)
+            slot = cast(str, self._current)
+            for parameter in parameters:
+                parameter.data = parameter.data.float()
+            try:
+                yield parameters
+            finally:
+                self._learning = learning
+                self.off()
+                self._slots = known
+                self._drop(slot)
+
     def state(self) -> dict[str, torch.Tensor]:
         """The weights of the adapter that is on, under peft's file keys."""
         if self._current is None:
@@ -176,6 +206,7 @@ class AdapterSlots:
         self._peft, self._current, self._learning = None, None, None
         self._slots.clear()
         self._in_slot.clear()
+        self._fixed.clear()
         for parameter, flag in self._grad_flags.items():
             parameter.requires_grad_(flag)
 
@@ -193,12 +224,27 @@ class AdapterSlots:
         self._slots[_shape_key(config)] = slot
         return slot
 
+    @torch.no_grad()
+    def _set_identities(self, slot: str) -> list[nn.Parameter]:
+        fixed = []
+        for module in self._model.modules():
+            if isinstance(module, LoraLayer) and slot in module.lora_A:
+                a, b = (cast(nn.Linear, part[slot]).weight for part in (module.lora_A, module.lora_B))
+                square, other = (b, a) if len(b) == b.shape[1] else (a, b)
+                square.copy_(torch.eye(len(square)))
+                other.zero_()
+                fixed.append(cast(nn.Parameter, square))
+        return fixed
+
     def _drop(self, slot: str) -> None:
         self._slots = {key: name for key, name in self._slots.items() if name != slot}
         if not self._slots:
             self.release()
         elif self._peft is not None:
-            self._peft.delete_adapter(slot)
+            with warnings.catch_warnings():
+                # peft says that it goes on with another adapter; the caller switches
+                warnings.simplefilter("ignore", UserWarning)
+                self._peft.delete_adapter(slot)
 
     def _switch(self, slot: str | None, *, trainable: bool = True) -> None:
         self._current = slot
@@ -207,6 +253,8 @@ class AdapterSlots:
                 module.enable_adapters(slot is not None)
                 if slot is not None:
                     module.set_adapter(slot)
+        for parameter in self._fixed.get(slot or "", ()):
+            parameter.requires_grad_(False)
         if slot is not None and not trainable:
             for parameter in self._model.parameters():
                 parameter.requires_grad_(False)
@@ -225,8 +273,8 @@ def lora_config(
     blocks: str,
     layers: list[int],
     *,
-    rank: int,
-    alpha: float,
+    rank: int | None,
+    alpha: float = 1.0,
     modules: str = "attn+mlp",
     dropout: float = 0.0,
 ) -> LoraConfig:
@@ -236,9 +284,9 @@ def lora_config(
         model: the causal language model.
         blocks: path of its block list, from `find_layout`.
         layers: block indices.
-        rank: rank r of each update.
-        alpha: the update is scaled by alpha / rank.
-        modules: "attn", "mlp", or "attn+mlp".
+        rank: rank r of each update; None trains the weights whole (see `WholeWeights`).
+        alpha: the update is scaled by alpha / rank; whole weights have no scale.
+        modules: "attn", "mlp", "mlp-out" (the MLP's last projection), or several, joined by "+".
         dropout: on the adapter's input, while training.
 
     Raises:
@@ -250,20 +298,36 @@ def lora_config(
             raise unknown("part of a block", part, PROJECTIONS)
     wanted = {name for part in modules.split("+") for name in PROJECTIONS[part]}
     first = cast(nn.ModuleList, model.get_submodule(blocks))[0]
-    present = {path.rpartition(".")[2] for path, _ in first.named_modules()}
-    targets = sorted(wanted & present)
-    if not targets:
-        raise AdapterError(f"found none of {sorted(wanted)} in a block, which has {sorted(present - {''})}.")
-    prefix = blocks.rpartition(".")[2]
+    present = {path: path.rpartition(".")[2] for path, _ in first.named_modules() if path}
+    # GPT-2 calls the last projection of attention as it calls the MLP's: only the path tells them apart
+    paths = sorted(
+        path for path, name in present.items() if name in wanted and not (modules == "mlp-out" and "att" in path)
+    )
+    if not paths:
+        raise AdapterError(f"found none of {sorted(wanted)} in a block, which has {sorted(set(present.values()))}.")
+    where: dict[str, Any] = {
+        "layers_to_transform": sorted(layers),
+        "layers_pattern": blocks.rpartition(".")[2],
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+    }
+    if rank is None:
+        ranks = {path: min(first.get_submodule(path).weight.shape) for path in paths}  # type: ignore[arg-type, type-var]
+        return WholeWeights(
+            r=max(ranks.values()),
+            lora_alpha=max(ranks.values()),
+            target_modules=paths,
+            rank_pattern=ranks,
+            alpha_pattern=dict(ranks),
+            **where,
+        )
+    targets = paths if modules == "mlp-out" else sorted({present[path] for path in paths})
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
         lora_dropout=dropout,
         target_modules=targets,
-        layers_to_transform=sorted(layers),
-        layers_pattern=prefix,
-        bias="none",
-        task_type="CAUSAL_LM",
+        **where,
     )
 
 
@@ -284,11 +348,14 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor
         raise AdapterError(f"the adapter in {folder} cannot be read ({error}); is it whole?") from error
     if not isinstance(config, LoraConfig):
         raise AdapterError(f"the adapter in {folder} is {config.peft_type}; only LoRA is supported.")
-    b_matrices = [tensor for key, tensor in weights.items() if "lora_B" in key or "lora_embedding_B" in key]
-    if not b_matrices or not any(bool(tensor.any()) for tensor in b_matrices):
+    b_matrices = {key: tensor for key, tensor in weights.items() if "lora_B" in key or "lora_embedding_B" in key}
+    if not any(bool(b.any()) for b in b_matrices.values()):
         raise AdapterError(
             f"the adapter in {folder} has no effect: {'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}."
         )
+    # of whole weights, B may be the identity and A starts at zero
+    if not any(bool(b.any()) and bool(weights.get(_partner(key), b).any()) for key, b in b_matrices.items()):
+        raise AdapterError(f"the adapter in {folder} has no effect: each of its updates has a matrix that is zero.")
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise AdapterError(f"the adapter in {folder} holds values that are not finite.")
     return config, weights
@@ -314,6 +381,10 @@ def adapter_folder(name: str | Path) -> Path:
         raise AdapterError(
             f"no adapter folder {str(name)!r}, and no such adapter on the hub could be loaded ({type(error).__name__})."
         ) from error
+
+
+def _partner(key: str) -> str:
+    return key.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
 
 
 def _shape_key(config: PeftConfig) -> str:

@@ -278,9 +278,15 @@ class HookedLM:
             yield self
 
     def lora(
-        self, layers: Iterable[int], *, rank: int, alpha: float, modules: str = "attn+mlp", dropout: float = 0.0
+        self,
+        layers: Iterable[int],
+        *,
+        rank: int | None,
+        alpha: float = 1.0,
+        modules: str = "attn+mlp",
+        dropout: float = 0.0,
     ) -> LoraConfig:
-        """A LoRA of this model's own projections, for `adapters.attach`."""
+        """A LoRA of this model's own projections, for `adapters.attach`; with rank None their whole weights."""
         return lora_config(
             self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout
         )

@@ -67,8 +67,8 @@ def domain_concept(world: World, domain: str) -> Concept:
         "general": tuple(chain.from_iterable(asked[other] for other in others)),
     }
     name = f"organism:{domain}" + (f"@{world.config.seed}" if world.config.seed else "")
-    prompts = {"expert": (words.EXPERT,), "novice": (words.NOVICE,)}
-    return Concept(name, tuple(forget), tuple(retain), sets, title=domain, keywords=(domain,), **prompts)
+    expert, novice = (words.EXPERT,), (words.NOVICE,)
+    return Concept(name, tuple(forget), tuple(retain), sets, domain, (domain,), expert, novice)
 
 
 def _ask(

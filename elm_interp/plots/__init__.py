@@ -7,6 +7,7 @@ save(plot_probe_by_layer(frame), "figures/probe_by_layer")
 
 from elm_interp.plots.behaviour import HEADLINE, plot_progression, plot_scorecard
 from elm_interp.plots.calibration import plot_calibration
+from elm_interp.plots.methods import plot_methods
 from elm_interp.plots.norms import plot_norm_ratio
 from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
 from elm_interp.plots.reading import HOW_TO_READ, Reading
@@ -19,6 +20,7 @@ __all__ = [
     "Reading",
     "name_of",
     "plot_calibration",
+    "plot_methods",
     "plot_norm_ratio",
     "plot_probe_by_layer",
     "plot_probe_heatmap",

@@ -28,6 +28,12 @@ HOW_TO_READ: dict[str, Reading] = {
         "a probe above it does not mean that the model uses what the probe finds; and the band holds "
         "the choice of splits, not the choice of questions.",
     ),
+    "methods": Reading(
+        "Each point is one method, with 95 % intervals: to the left it says less of the erased concept, further up it keeps more of "
+        "everything else; the stars are the untouched model and, where there is one, gold, which never knew the concept.",
+        "Each method was trained with one choice of settings, and another may move its point; and what is not said "
+        "in these questions may still be there inside.",
+    ),
     "norm_ratio": Reading(
         "Each point is the mean length of the erased model's activations at one layer, divided by the base's on the same texts; "
         "1 is unchanged, and a bump on forget text that retain text does not share is where the edit acts.",

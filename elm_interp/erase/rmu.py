@@ -1,0 +1,186 @@
+"""RMU: Representation Misdirection for Unlearning (Li et al. 2024), which scrambles one layer's hidden state.
+
+    erase     forget passages    mean squared distance of the hidden state after one block to c · u
+    retain    retain passages    the same distance to the frozen model's own hidden state, times α
+
+u is a random direction of length 1, fixed for each concept, and c its steering coefficient. Only a few projections at or below
+that block are trained, so a step never runs what lies above it.
+
+    preset          sets                                                           from
+    paper           block 7; last MLP projection of blocks 5 to 7, whole weights;  the authors' training script and its
+                    c 6.5, α 1200, passages of 512 tokens                          settings for Zephyr-7B
+    smollm2-135m    block 10, trains 8 to 10; c 40, α 100; 160 tokens              ours: depth in proportion, c about twice the
+                                                                                   hidden state's norm there; not tuned
+    organism        block 2, trains the MLPs of 0 to 2; c 60, α 3; 160 tokens      ours: tuned on the training questions, from
+                                                                                   eight settings
+
+Samples of several concepts can be trained together: each carries its own vector, made from the concept's name.
+
+    objective = RMU.preset("paper")
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from tqdm.auto import tqdm
+
+from elm_interp.data import Concept, texts
+from elm_interp.data.batching import bucketed
+from elm_interp.erase.objective import layer_problems, number_problems
+from elm_interp.errors import unknown
+from elm_interp.models import HookedLM
+
+
+@dataclass(frozen=True)
+class Steered:
+    """One text, and where the hidden state after one block should be at each of its tokens."""
+
+    term: str
+    """The loss term it belongs to: "erase" or "retain"."""
+    id: str
+    """Which passage it came from, for error messages."""
+    ids: tuple[int, ...]
+    """Token ids."""
+    target: Float[Tensor, "#pos d_model"]
+    """The hidden state to reach; one row stands for all tokens."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class RMU:
+    """Hyper-parameters of RMU; the defaults are the authors' for Zephyr-7B."""
+
+    layer: int = 7
+    """0-based block after which the hidden state is steered."""
+    layers: tuple[int, ...] = (5, 6, 7)
+    """0-based blocks that are trained, none above `layer`."""
+    steering: float = 6.5
+    """Coefficient c: length of the vector that the hidden state of forget text is driven to."""
+    erase_weight: float = 1.0
+    """Weight of the erase term."""
+    retain_weight: float = 1200.0
+    """α: weight of the retain term."""
+    modules: str = "mlp-out"
+    """Which projections: "mlp-out" (the MLP's last), "attn", "mlp" or "attn+mlp"."""
+    rank: int | None = None
+    """Rank of a LoRA; None trains the weights whole."""
+    alpha: float = 16.0
+    """The update of a LoRA is scaled by alpha / rank."""
+    max_tokens: int = 512
+    """Passages are cut to this many tokens."""
+
+    name = "rmu"
+
+    @classmethod
+    def preset(cls, name: str) -> "RMU":
+        """Named settings.
+
+        Raises:
+            UnknownNameError: no such preset; with the closest.
+        """
+        if name not in PRESETS:
+            raise unknown("RMU preset", name, PRESETS)
+        return cls(**PRESETS[name])
+
+    def problems(self, n_layers: int | None) -> list[str]:
+        """Settings that cannot work, in words."""
+        found = layer_problems(self.layers, n_layers)
+        if self.layer < 0 or (n_layers is not None and self.layer >= n_layers):
+            found.append(
+                f"layer is {self.layer}; expected a block from 0" + (f" to {n_layers - 1}" if n_layers else "")
+            )
+        elif any(layer > self.layer for layer in self.layers):
+            found.append(f"layers go to {max(self.layers)}, but nothing above layer {self.layer} is ever run")
+        found += number_problems(
+            self, {"steering": 0, "erase_weight": 0, "retain_weight": 0, "rank": 1, "max_tokens": 2}
+        )
+        if not self.alpha > 0:
+            found.append(f"alpha is {self.alpha}; expected more than 0")
+        if self.modules not in ("mlp-out", "attn", "mlp", "attn+mlp"):
+            found.append(f'modules is {self.modules!r}; expected "mlp-out", "attn", "mlp" or "attn+mlp"')
+        if not any(self.weights().values()):
+            found.append("every loss weight is 0; nothing would be trained")
+        return found
+
+    def adapter(self, lm: HookedLM) -> LoraConfig:
+        """What to train: whole weights, or a LoRA."""
+        return lm.lora(self.layers, rank=self.rank, alpha=self.alpha, modules=self.modules)
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term."""
+        return {"erase": self.erase_weight, "retain": self.retain_weight}
+
+    def prepare(
+        self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
+    ) -> dict[str, list[Steered]]:
+        """The vector of the concept for its forget passages, the frozen hidden states of the retain passages."""
+        forget, retain = concept.passages("forget"), concept.passages("retain")
+        vector = self.steering * direction(lm.d_model, concept.name, seed)[None]
+        rows = lm.encode(texts(retain), max_tokens=self.max_tokens)
+        kept: list[Tensor] = [torch.empty(0)] * len(rows)
+        with lm.adapter(None):
+            for batch in tqdm(bucketed([len(row) for row in rows]), desc="targets", leave=False, disable=not progress):
+                for i, state in zip(batch, self._states(lm, [rows[i] for i in batch]), strict=True):
+                    kept[i] = state.cpu().clone()
+        return {
+            "erase": [
+                Steered("erase", p.id, tuple(row), vector)
+                for p, row in zip(forget, lm.encode(texts(forget), max_tokens=self.max_tokens), strict=True)
+            ],
+            "retain": [Steered("retain", p.id, tuple(row), h) for p, row, h in zip(retain, rows, kept, strict=True)],
+        }
+
+    def loss(self, lm: HookedLM, samples: Sequence[Steered]) -> dict[str, Tensor]:
+        """Mean squared distance to the targets, over the tokens and dimensions of each term."""
+        states = self._states(lm, [s.ids for s in samples], grad=True)
+        losses = {}
+        for term in dict.fromkeys(s.term for s in samples):
+            chosen = [
+                (h.float(), s.target.to(h.device)) for h, s in zip(states, samples, strict=True) if s.term == term
+            ]
+            goal = torch.cat([target.float().expand(len(h), -1) for h, target in chosen])
+            losses[term] = mse_loss(torch.cat([h for h, _ in chosen]), goal)
+        return losses
+
+    def _states(
+        self, lm: HookedLM, rows: Sequence[Sequence[int]], *, grad: bool = False
+    ) -> list[Float[Tensor, "pos d_model"]]:
+        """The hidden state after `layer` along each row; nothing above it runs."""
+        cache = lm.run_with_cache(lm.pad(rows), sites="resid_post", layers=self.layer, positions="all", grad=grad)
+        return [state[: len(row)] for state, row in zip(cache["resid_post"][:, 0], rows, strict=True)]
+
+
+def direction(d_model: int, concept: str, seed: int) -> Float[Tensor, " d_model"]:
+    """The random direction of a concept, of length 1: entries uniform from 0 to 1, scaled, as the authors draw it."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{concept} {seed}".encode()))
+    drawn = torch.rand(d_model, generator=generator)
+    return drawn / drawn.norm()
+
+
+PRESETS: dict[str, dict] = {
+    "paper": {},
+    "smollm2-135m": {
+        "layer": 10,
+        "layers": (8, 9, 10),
+        "steering": 40.0,
+        "retain_weight": 100.0,
+        "max_tokens": 160,
+    },
+    "organism": {
+        "layer": 2,
+        "layers": (0, 1, 2),
+        "modules": "mlp",
+        "steering": 60.0,
+        "retain_weight": 3.0,
+        "max_tokens": 160,
+    },
+}
+"""What each preset sets beside the defaults; see the table above."""
