@@ -20,7 +20,7 @@ from elm_interp.internals import (
     split_by_group,
 )
 from elm_interp.internals.logistic import objective
-from elm_interp.internals.probes import scaler
+from elm_interp.internals.splits import scaler
 from elm_interp.metrics import Subject, measure
 
 
