@@ -52,12 +52,16 @@ def code_length(
     prefixes = group_prefixes(groups, SHARES, seed=seed)
     for seen, more in pairwise(prefixes):
         block = more[~torch.isin(more, seen)]
-        if len(block) == 0 or len(seen) == 0 or len(y[seen].unique()) < 2:
+        present = y[seen].unique()
+        if len(block) == 0 or len(present) < 2:
             continue
         mean, spread = scaler(x[:, seen])
-        weights = fit_probes((x[:, seen] - mean) / spread, y[seen].expand(len(x), -1), C, classes=classes)
-        logs = weights.log_probabilities((x[:, block] - mean) / spread)
-        believed = logs.gather(2, y[block].expand(len(x), -1)[..., None])[..., 0].exp()
+        # a class that did not occur has no finite intercept
+        labels = torch.searchsorted(present, y[seen]).expand(len(x), -1)
+        weights = fit_probes((x[:, seen] - mean) / spread, labels, C, classes=len(present))
+        chances = torch.zeros(len(x), len(block), classes, dtype=torch.float64, device=x.device)
+        chances[..., present] = weights.log_probabilities((x[:, block] - mean) / spread).exp()
+        believed = chances.gather(2, y[block].expand(len(x), -1)[..., None])[..., 0]
         trust = len(seen) / (len(seen) + 1)
         bits[:, block] = -(trust * believed + (1 - trust) / classes).log2()
     _, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)

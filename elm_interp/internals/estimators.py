@@ -51,7 +51,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"the labels have one class, {self.classes_[0]!r}; a probe needs at least two.")
-        x = np.asarray(X, dtype=np.float64)
+        x = np.array(X, dtype=np.float64)
         mean, spread = np.zeros(x.shape[1]), np.ones(x.shape[1])
         if self.scale:
             mean, spread = (part[0, 0].numpy() for part in scaler(torch.from_numpy(x)[None]))
@@ -168,4 +168,5 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest label of each row."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        chances = self.predict_proba(X)
+        return self.classes_[chances.argmax(1)]

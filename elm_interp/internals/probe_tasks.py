@@ -5,12 +5,15 @@ Each is read from an activation store without a model, or from a subject. Beside
 transferred  the base's probe, read on the erased model: where it fails and a fresh one does not, the knowledge was re-encoded;
              where both read it, it is as it was and only not said
 embedding    a probe of the mean token embedding: what the words of the text give away, without any layer
+leace        a probe of what a linear eraser left: the lower bound to hold an erased model against
+directions   how many directions carry the label
+sparse       what a few dimensions tell
 
     table = probes_from_store(store, "step-000060")             # every task that the store holds, as a tidy frame
     table = measure(erased, "probe.transferred.*")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,7 +24,9 @@ from tqdm.auto import tqdm
 from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_texts, fingerprint
 from elm_interp.errors import unknown
 from elm_interp.internals.datasets import concept_datasets
+from elm_interp.internals.linear_erasure import count_directions, probe_after_leace
 from elm_interp.internals.probes import probe_layers
+from elm_interp.internals.sparse import probe_sparse
 from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.results import frame
 
@@ -118,12 +123,29 @@ def embedding_choice(subject: Subject) -> Rows:
     return _embedding(subject, "choice")
 
 
-def task_dataset(subject: Subject, task: str) -> Dataset | None:
-    """The texts and labels of a task; None where the concept has no material for it."""
+@metric("probe.leace", better="neither", cost="dear")
+def leace(subject: Subject) -> Rows:
+    """The linear lower bound: what a probe reads after LEACE was fitted to other facts, by layer; meant for the base."""
+    return _tasks(subject, "probe.leace", probe_after_leace)
+
+
+@metric("probe.directions", better="down", cost="dear")
+def directions(subject: Subject) -> Rows:
+    """Directions to project out of a layer until a linear probe finds no more (INLP)."""
+    return _tasks(subject, "probe.directions", count_directions)
+
+
+@metric("probe.sparse", better="down", cost="dear")
+def sparse(subject: Subject) -> Rows:
+    """Share of unseen facts read from the best 1, 4, 16 and 64 dimensions of a layer."""
+    return _tasks(subject, "probe.sparse", probe_sparse)
+
+
+def _dataset(subject: Subject, task: str) -> Dataset | None:
     return concept_datasets(subject.concept, [task]).get(task)
 
 
-def task_activations(
+def _activations(
     subject: Subject, dataset: Dataset, *, site: str = "resid_post", positions: str | int | None = None
 ) -> Float[Tensor, "example layer d_model"]:
     """Activations of a subject on a dataset: from its store where that holds the same, else read once."""
@@ -144,27 +166,36 @@ def task_activations(
 
 
 def _probe(subject: Subject, task: str, name: str | None = None, **options: Any) -> list[dict[str, Any]]:
-    dataset = task_dataset(subject, task)
+    dataset = _dataset(subject, task)
     if dataset is None:
         return []
-    x, examples = task_activations(subject, dataset), dataset.examples
+    x, examples = _activations(subject, dataset), dataset.examples
     where = {"site": "resid_post", "position": str(dataset.positions)}
     return probe_layers(x, examples["label"], examples["fact"], metric=name or f"probe.{task}", **where, **options)
 
 
+def _tasks(subject: Subject, name: str, probe: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    rows = []
+    for dataset in concept_datasets(subject.concept, PROBE_TASKS).values():
+        x, examples = _activations(subject, dataset), dataset.examples
+        where = {"site": "resid_post", "position": str(dataset.positions)}
+        rows += probe(x, examples["label"], examples["fact"], metric=f"{name}.{dataset.name}", **where)
+    return rows
+
+
 def _transferred(subject: Subject, task: str) -> Rows:
-    dataset = task_dataset(subject, task)
+    dataset = _dataset(subject, task)
     if dataset is None:
         return []
-    fitted_to = task_activations(subject.base, dataset)
+    fitted_to = _activations(subject.base, dataset)
     return _probe(subject, task, f"probe.transferred.{task}", fitted_to=fitted_to)
 
 
 def _embedding(subject: Subject, task: str) -> Rows:
-    dataset = task_dataset(subject, task)
+    dataset = _dataset(subject, task)
     if dataset is None:
         return []
-    x, examples = task_activations(subject, dataset, site="embed", positions="mean"), dataset.examples
+    x, examples = _activations(subject, dataset, site="embed", positions="mean"), dataset.examples
     where = {"site": "embed", "position": "mean"}
     rows = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.embedding.{task}", **where)
     return [{**row, "layer": None} for row in rows]

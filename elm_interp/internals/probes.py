@@ -72,7 +72,12 @@ def probe_layers(
         DataError: too few facts to split, a split that leaves one class, a missing label, or numbers that do not match.
     """
     groups = list(range(len(activations)) if groups is None else groups)
-    y, classes = _codes(labels, activations, groups, fitted_to)
+    y, classes = check_labels(labels, activations, groups)
+    if fitted_to is not None and fitted_to.shape != activations.shape:
+        raise DataError(
+            f"activations to fit on have shape {tuple(fitted_to.shape)}, those to read {tuple(activations.shape)}; "
+            "expected the same examples, layers and width."
+        )
     chance = float(y.bincount().max()) / len(y)
     kind = (
         "logistic, C " + (f"= {C:g}" if isinstance(C, int | float) else "by inner folds")
@@ -107,19 +112,18 @@ def probe_layers(
     return rows + others
 
 
-def _codes(
-    labels: Sequence[Any], activations: Tensor, groups: Sequence[Any], fitted_to: Tensor | None
+def check_labels(
+    labels: Sequence[Any], activations: Float[Tensor, "example layer d_model"], groups: Sequence[Any]
 ) -> tuple[Int[Tensor, " example"], int]:
-    """Labels as 0, 1, …, and how many there are, after a look at what was given."""
+    """Labels of any kind as 0, 1, …, and how many classes there are.
+
+    Raises:
+        DataError: a missing label, or numbers of examples that do not match.
+    """
     if activations.ndim != 3 or not len(activations) == len(labels) == len(groups):
         raise DataError(
             f"activations of shape {tuple(activations.shape)}, {len(labels)} labels and {len(groups)} groups were given; "
             "expected (example, layer, d_model), and a label and a group for each example."
-        )
-    if fitted_to is not None and fitted_to.shape != activations.shape:
-        raise DataError(
-            f"activations to fit on have shape {tuple(fitted_to.shape)}, those to read {tuple(activations.shape)}; "
-            "expected the same examples, layers and width."
         )
     labels = np.asarray(labels)
     missing = np.flatnonzero(pd.isna(labels))
