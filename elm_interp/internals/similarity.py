@@ -67,8 +67,9 @@ def pca_shift(x: Activations, base: Activations) -> ByLayer:
 def subspace_angle(x: Activations, base: Activations, *, components: int = COMPONENTS) -> ByLayer:
     """Mean principal angle between the spans of the first principal components, in degrees: 0 same, 90 unrelated."""
     _paired(x, base, least=components + 1)
-    first, second = (torch.linalg.svd(_centred(part), full_matrices=False)[2][:, :components] for part in (x, base))
-    cosines = torch.linalg.svdvals(first.double() @ second.double().mT).clamp(max=1)
+    parts = (_centred(part).double() for part in (x, base))
+    first, second = (torch.linalg.svd(part, full_matrices=False)[2][:, :components] for part in parts)
+    cosines = torch.linalg.svdvals(first @ second.mT).clamp(max=1)
     return torch.rad2deg(cosines.arccos()).mean(-1)
 
 
