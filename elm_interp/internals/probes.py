@@ -43,6 +43,7 @@ def probe_layers(
     test_share: float = TEST_SHARE,
     fitted_to: Float[Tensor, "example layer d_model"] | None = None,
     estimator: ClassifierMixin | None = None,
+    code: bool = True,
     **columns: Any,
 ) -> list[dict[str, Any]]:
     """Probe accuracy on facts that the probe never saw, at every layer and for several splits.
@@ -59,6 +60,7 @@ def probe_layers(
         fitted_to: what to fit on where it is not what is read, such as the base's activations on the same examples: its probe,
             with its scaling, read on an erased model (compare with a fresh one: suppressed, or re-encoded?).
         estimator: a classifier of scikit-learn's kind to fit at each layer, instead of logistic probes of all layers at once.
+        code: measure the length of an online code as well.
         columns: further columns of every row, such as `site`.
 
     Returns:
@@ -106,7 +108,7 @@ def probe_layers(
         common = int((both[0, test] == counts.argmax()).sum())
         shared = {"seed": seed, "n": len(test), "ci": wilson(common, len(test)), "chance": chance, **columns}
         others.append(measurements(f"{metric}.majority", common / len(test), direction="neither", **shared))
-    if estimator is None and fitted_to is None:
+    if code and estimator is None and fitted_to is None:
         strength = C if isinstance(C, int | float) else STRENGTH
         others += _code_lengths(f"{metric}.code_length", x, y, groups, classes, strength, columns)
     return rows + others

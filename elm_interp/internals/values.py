@@ -81,7 +81,7 @@ def probe_values(
     Raises:
         DataError: too few facts to split.
     """
-    options = {"C": STRENGTH, **options}
+    options = {"C": STRENGTH, "code": False, **options}
     rows = []
     for topic in dict.fromkeys(q.topic for q in questions):
         at = [i for i, q in enumerate(questions) if q.topic == topic]
