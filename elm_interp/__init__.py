@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from elm_interp.data import Concept, Question, load_concept, load_questions, packs
     from elm_interp.erase import ELM, RMU, WHP, RepNoise, Training, checkpoints, train
     from elm_interp.evaluate import samples, scorecard
-    from elm_interp.internals import progression
+    from elm_interp.internals import probe_layers, progression
     from elm_interp.metrics import Metric, Subject, measure, metric
     from elm_interp.models import HookedLM, load_model
     from elm_interp.organisms import make_world, organism
@@ -51,6 +51,7 @@ _HOME = {
     "metric": "metrics",
     "organism": "organisms",
     "packs": "data",
+    "probe_layers": "internals",
     "progression": "internals",
     "run_stage": "stages",
     "samples": "evaluate",
@@ -86,6 +87,7 @@ __all__ = [
     "metric",
     "organism",
     "packs",
+    "probe_layers",
     "progression",
     "run_stage",
     "samples",

@@ -43,6 +43,58 @@ def norms():
     return frame(rows)
 
 
+def transfer(task="association"):
+    """The base at 0.9; the erased model at 0.7 by a fresh probe and at 0.55 by the base's; 0.52 after a linear eraser."""
+    rows = []
+    for name, at, value in (
+        (f"probe.{task}", 0, 0.9), (f"probe.{task}", 40, 0.7), (f"probe.transferred.{task}", 40, 0.55), (f"probe.leace.{task}", 0, 0.52),
+    ):  # fmt: skip
+        for layer in LAYERS:
+            for seed in SEEDS:
+                rows.append(
+                    measurements(name, value + 0.01 * (seed - 1), **state(at), layer=layer, seed=seed, chance=0.5)
+                )
+    return frame(rows)
+
+
+def sparse(task="association"):
+    names = {f"probe.sparse.{task}.k{k}": 0.5 + 0.1 * i for i, k in enumerate((1, 4, 16))} | {f"probe.{task}": 0.9}
+    return frame(
+        [
+            measurements(name, value, **state(40), layer=i, seed=0, chance=0.5)
+            for name, value in names.items()
+            for i in LAYERS
+        ]
+    )
+
+
+def code_lengths():
+    return frame(
+        [
+            measurements(
+                "probe.association.code_length",
+                0.6 + s / 100,
+                ci=(0.55 + s / 100, 0.65 + s / 100),
+                chance=1.0,
+                **state(s),
+                layer=i,
+            )
+            for s in (0, 40)
+            for i in LAYERS
+        ]
+    )
+
+
+def geometry():
+    return frame(
+        [
+            measurements(f"geometry.{text}.cosine", 1 - slope * i, ci=(0.98 - slope * i, 1), **state(40), layer=i)
+            for text, slope in (("forget", 0.1), ("retain", 0.01))
+            for i in LAYERS
+        ]
+    )
+
+
 def share(metric, value, step, direction, chance=0.5, n=100):
     return measurements(metric, value, n=n, ci=wilson(value * n, n), chance=chance, direction=direction, **state(step))
 

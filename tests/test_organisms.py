@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 from elm_interp.data import load_concept
 from elm_interp.errors import ConfigError, UnknownModelError, UnknownNameError
 from elm_interp.evaluate.choices import accuracy, score_choices
+from elm_interp.internals.estimators import STRENGTH
 from elm_interp.internals.logistic import fit_probes
-from elm_interp.internals.probes import STRENGTH, scaler, split_by_group
+from elm_interp.internals.splits import scaler, split_by_group
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.loading import cache_folder, model_depth, model_hash
 from elm_interp.organisms import (

@@ -19,6 +19,10 @@ DRAWN = {
     "probe_heatmap": lambda **kw: plots.plot_probe_heatmap(made_up.probes(), **kw),
     "methods": lambda **kw: plots.plot_methods(made_up.methods(), chance=0.25, **kw),
     "norm_ratio": lambda **kw: plots.plot_norm_ratio(made_up.norms(), **kw),
+    "layers": lambda **kw: plots.plot_layers(made_up.code_lengths(), "probe.association.code_length", **kw),
+    "geometry": lambda **kw: plots.plot_geometry(made_up.geometry(), **kw),
+    "transfer": lambda **kw: plots.plot_transfer(made_up.transfer(), **kw),
+    "sparse": lambda **kw: plots.plot_sparse(made_up.sparse(), **kw),
     "progression": lambda **kw: plots.plot_progression(made_up.behaviour(), **kw),
     "scorecard": lambda **kw: plots.plot_scorecard(made_up.behaviour((0, 40)), **kw),
     "training": lambda **kw: plots.plot_training(pd.DataFrame(made_up.training()), **kw),
@@ -269,3 +273,28 @@ def test_saved_figures_are_white_under_a_dark_style(tmp_path):
     with plt.style.context("dark_background"):
         png, _ = plots.save(plots.plot_norm_ratio(made_up.norms()), tmp_path / "norms")
     assert to_hex(plt.imread(png)[0, 0]) == "#ffffff"
+
+
+def test_a_fresh_and_a_transferred_probe_are_told_apart_by_more_than_colour():
+    curves = lines(plots.plot_transfer(made_up.transfer()))
+    fresh, carried = curves["elm, step 40: fresh probe"], curves["elm, step 40: base's probe"]
+    assert np.allclose(fresh.get_ydata(), 0.7)
+    assert np.allclose(carried.get_ydata(), 0.55)
+    assert np.allclose(curves["base after LEACE"].get_ydata(), 0.52)
+    assert (fresh.get_linestyle(), fresh.get_marker()) != (carried.get_linestyle(), carried.get_marker())
+    with pytest.raises(UnknownNameError, match="probe.transferred.truth"):
+        plots.plot_transfer(made_up.probes("probe.truth"), "truth")
+
+
+def test_sparse_probes_are_drawn_from_few_to_all():
+    assert list(lines(plots.plot_sparse(made_up.sparse().iloc[::-1])))[:4] == [
+        "1 dimension", "4 dimensions", "16 dimensions", "all dimensions",
+    ]  # fmt: skip
+
+
+def test_an_unchanged_geometry_does_not_fill_the_figure():
+    still = made_up.geometry().assign(value=1.0, ci_low=1.0, ci_high=1.0)
+    low, high = plots.plot_geometry(still).get_ylim()
+    assert high - low >= 0.04
+    with pytest.raises(ConfigError, match="base alone"):
+        plots.plot_geometry(still.assign(method="base"))

@@ -1,17 +1,18 @@
-import numpy as np
 import pytest
 import torch
 from disturbed import random_adapter
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from elm_interp import results
 from elm_interp.activations import ActivationStore, collect
 from elm_interp.errors import DataError, UnknownNameError
 from elm_interp.internals import (
+    PROBE_TASKS,
     LogisticProbe,
+    MeanDifferenceProbe,
     ProbeWeights,
+    choose_strength,
+    code_length,
     concept_datasets,
     fit_probes,
     probe_layers,
@@ -20,7 +21,7 @@ from elm_interp.internals import (
     split_by_group,
 )
 from elm_interp.internals.logistic import objective
-from elm_interp.internals.probes import scaler
+from elm_interp.internals.splits import group_folds, scaler
 from elm_interp.metrics import Subject, measure
 
 
@@ -74,20 +75,6 @@ def test_bad_problems_are_refused():
         fit_probes(x[None], y[None, :-1], 1)
 
 
-@parametrize_with_checks([LogisticProbe()])
-def test_is_a_scikit_learn_classifier(estimator, check):
-    check(estimator)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_the_estimator_is_a_scaler_and_a_logistic_regression(classes):
-    x, y = problem(80, 20, classes)
-    x, y = (3 * x + 5).double().numpy(), np.array(["a", "b", "c"])[y.numpy()]
-    z = StandardScaler().fit_transform(x)
-    theirs = LogisticRegression(C=0.1, tol=1e-8, max_iter=10_000).fit(z, y).predict_proba(z)
-    assert np.abs(LogisticProbe(C=0.1).fit(x, y).predict_proba(x) - theirs).max() < 1e-3
-
-
 # -- layers --------------------------------------------------------------------------------------------------------
 
 
@@ -120,12 +107,58 @@ def test_a_planted_direction_is_found_where_it_is_and_nowhere_else():
 def test_rows_have_interval_chance_and_number_of_test_examples():
     x, labels, facts = planted()
     table = results.frame(probe_layers(x, labels, facts, seeds=2, site="resid_post"))
-    assert len(table) == 2 * 2 * x.shape[1]
-    assert set(table["n"]) == {60}
-    assert set(table["chance"]) == {0.5}
+    rows = table.groupby("metric").size()
+    assert rows.to_dict() == {
+        "probe": 8, "probe.control": 8, "probe.selectivity": 8, "probe.majority": 2, "probe.code_length": 4,
+    }  # fmt: skip
+    shares = table[table["metric"].isin(["probe", "probe.control"])]
+    assert set(shares["n"]) == {60}
+    assert set(shares["chance"]) == {0.5}
     assert table["ci_low"].le(table["value"] + 1e-9).all()
     assert table["ci_high"].ge(table["value"] - 1e-9).all()
-    assert dict(zip(table["metric"], table["direction"], strict=True)) == {"probe": "down", "probe.control": "neither"}
+    assert dict(zip(shares["metric"], shares["direction"], strict=True)) == {
+        "probe": "down",
+        "probe.control": "neither",
+    }
+
+
+def test_selectivity_is_the_probe_less_its_control():
+    x, labels, facts = planted()
+    found = results.frame(probe_layers(x, labels, facts)).pivot(
+        index=["layer", "seed"], columns="metric", values="value"
+    )
+    difference = (found["probe"] - found["probe.control"]).dropna()
+    assert (difference - found["probe.selectivity"].dropna()).abs().max() < 1e-12
+
+
+def test_the_majority_is_the_commonest_train_label_on_test_rows():
+    labels = ["no", "yes", "no", "no"] * 25
+    x = torch.randn(100, 2, 8, generator=torch.Generator().manual_seed(0))
+    table = results.frame(probe_layers(x, labels))
+    for row in table[table["metric"] == "probe.majority"].itertuples():
+        _, test = split_by_group(range(100), seed=row.seed)
+        assert row.value == sum(labels[i] == "no" for i in test.tolist()) / len(test)
+
+
+def test_labels_may_be_of_any_kind():
+    x, labels, facts = planted()
+    numbers = probe_layers(x, labels, facts, seeds=1)
+    for named in ([["no", "yes"][v] for v in labels], [bool(v) for v in labels], [7 + int(v) for v in labels]):
+        assert probe_layers(x, named, facts, seeds=1) == numbers
+    with pytest.raises(DataError, match="example 3 has no label"):
+        probe_layers(x, [None if i == 3 else int(v) for i, v in enumerate(labels)], facts)
+    with pytest.raises(DataError, match=r"\(200, 4, 40\), 199 labels"):
+        probe_layers(x, labels[1:], facts)
+
+
+def test_any_classifier_of_scikit_learns_kind_can_be_the_probe():
+    x, labels, facts = planted()
+    for estimator in (MeanDifferenceProbe(), LogisticRegression(C=0.01)):
+        found = by_layer(probe_layers(x, labels, facts, seeds=2, estimator=estimator), "probe")
+        assert found[2] > 0.95 > 0.7 > found[0]
+    ours = probe_layers(x, labels, facts, seeds=2)
+    theirs = probe_layers(x, labels, facts, seeds=2, estimator=LogisticProbe())
+    assert by_layer(ours, "probe").equals(by_layer(theirs, "probe"))
 
 
 def test_no_fact_is_on_both_sides_of_a_split():
@@ -168,6 +201,65 @@ def test_a_feature_that_does_not_vary_is_no_feature():
     assert wider.equals(by_layer(probe_layers(x, labels, facts, seeds=2), "probe"))
 
 
+def test_a_rotated_stream_is_read_by_a_fresh_probe_and_not_by_the_bases():
+    x, labels, facts = planted()
+    rotation = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(3)))[0]
+    fresh = by_layer(probe_layers(x @ rotation, labels, facts), "probe")
+    transferred = by_layer(probe_layers(x @ rotation, labels, facts, fitted_to=x), "probe")
+    assert fresh[2] > 0.95
+    assert transferred[2] < 0.75
+    same = by_layer(probe_layers(x, labels, facts, fitted_to=x), "probe")
+    assert same.equals(by_layer(probe_layers(x, labels, facts), "probe"))
+    with pytest.raises(DataError, match=r"\(200, 3, 40\), those to read \(200, 4, 40\)"):
+        probe_layers(x, labels, facts, fitted_to=x[:, 1:])
+
+
+# -- the strength, the code -----------------------------------------------------------------------------------------
+
+
+def test_inner_folds_choose_what_scikit_learn_chooses():
+    x, labels, facts = planted(layers=(2,), n_facts=60)
+    grid = (0.0001, 0.01, 1.0)
+    chosen = choose_strength(x.transpose(0, 1), labels, facts, grid, seed=0, classes=2)
+    for layer in (0, 2):
+        losses = []
+        for C in grid:
+            loss = 0.0
+            for train, test in group_folds(facts, seed=0, folds=4):
+                probe = LogisticProbe(C=C).fit(x[train, layer].numpy(), labels[train].numpy())
+                chance = probe.predict_proba(x[test, layer].numpy())
+                loss -= torch.from_numpy(chance).log().gather(1, labels[test][:, None]).sum().item()
+            losses.append(loss)
+        assert chosen[layer] == grid[losses.index(min(losses))]
+    assert chosen[2] > chosen[0]
+
+
+def test_a_choice_of_one_strength_is_that_strength():
+    x, labels, facts = planted()
+    fixed, chosen = probe_layers(x, labels, facts, seeds=2, C=0.1), probe_layers(x, labels, facts, seeds=2, C=(0.1,))
+    for kind in ("probe", "probe.control"):
+        assert by_layer(fixed, kind).equals(by_layer(chosen, kind))
+    assert "C by inner folds" in chosen[0]["protocol"]
+
+
+def test_what_cannot_be_read_costs_a_bit_and_what_can_less():
+    x, labels, facts = planted()
+    bits = code_length(x.transpose(0, 1), labels, facts, classes=2, C=0.01)
+    assert bits.shape == (4, 100)
+    assert bits.mean(1)[2] < 0.6
+    assert (bits.mean(1)[[0, 1, 3]] > 0.95).all()
+
+
+def test_the_first_block_of_the_code_is_uniform_and_a_class_not_yet_seen_has_a_price():
+    x = torch.randn(1, 40, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(40) % 2
+    y[20] = 2
+    bits = code_length(x, y, [f"{i:02d}" for i in range(40)], classes=3, C=0.1)
+    assert bits.isfinite().all()
+    assert torch.isclose(bits, torch.tensor(3.0).double().log2()).sum() >= 2
+    assert bits[0, 20] > 2
+
+
 # -- metrics -------------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +270,8 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
     states = {"base": None, "step-000010": adapter}
     store = collect(tiny_lm, ActivationStore(tmp_path / "store"), concept_datasets(tiny_concept), states)
     subject = Subject(tiny_lm, tiny_concept).at(adapter, method="elm", step=10)
-    computed = measure(subject, "probe.*")
+    tasks = [f"probe.{task}" for task in PROBE_TASKS]
+    computed = measure(subject, tasks)
     table = probes_from_store(ActivationStore(tmp_path / "store"), "step-000010")
     assert table.equals(probes_from_store(ActivationStore(tmp_path / "store"), "step-000010"))
     shared = [
@@ -196,15 +289,32 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
         "protocol",
     ]
     assert table[shared].equals(computed[shared])
-    assert set(table["metric"]) == {
-        f"probe.{t}{c}" for t in ("truth", "association", "choice") for c in ("", ".control")
-    }
+    beside = ("", ".control", ".selectivity", ".majority", ".code_length")
+    assert set(table["metric"]) == {task + name for task in tasks for name in beside}
 
     monkeypatch.setattr(type(tiny_lm), "run_with_cache", lambda *_, **__: pytest.fail("a pass was run"))
     subject.store = store
-    assert measure(Subject(tiny_lm, tiny_concept, adapter, "elm", 10, store=store), "probe.*")[shared].equals(
-        table[shared]
-    )
+    assert measure(Subject(tiny_lm, tiny_concept, adapter, "elm", 10, store=store), tasks)[shared].equals(table[shared])
+
+
+def test_below_the_adapter_the_bases_probe_reads_as_it_did(tiny_lm, tiny_concept, tmp_path):
+    base = Subject(tiny_lm, tiny_concept)
+    erased = base.at(random_adapter(tiny_lm, tmp_path / "adapter", seed=1), method="elm", step=1)  # on layers 1 and 2
+    fresh, transferred = measure(base, "probe.truth"), measure(erased, "probe.transferred.truth")
+    at = [table[table["metric"] == name].set_index(["layer", "seed"])["value"] for table, name in (
+        (fresh, "probe.truth"), (transferred, "probe.transferred.truth"),
+    )]  # fmt: skip
+    assert at[0][0].equals(at[1][0])
+    assert not at[0].equals(at[1])
+    assert measure(base, "probe.transferred.*").empty
+
+
+def test_the_embedding_baseline_has_no_layer_and_no_adapter_in_it(tiny_lm, tiny_concept, tmp_path):
+    base = Subject(tiny_lm, tiny_concept)
+    erased = base.at(random_adapter(tiny_lm, tmp_path / "adapter", seed=1), method="elm", step=1)
+    ours, theirs = (measure(subject, "probe.embedding.choice") for subject in (base, erased))
+    assert ours["layer"].isna().all()
+    assert ours["value"].equals(theirs["value"])
 
 
 def test_a_stale_store_is_not_used(tiny_lm, tiny_concept, tmp_path):
@@ -218,7 +328,7 @@ def test_a_stale_store_is_not_used(tiny_lm, tiny_concept, tmp_path):
 def test_a_task_without_questions_gives_no_rows_and_a_missing_checkpoint_is_named(tiny_lm, tiny_concept, tmp_path):
     some = concept_datasets(tiny_concept, ["choice", "forget_text"])
     store = collect(tiny_lm, ActivationStore(tmp_path), some, {"base": None})
-    assert set(probes_from_store(store, "base")["metric"]) == {"probe.choice", "probe.choice.control"}
+    assert {name.split(".")[1] for name in probes_from_store(store, "base")["metric"]} == {"choice"}
     with pytest.raises(UnknownNameError, match="Known: base"):
         probes_from_store(store, "step-000010")
     with pytest.raises(UnknownNameError, match="'truth'"):

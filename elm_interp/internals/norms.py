@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from elm_interp.activations.collect import prepare_batches, reduce_layers
+from elm_interp.activations.collect import collect_texts, prepare_batches, reduce_layers
 from elm_interp.data.batching import PASS_TOKENS
 from elm_interp.internals.datasets import concept_datasets
 from elm_interp.metrics import Subject, metric
@@ -26,6 +26,8 @@ from elm_interp.models import HookedLM
 from elm_interp.results import bootstrap, measurements
 
 PROTOCOL = "mean token norm, first token left out"
+OUTLIER = 10.0
+"""Times the median dimension: in small models a few dimensions stand far above this, and the bulk far below."""
 
 
 @metric("norm.forget", better="neither", unit="L2 norm", protocol=PROTOCOL)
@@ -50,6 +52,39 @@ def forget_ratio(subject: Subject) -> list[dict[str, Any]]:
 def retain_ratio(subject: Subject) -> list[dict[str, Any]]:
     """Norm on passages to keep as a multiple of the base's on the same passage, by layer."""
     return _rows("norm.retain.ratio", _norms(subject, "retain") / _norms(subject.base, "retain"))
+
+
+@metric(
+    "geometry.outliers", better="neither", unit="dimensions", protocol="root mean square over texts, of token means"
+)
+def outliers(subject: Subject) -> list[dict[str, Any]]:
+    """Dimensions of the residual stream that are many times as large as the median one, on passages to keep, by layer."""
+    x = mean_activations(subject, "retain")
+    shared = {"site": "resid_post", "position": "mean", "n": len(x)}
+    counts = outlier_dimensions(x).sum(-1).tolist()
+    return [measurements("geometry.outliers", count, layer=layer, **shared) for layer, count in enumerate(counts)]
+
+
+def outlier_dimensions(
+    x: Float[Tensor, "example layer d_model"], *, times: float = OUTLIER
+) -> Bool[Tensor, "layer d_model"]:
+    """Which dimensions have a root mean square over examples of more than so many times the median dimension's.
+
+    A handful of such dimensions can carry most of a norm or a cosine: look here before believing either.
+    """
+    size = x.square().mean(0).sqrt()
+    return size > times * size.median(-1, keepdim=True).values
+
+
+def mean_activations(subject: Subject, kind: str) -> Float[Tensor, "example layer d_model"]:
+    """The mean over tokens, without the first, of the subject's activations on "forget" or "retain" passages; read once."""
+    dataset = concept_datasets(subject.concept, [f"{kind}_text"])[f"{kind}_text"]
+
+    def read() -> Tensor:
+        with subject.on() as lm:
+            return collect_texts(lm, dataset.texts, positions="mean", skip=dataset.skip)
+
+    return subject.memo(("mean activations", kind), read)
 
 
 def token_norms(

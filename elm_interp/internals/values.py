@@ -10,6 +10,7 @@ A topic whose answers do not repeat has nothing to learn from, and gives no rows
 Shapes: activations are (question, layer, d_model), read at the last token of "Question: … Answer:".
 
     table = measure(subject, "knowledge.probe.erased_domain")      # one row a layer and split, and one for its control
+    table = measure(subject, "probe.transferred.values")           # the base's probes, read on the erased model
 """
 
 from collections import defaultdict
@@ -27,6 +28,7 @@ from elm_interp.metrics import Subject, metric
 from elm_interp.results import frame, measurements, wilson
 
 NAME = "knowledge.probe.erased_domain"
+TRANSFERRED = "probe.transferred.values"
 FEWEST_FACTS = 3
 """Of each answer of a topic, so that some are left to learn from when others are held out."""
 STRENGTH = 0.1
@@ -38,16 +40,13 @@ C = 0.01: 0.79 0.87 0.94 0.97; 0.1: 0.86 0.92 0.97 0.98; 1: 0.87 0.92 0.96 0.98;
 @metric(NAME, better="down")
 def erased_domain(subject: Subject) -> list[dict[str, Any]]:
     """Share of unseen facts of the concept whose answer a linear probe reads after the question, by layer."""
-    asked = [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
-    if not asked:
-        return []
+    return _rows(subject, NAME)
 
-    def read() -> Tensor:
-        with subject.on() as lm:
-            return collect_texts(lm, [f"Question: {q.question}\nAnswer:" for q in asked], positions="last")
 
-    x = subject.memo(("probe", "values"), read)
-    return probe_values(x, asked, site="resid_post", position="last")
+@metric(TRANSFERRED, better="down", needs_base=True)
+def transferred(subject: Subject) -> list[dict[str, Any]]:
+    """Share of unseen facts of the concept whose answer the base's probe still reads after the question, by layer."""
+    return _rows(subject, TRANSFERRED)
 
 
 def topics(questions: Sequence[Question]) -> dict[str, list[Question]]:
@@ -59,13 +58,20 @@ def topics(questions: Sequence[Question]) -> dict[str, list[Question]]:
 
 
 def probe_values(
-    activations: Float[Tensor, "question layer d_model"], questions: Sequence[Question], **options: Any
+    activations: Float[Tensor, "question layer d_model"],
+    questions: Sequence[Question],
+    *,
+    metric: str = NAME,
+    fitted_to: Float[Tensor, "question layer d_model"] | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Rows of the probes of all topics together, one for each layer and split, and one for its control.
 
     Args:
         activations: what to read.
         questions: of which topics; see `topics`.
+        metric: name of the rows; those of the control are named "{metric}.control".
+        fitted_to: what to fit on where it is not what is read; see `probe_layers`.
         options: of `probe_layers`, and further columns of every row.
 
     Returns:
@@ -75,15 +81,33 @@ def probe_values(
     Raises:
         DataError: too few facts to split.
     """
-    options = {"C": STRENGTH, **options}
+    options = {"C": STRENGTH, "code": False, **options}
     rows = []
     for topic in dict.fromkeys(q.topic for q in questions):
         at = [i for i, q in enumerate(questions) if q.topic == topic]
         answers = sorted({questions[i].right for i in at})
         labels = [answers.index(questions[i].right) for i in at]
-        rows += probe_layers(activations[at], labels, [_fact(questions[i]) for i in at], metric=NAME, **options)
-    table = frame(rows)
+        facts, source = [_fact(questions[i]) for i in at], None if fitted_to is None else fitted_to[at]
+        rows += probe_layers(activations[at], labels, facts, metric=metric, fitted_to=source, **options)
+    table = frame([row for row in rows if row["metric"] in (metric, f"{metric}.control")])
     return [_together(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)]
+
+
+def _rows(subject: Subject, name: str) -> list[dict[str, Any]]:
+    asked = [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
+    if not asked:
+        return []
+    source = _activations(subject.base, asked) if name == TRANSFERRED else None
+    where = {"site": "resid_post", "position": "last"}
+    return probe_values(_activations(subject, asked), asked, metric=name, fitted_to=source, **where)
+
+
+def _activations(subject: Subject, asked: Sequence[Question]) -> Float[Tensor, "question layer d_model"]:
+    def read() -> Tensor:
+        with subject.on() as lm:
+            return collect_texts(lm, [f"Question: {q.question}\nAnswer:" for q in asked], positions="last")
+
+    return subject.memo(("probe", "values"), read)
 
 
 def _together(part: pd.DataFrame) -> dict[str, Any]:

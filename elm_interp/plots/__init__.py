@@ -7,12 +7,14 @@ save(plot_probe_by_layer(frame), "figures/probe_by_layer")
 
 from elm_interp.plots.behaviour import HEADLINE, plot_progression, plot_scorecard
 from elm_interp.plots.calibration import plot_calibration
+from elm_interp.plots.layers import plot_geometry, plot_layers
 from elm_interp.plots.methods import plot_methods
 from elm_interp.plots.norms import plot_norm_ratio
 from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
 from elm_interp.plots.reading import HOW_TO_READ, Reading
 from elm_interp.plots.style import name_of, save
 from elm_interp.plots.training import plot_training
+from elm_interp.plots.transfer import plot_sparse, plot_transfer
 
 __all__ = [
     "HEADLINE",
@@ -20,12 +22,16 @@ __all__ = [
     "Reading",
     "name_of",
     "plot_calibration",
+    "plot_geometry",
+    "plot_layers",
     "plot_methods",
     "plot_norm_ratio",
     "plot_probe_by_layer",
     "plot_probe_heatmap",
     "plot_progression",
     "plot_scorecard",
+    "plot_sparse",
     "plot_training",
+    "plot_transfer",
     "save",
 ]

@@ -34,6 +34,30 @@ HOW_TO_READ: dict[str, Reading] = {
         "Each method was trained with one choice of settings, and another may move its point; and what is not said "
         "in these questions may still be there inside.",
     ),
+    "transfer": Reading(
+        "On the erased model, a probe fitted to its own activations (filled) stands beside the base's probe (empty), on the same unseen facts: "
+        "where both read the answer, it stands where it stood and is only not said; where the fresh one alone does, it was re-encoded; "
+        "the dotted line is what a linear eraser leaves of the base.",
+        "Where both fail, the knowledge may still be there for a reader that is not linear, at another position or in the weights; "
+        "and a small difference between the two probes may be a shift of scale, not a new code.",
+    ),
+    "sparse": Reading(
+        "Each line is the accuracy of probes that read k dimensions of a layer, chosen on the train facts; where the line of few dimensions "
+        "comes near that of all, the answer sits in few of them.",
+        "The dimensions are chosen one by one, so that a group which tells only together is missed; "
+        "and a rotation of the stream would change the figure without changing the model.",
+    ),
+    "layers": Reading(
+        "Each line is one measure by layer, of the base and of the erased model, with 95 % intervals; the dashed line is the level "
+        "of knowing nothing: a code as long as that tells the reader nothing, and 0 directions are none.",
+        "A shorter code or fewer directions speak of this probe and these questions; a layer that looks alike in base and erased model need not compute alike.",
+    ),
+    "geometry": Reading(
+        "Each line compares the erased model's activations with the base's on the same texts, layer by layer; the dashed line is no change, "
+        "and forget text that leaves it where retain text stays is where the edit acts.",
+        "Distance is not ignorance: what moved far may still be decoded, and what stayed may have lost what mattered. Measures marked "
+        "descriptive tell erased from ignorant models badly in published tests.",
+    ),
     "norm_ratio": Reading(
         "Each point is the mean length of the erased model's activations at one layer, divided by the base's on the same texts; "
         "1 is unchanged, and a bump on forget text that retain text does not share is where the edit acts.",
