@@ -34,6 +34,8 @@ from elm_interp.models import HookedLM
 from elm_interp.models.processes import sharded
 from elm_interp.results import write
 
+TRIM = 5
+"""Steps after which freed memory goes back to the system: steps of ever other shapes would leave gigabytes of it in pieces."""
 SKIPS = 3
 """Steps that may be left out because a loss or gradient was not finite; one more ends the training."""
 
@@ -261,6 +263,7 @@ def train(
                     meta |= {"accumulate": passes.accumulate, "skipped": skipped}
                     if first:
                         write_checkpoint(root, step, lm.adapters.save, state, meta)
+                if step % TRIM == 0:
                     trim()
             accelerator.wait_for_everyone()
             table = moved(start, named(lm, parameters))

@@ -127,13 +127,13 @@ def check_labels(
             f"activations of shape {tuple(activations.shape)}, {len(labels)} labels and {len(groups)} groups were given; "
             "expected (example, layer, d_model), and a label and a group for each example."
         )
-    labels = np.asarray(labels)
-    missing = np.flatnonzero(pd.isna(labels))
+    found = np.asarray(labels)
+    missing = np.flatnonzero(pd.isna(found))
     if len(missing):
         raise DataError(
-            f"example {missing[0]} has no label ({len(missing)} of {len(labels)} have none); leave them out."
+            f"example {missing[0]} has no label ({len(missing)} of {len(found)} have none); leave them out."
         )
-    names, codes = np.unique(labels, return_inverse=True)
+    names, codes = np.unique(found, return_inverse=True)
     return torch.from_numpy(codes), max(len(names), 2)
 
 
