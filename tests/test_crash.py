@@ -1,4 +1,4 @@
-"""Processes that die and processes that share the work: whatever happens, the adapter is the same."""
+"""A process that dies at any moment: whatever was half done, the adapter is the same in the end."""
 
 import multiprocessing
 import os
@@ -21,15 +21,13 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["test_crash"])
 
 
-def work(model, concept, folder, steps, dropout=0.1, environment=None):
+def work(model, concept, folder, steps):
     """Train in a process of its own, going on from what is in the folder."""
-    os.environ.update(environment or {})
     torch.set_num_threads(1)
     lm = load_model(model, dtype="float32", device="cpu")
-    objective = ELM(**{**vars(OBJECTIVE), "dropout": dropout})
     # long checkpoints and short steps, so that many deaths fall into the writing of a checkpoint
     training = Training(steps=steps, forget_batch=3, retain_batch=2, answers_batch=1, lr=1e-2, warmup=2, save_every=1)
-    train(lm, objective, objective.prepare(lm, concept), training, folder, seed=3, progress=False)
+    train(lm, OBJECTIVE, OBJECTIVE.prepare(lm, concept), training, folder, seed=3, progress=False)
 
 
 def start(*arguments):
