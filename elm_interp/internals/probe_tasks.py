@@ -63,7 +63,7 @@ def probes_from_store(
     rows: list[dict[str, Any]] = []
     for task in tqdm([t for t in tasks if t in held], desc=f"probing {checkpoint}", leave=False, disable=not progress):
         entry, examples = store.entry(task, checkpoint), store.examples(task)
-        where = {"site": entry.site, "position": entry.positions, **options}
+        where: dict[str, Any] = {"site": entry.site, "position": entry.positions, **options}
         x = store.tensor(task, checkpoint)
         rows += probe_layers(x, examples["label"], examples["fact"], metric=f"probe.{task}", **where)
     return frame(rows)
@@ -170,7 +170,7 @@ def _probe(subject: Subject, task: str, name: str | None = None, **options: Any)
     if dataset is None:
         return []
     x, examples = _activations(subject, dataset), dataset.examples
-    where = {"site": "resid_post", "position": str(dataset.positions)}
+    where: dict[str, Any] = {"site": "resid_post", "position": str(dataset.positions)}
     return probe_layers(x, examples["label"], examples["fact"], metric=name or f"probe.{task}", **where, **options)
 
 
@@ -178,7 +178,7 @@ def _tasks(subject: Subject, name: str, probe: Callable[..., list[dict[str, Any]
     rows = []
     for dataset in concept_datasets(subject.concept, PROBE_TASKS).values():
         x, examples = _activations(subject, dataset), dataset.examples
-        where = {"site": "resid_post", "position": str(dataset.positions)}
+        where: dict[str, Any] = {"site": "resid_post", "position": str(dataset.positions)}
         rows += probe(x, examples["label"], examples["fact"], metric=f"{name}.{dataset.name}", **where)
     return rows
 
@@ -196,6 +196,6 @@ def _embedding(subject: Subject, task: str) -> Rows:
     if dataset is None:
         return []
     x, examples = _activations(subject, dataset, site="embed", positions="mean"), dataset.examples
-    where = {"site": "embed", "position": "mean"}
+    where: dict[str, Any] = {"site": "embed", "position": "mean"}
     rows = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.embedding.{task}", **where)
     return [{**row, "layer": None} for row in rows]

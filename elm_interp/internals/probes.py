@@ -127,13 +127,13 @@ def check_labels(
             f"activations of shape {tuple(activations.shape)}, {len(labels)} labels and {len(groups)} groups were given; "
             "expected (example, layer, d_model), and a label and a group for each example."
         )
-    labels = np.asarray(labels)
-    missing = np.flatnonzero(pd.isna(labels))
+    given = np.asarray(labels)
+    missing = np.flatnonzero(pd.isna(given))
     if len(missing):
         raise DataError(
             f"example {missing[0]} has no label ({len(missing)} of {len(labels)} have none); leave them out."
         )
-    names, codes = np.unique(labels, return_inverse=True)
+    names, codes = np.unique(given, return_inverse=True)
     return torch.from_numpy(codes), max(len(names), 2)
 
 
