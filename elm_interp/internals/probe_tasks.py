@@ -63,7 +63,7 @@ def probes_from_store(
     rows: list[dict[str, Any]] = []
     for task in tqdm([t for t in tasks if t in held], desc=f"probing {checkpoint}", leave=False, disable=not progress):
         entry, examples = store.entry(task, checkpoint), store.examples(task)
-        where = {"site": entry.site, "position": entry.positions, **options}
+        where: dict[str, Any] = {"site": entry.site, "position": entry.positions, **options}
         x = store.tensor(task, checkpoint)
         rows += probe_layers(x, examples["label"], examples["fact"], metric=f"probe.{task}", **where)
     return frame(rows)
