@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _defaults(words: list[str]) -> RunConfig:
     """The values that flags change: the resumed run's own, else the preset's; an organism has one of its own."""
+    if words[:1] not in (["run"], ["erase"]):  # another command's flags may have the same names
+        return RunConfig.preset(DEFAULT_PRESET, DEFAULT_METHOD)
     organism = (_value(words, "--model") or "").startswith("organism:")
     name = _value(words, "--preset") or ("organism" if organism else DEFAULT_PRESET)
     method = _value(words, "--method") or DEFAULT_METHOD

@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 import torch
 from disturbed import random_adapter
@@ -288,7 +289,8 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
         "direction",
         "protocol",
     ]
-    assert table[shared].equals(computed[shared])
+    # texts that two tasks share are read in one batch for the store, so that numbers agree to rounding
+    pd.testing.assert_frame_equal(table[shared], computed[shared], rtol=1e-4, atol=1e-4)
     beside = ("", ".control", ".selectivity", ".majority", ".code_length")
     assert set(table["metric"]) == {task + name for task in tasks for name in beside}
 
