@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 import elm_interp.evaluate
 import elm_interp.internals  # noqa: F401 - both imports register metrics
 from elm_interp.errors import ConfigError
-from elm_interp.metrics import Subject, measure
+from elm_interp.metrics import Subject, measure, metrics
 from elm_interp.organisms import KINDS, Recipe, World, domain_concept, make_world, organism, organism_folder
 from elm_interp.results import frame, stack
 
@@ -62,6 +62,7 @@ def calibrate(
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds are {list(seeds)}; expected at least one, all different.")
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    metrics(patterns)  # an unknown one is said before minutes of training
     tables = []
     for seed in tqdm(seeds, desc="calibrating", leave=False, disable=not progress):
         world = make_world(**{**(settings or {}), "seed": seed})
