@@ -39,7 +39,7 @@ from elm_interp.errors import ConfigError, RunFolderError, raise_all, unknown
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.adapters import CONFIG, WEIGHTS, adapter_folder, read_adapter
-from elm_interp.models.loading import model_depth, model_hash
+from elm_interp.models.loading import model_depth, model_hash, resolve_device, resolve_dtype
 from elm_interp.models.merged import write_difference
 from elm_interp.models.processes import first_process
 
@@ -128,6 +128,10 @@ class RunConfig:
                 for kind in ("forget", "retain")
                 if not concept.passages(kind)
             ]
+        try:
+            resolve_dtype(self.dtype, resolve_device(self.device))
+        except ValueError as error:
+            problems.append(str(error))
         if not 0 <= self.seed < 2**31:
             problems.append(f"seed is {self.seed}; expected 0 to {2**31 - 1}")
         raise_all(problems, ConfigError, "these settings cannot work:")
@@ -292,8 +296,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training reached its last step."""
-        return (self.folder / "checkpoints" / f"checkpoint-{self.config.training.steps:06d}" / "COMPLETE").is_file()
+        """Whether training reached its last step, and that checkpoint is whole."""
+        found = checkpoints(self.folder / "checkpoints")
+        return bool(found) and found[-1].step == self.config.training.steps
 
     def subject(self, step: int | None = None) -> Subject:
         """The model at a step: 0 is the base, None the last checkpoint.

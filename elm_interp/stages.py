@@ -41,9 +41,9 @@ PROGRESSION_METRICS = (
 
 def erase(run: Run, *, progress: bool = True) -> None:
     """Train the adapter, or go on from the newest whole checkpoint; does nothing where training is finished."""
-    run.write_manifest()
     if run.finished:
         return
+    run.write_manifest()
     config = run.config
     known = model_hash(config.model)
     targets, seconds = prepared(

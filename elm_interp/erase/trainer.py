@@ -188,7 +188,7 @@ def train(
         The last checkpoint.
 
     Raises:
-        NotFiniteError: a loss term or the gradient was NaN or infinite in more than `SKIPS` steps; names term, step and samples.
+        NotFiniteError: a loss term or the gradient was NaN or infinite in more than `SKIPS` steps or in the last; names term, step and samples.
         UnmovedError: a targeted layer was not moved; names it.
         torch.OutOfMemoryError: not even one sample a pass fits.
     """
@@ -236,7 +236,7 @@ def train(
                 except NotFiniteError as error:
                     skipped += 1
                     log.warn(step, f"{error} Left out: {skipped} of {SKIPS} steps that may be.")
-                    if skipped > SKIPS:
+                    if skipped > SKIPS or step == training.steps:  # what has diverged is no last checkpoint
                         raise
                 else:
                     for group in optimizer.param_groups:

@@ -67,8 +67,8 @@ def load_model(
     """
     if remote:
         return _load_remote(str(name), adapter, layout, backend, remote)
-    place = _device(device)
-    weights = _dtype(dtype, place)
+    place = resolve_device(device)
+    weights = resolve_dtype(dtype, place)
     source = resolve_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -193,7 +193,12 @@ def _cannot_load(name: str | Path, error: Exception) -> UnknownModelError:
     )
 
 
-def _device(device: str | torch.device) -> str:
+def resolve_device(device: str | torch.device) -> str:
+    """Where a model will stand.
+
+    Raises:
+        ValueError: no such device, or none of its kind here.
+    """
     if str(device) != "auto":
         if str(device) != "balanced":
             try:
@@ -202,11 +207,22 @@ def _device(device: str | torch.device) -> str:
                 raise ValueError(
                     f'unknown device {str(device)!r}; expected "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced".'
                 ) from error
+        kind = str(device).partition(":")[0]
+        absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+        if absent.get(kind):
+            raise ValueError(
+                f'device {str(device)!r}: torch finds none here; give "cpu", or "auto" for the best there is.'
+            )
         return str(device)
     return own_gpu() if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
+    """In which numbers its weights will be.
+
+    Raises:
+        ValueError: no such dtype; with the closest.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype != "auto":
