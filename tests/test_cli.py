@@ -103,6 +103,29 @@ def test_a_run_that_exists_is_refused_and_resume_goes_on(run, tiny_model_folder,
     assert "objective.eta" in error
 
 
+def test_a_finished_run_keeps_its_manifest_and_a_damaged_last_checkpoint_is_trained_again(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "x")
+    last, manifest = (
+        folder / "checkpoints" / "checkpoint-000004" / "adapter_model.safetensors",
+        folder / "manifest.json",
+    )
+    whole, before = last.read_bytes(), manifest.read_bytes()
+    main(["erase", "--out", str(folder), "--resume"])
+    assert manifest.read_bytes() == before
+    last.write_bytes(whole[:-100])
+    main(["erase", "--out", str(folder), "--resume"])
+    assert last.read_bytes() == whole
+
+
+def test_a_device_that_is_not_here_is_said_with_the_rest(tiny_model_folder, tiny_concept_folder, tmp_path, capsys):
+    given = flags(tiny_model_folder, tiny_concept_folder)
+    code, error = said(capsys, ["erase", "--out", str(tmp_path / "x"), *given, "--device", "foo", "--rank", "0"])
+    assert code == 2
+    assert "unknown device 'foo'" in error
+    assert "rank is 0" in error
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tiny_model_folder, tiny_concept_folder, tmp_path, capsys):
     main(["erase", "--out", str(tmp_path / "x"), "--dry-run", *flags(tiny_model_folder, tiny_concept_folder)])
     said = capsys.readouterr().out
