@@ -195,6 +195,9 @@ def _code_lengths(
     columns = {**columns, "protocol": f"logistic, C = {C:g}, online code over facts in a random order"}
     shared = {"n": len(y), "seed": 0, "chance": entropy(y), "direction": "up"}
     bits = code_length(x, y.to(x.device), groups, classes=classes, C=C).cpu().numpy()
-    return [
-        measurements(name, b.mean(), layer=layer, ci=bootstrap(b), **shared, **columns) for layer, b in enumerate(bits)
-    ]
+    rows = []
+    for layer, b in enumerate(bits):
+        # to 1e-4 bits: beyond, the number of threads would show
+        value, low, high = (round(float(number), 4) for number in (b.mean(), *bootstrap(b)))
+        rows.append(measurements(name, value, layer=layer, ci=(low, high), **shared, **columns))
+    return rows
