@@ -120,6 +120,14 @@ def test_a_broken_passage_is_named_by_file_and_line(folder):
         load_concept(folder)
 
 
+def test_a_misspelt_field_is_told_and_the_users_own_are_left_alone(folder):
+    append(folder / "forget.jsonl", '{"text": "x", "year": 1997}')
+    load_concept(folder)
+    line = append(folder / "forget.jsonl", '{"text": "y", "spilt": "held_out"}')
+    with pytest.raises(DataError, match=rf"forget.jsonl:{line}: unknown field 'spilt'. Did you mean 'split'"):
+        load_concept(folder)
+
+
 def test_all_problems_of_all_files_are_reported_at_once(folder):
     bad_forget = append(folder / "forget.jsonl", '{"txt": "no text"}')
     bad_split = append(folder / "forget.jsonl", '{"text": "x", "split": "test"}')

@@ -1,5 +1,6 @@
 """Reading JSON Lines into checked records: every problem of every file is collected, then raised once."""
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,6 +72,11 @@ def check_fields(
         value = row.get(field)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             problems.append(f"{where}: {field!r} is {type(value).__name__}, expected {kind.__name__}")
+    absent = [field for field in (*required, *optional) if field not in row]
+    for field in sorted(row.keys() - required.keys() - optional.keys()):
+        # other fields are the user's own; one that is nearly a known one was meant to be it
+        if difflib.get_close_matches(field, absent, n=1, cutoff=0.8):
+            problems.append(f"{where}: unknown field {field!r}.{closest(field, absent)}")
     split = row.get("split")
     if split is not None and split not in SPLITS:
         problems.append(
