@@ -62,9 +62,10 @@ def evaluate(run: Run, *, progress: bool = True) -> None:
 
 
 def collect(run: Run, *, progress: bool = True) -> None:
-    """Read the activations that the probes need, of the base and every checkpoint, into activations/."""
+    """Read the activations that the probes need, of the base and every checkpoint, into activations/; again where they are damaged."""
+    store = ActivationStore(run.folder / "activations", repair=True)
     states = {_name(0): None} | {_name(c.step): c.path for c in run.checkpoints()}
-    collect_activations(run.lm, run.store, concept_datasets(run.concept, PROBE_TASKS), states, progress=progress)
+    collect_activations(run.lm, store, concept_datasets(run.concept, PROBE_TASKS), states, progress=progress)
 
 
 def probe(run: Run, *, progress: bool = True) -> None:
@@ -144,6 +145,9 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
     for name, value in timing.items():
         if name.endswith("_seconds"):
             found[f"timing.{name}"] = {"erased": _number(value)}
+    stages = [timing[f"{name}_seconds"] for name in STAGES if f"{name}_seconds" in timing]
+    if len(stages) == len(STAGES):
+        found["timing.total_seconds"] = {"erased": _number(sum(stages))}
     log = run.folder / "metrics.jsonl"
     if log.is_file():
         steps = pd.read_json(log, lines=True).dropna(subset=["seconds"]) if log.stat().st_size else pd.DataFrame()

@@ -49,6 +49,7 @@ def test_summary_is_one_flat_object(run, capsys):
         "seamlessness.reverse_ppl_ratio",
         "seamlessness.distinct2_ratio",
         "memory.peak_gb",
+        "timing.total_seconds",
         "timing.erase_seconds",
     ):
         assert name in found
@@ -115,6 +116,16 @@ def test_a_finished_run_keeps_its_manifest_and_a_damaged_last_checkpoint_is_trai
     last.write_bytes(whole[:-100])
     main(["erase", "--out", str(folder), "--resume"])
     assert last.read_bytes() == whole
+
+
+def test_a_damaged_shard_is_read_again(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "x")
+    before = pd.read_parquet(folder / "results" / "probes.parquet")
+    shard = next((folder / "activations").rglob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    main(["collect", str(folder)])
+    main(["probe", str(folder)])
+    assert pd.read_parquet(folder / "results" / "probes.parquet").equals(before)
 
 
 def test_a_device_that_is_not_here_is_said_with_the_rest(tiny_model_folder, tiny_concept_folder, tmp_path, capsys):
