@@ -67,7 +67,8 @@ def calibrate(
     for seed in tqdm(seeds, desc="calibrating", leave=False, disable=not progress):
         world = make_world(**{**(settings or {}), "seed": seed})
         for subject in subjects(world, recipe, progress=progress).values():
-            tables.append(one_value(measure(subject, patterns, cost=cost, progress=progress)))
+            table = one_value(measure(subject, patterns, cost=cost, progress=progress))
+            tables.append(table.assign(seed=seed))  # of the world; a probe's rows come with the seed of their split
     return stack(tables)
 
 

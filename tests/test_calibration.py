@@ -94,7 +94,8 @@ def test_the_divergence_of_two_models_goes_through_the_head_of_each(organisms):
 
 
 def test_every_metric_is_walked_and_the_promised_ones_are_among_them(monkeypatch):
-    table = calibrate((0,), settings=WORLD, recipe=QUICK, cost="cheap")
+    table = calibrate((1,), settings=WORLD, recipe=QUICK, cost="cheap")
+    assert set(table["seed"]) == {1}  # the world's, also where a metric has seeds of its own
     found = summary(table)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     for name in ("knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains", NAME, "norm.forget"):
