@@ -43,7 +43,8 @@ def shard(lm: "HookedLM", device: str) -> None:
     state = PartialState(cpu=kind == "cpu")
     mesh = init_device_mesh(kind, (state.num_processes,))
     for block in lm.blocks:
-        fully_shard(block, mesh=mesh)
+        # by default a block without a sharded parent keeps its weights after a pass
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
     inside = {id(p) for p in lm.blocks.parameters()}
     for tensor in (*lm.model.parameters(), *lm.model.buffers()):
         if id(tensor) not in inside:
