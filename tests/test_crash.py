@@ -1,19 +1,22 @@
-"""A process that dies at any moment: whatever was half done, the adapter is the same in the end."""
+"""Processes that die and processes that share the work: whatever happens, the adapter is the same."""
 
 import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from elm_interp.cli import main
 from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.trainer import Training, train
 from elm_interp.models import load_model
+from elm_interp.runs import Run
 
 OBJECTIVE = ELM(eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1)
 # the server imports this file once; its children start in a tenth of a second
@@ -21,13 +24,15 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["test_crash"])
 
 
-def work(model, concept, folder, steps):
+def work(model, concept, folder, steps, dropout=0.1, environment=None):
     """Train in a process of its own, going on from what is in the folder."""
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
     lm = load_model(model, dtype="float32", device="cpu")
+    objective = ELM(**{**vars(OBJECTIVE), "dropout": dropout})
     # long checkpoints and short steps, so that many deaths fall into the writing of a checkpoint
     training = Training(steps=steps, forget_batch=3, retain_batch=2, answers_batch=1, lr=1e-2, warmup=2, save_every=1)
-    train(lm, OBJECTIVE, OBJECTIVE.prepare(lm, concept), training, folder, seed=3, progress=False)
+    train(lm, objective, objective.prepare(lm, concept), training, folder, seed=3, progress=False)
 
 
 def start(*arguments):
@@ -69,3 +74,42 @@ def test_killed_at_random_moments_and_resumed_gives_the_unbroken_adapter(
     assert unbroken.keys() == found.keys()
     assert all(torch.equal(unbroken[key], found[key]) for key in unbroken)
     assert [c.step for c in checkpoints(root)] == list(range(1, steps + 1))
+
+
+def launched(**more):
+    """The environment that `accelerate launch` gives to each of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", **more}
+    return [{**shared, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(2)]
+
+
+@pytest.mark.parametrize("more", [{}, {"ACCELERATE_USE_FSDP": "true"}], ids=["shared work", "shared memory"])
+def test_two_processes_train_the_adapter_of_one(tiny_model_folder, tiny_concept, tmp_path, more):
+    dropout = 0.1 if more else 0.0  # where each works on its own samples, it draws its own dropout
+    finish([start(tiny_model_folder, tiny_concept, tmp_path / "one", 6, dropout)])
+    finish([start(tiny_model_folder, tiny_concept, tmp_path / "two", 6, dropout, rank) for rank in launched(**more)])
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) == 6
+
+
+def command(environment, words):
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    main(words)
+
+
+def test_the_command_in_two_processes_makes_one_run(tiny_model_folder, tiny_concept_folder, tmp_path):
+    words = f"erase --out {tmp_path / 'x'} --model {tiny_model_folder} --concept {tiny_concept_folder} --dtype float32"
+    words += " --device cpu --layers 1 2 --rank 2 --steps 2 --save-every 1 --fluency-weight 0 --answers-weight 0"
+    processes = [PROCESSES.Process(target=command, args=(rank, words.split())) for rank in launched()]
+    for process in processes:
+        process.start()
+    finish(processes)
+    run = Run.open(tmp_path / "x")
+    assert run.finished
+    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 2
