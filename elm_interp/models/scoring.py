@@ -140,7 +140,7 @@ def branch(
     cache, mask = after_prefix(lm, head, prefix, grad=grad)
     hidden, cache = lm.step(prefix.input_ids, mask, len(head) + prefix.position_ids, cache, grad=grad)
     last = hidden[torch.arange(len(prefix), device=lm.device), prefix.lengths - 1]
-    found, places = [last[owner]], [(i, 0) for i in range(len(flat))]
+    found, places = [last.index_select(0, owner)], [(i, 0) for i in range(len(flat))]
     for some in _of_like_length(flat):
         rest = lm.pad([flat[i][:-1] for i in some])
         whose = owner[some]
@@ -168,10 +168,15 @@ def _of_like_length(options: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _rows(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
-    """The keys and values of some rows; the cache that they come from can be used again."""
+    """The keys and values of some rows; the cache that they come from can be used again.
+
+    Not the cache's own `batch_select_indices`: the gradient of indexing adds up in any order on a CPU, that of
+    `index_select` always in one, so that a run repeats to the bit.
+    """
     chosen = copy(cache)
     chosen.layers = [copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
+    for layer in chosen.layers:
+        layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
     return chosen
 
 
