@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from elm_interp.organisms import make_world, organism
     from elm_interp.runs import Run, RunConfig
     from elm_interp.stages import STAGES, run_stage, summary
-    from elm_interp.verdict import verdict
 
 _HOME = {
     "ActivationStore": "activations.store",
@@ -58,7 +57,6 @@ _HOME = {
     "scorecard": "evaluate",
     "summary": "stages",
     "train": "erase",
-    "verdict": "verdict",
 }
 
 __version__ = "0.1.0"
@@ -94,7 +92,6 @@ __all__ = [
     "scorecard",
     "summary",
     "train",
-    "verdict",
 ]
 
 

@@ -42,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, NotFiniteError, UnmovedError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'no file is named'}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is whole, go on with --resume", file=sys.stderr)
+        trains = words[:1] in (["run"], ["erase"])
+        print(f"interrupted{'; the last checkpoint is whole, go on with --resume' if trains else ''}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -143,19 +147,23 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             dtype: of the base's weights.
             device: where to run.
         """
-        made = Run.adopt(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
+        from elm_interp.adopt import adopt
+
+        made = adopt(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
         print(made)
 
-    def evaluate(run: Folder, questions: Path | None = None, step: int | None = None) -> None:
+    def evaluate(run: Folder, questions: Path | None = None, step: int | None = None, judge: str | None = None) -> None:
         """Score the base and the erased model on the concept's questions and texts, or on a question file of yours.
 
         Args:
             run: run folder.
             questions: JSON Lines (or a JSON list) of {question, choices, answer}; only these are scored then.
             step: checkpoint to score on your questions; the last by default.
+            judge: another model that scores the written texts as well (seamlessness.judge_ppl).
         """
         from elm_interp.data import load_questions
         from elm_interp.evaluate import evaluate_questions
+        from elm_interp.evaluate import summary as summarise
         from elm_interp.results import stack
         from elm_interp.stages import run_stage
 
@@ -163,15 +171,17 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         if questions is None:
             if step is not None:
                 raise ConfigError("--step goes with --questions; the score card is always of the last checkpoint.")
-            run_stage(opened, "evaluate")
+            run_stage(opened, "evaluate", judge=judge)
             _print_summary(opened)
             return
+        if judge is not None:
+            raise ConfigError("--judge scores written texts; leave out --questions to have some written.")
         asked = load_questions(questions)
         subject = opened.subject(step)
         states = [subject] if subject.is_base else [subject.base, subject]
         table = stack([evaluate_questions(state, asked, questions.stem) for state in states])
         path = opened.save_results(f"questions-{questions.stem}", table)
-        print(table.dropna(axis=1, how="all").to_string(index=False))
+        _print_table(summarise(table))
         print(f"\nwritten to {path}")
 
     def collect(run: Folder) -> None:
@@ -266,10 +276,14 @@ def _print_summary(run: Run, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{'metric':42}{'base':>24}{'erased':>24}{'n':>7}")
+    _print_table(found)
+
+
+def _print_table(found: dict[str, dict]) -> None:
+    print(f"{'metric':38}{'base':>24}{'erased':>24}{'n':>6}")
     for name, sides in found.items():
-        n = next(iter(sides.values()))["n"]
-        print(f"{name:42}{_cell(sides.get('base')):>24}{_cell(sides.get('erased')):>24}{n:>7}")
+        n = (sides.get("erased") or sides["base"])["n"]
+        print(f"{name:38}{_cell(sides.get('base')):>24}{_cell(sides.get('erased')):>24}{n:>6}")
 
 
 def _print_anchors(found: dict[str, dict]) -> None:

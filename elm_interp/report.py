@@ -23,6 +23,7 @@ from elm_interp import plots, results
 from elm_interp.errors import RunFolderError
 
 PROBE = "probe.association"
+PROBES = "results/probes.parquet"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Figure:
 def _probe(metric: str, title: str) -> Figure:
     name = "probe_by_layer" if metric == PROBE else f"probe_by_layer_{metric.split('.')[-1]}"
     draw = partial(plots.plot_probe_by_layer, metric=metric)
-    return Figure(name, title, "results/probes.parquet", "probe", draw, "probe_by_layer", metric)
+    return Figure(name, title, PROBES, "probe", draw, "probe_by_layer", metric)
 
 
 FIGURES = (
@@ -54,7 +55,7 @@ FIGURES = (
     Figure("progression", "Over training", "results/progression.parquet", "progress", plots.plot_progression, "progression"),
     _probe(PROBE, "Layer by layer"),
     Figure(
-        "probe_heatmap", "Layer by layer, step by step", "results/probes.parquet", "probe",
+        "probe_heatmap", "Layer by layer, step by step", PROBES, "probe",
         partial(plots.plot_probe_heatmap, metric=PROBE), "probe_heatmap", PROBE,
     ),
     Figure("norm_ratio", "Activation norms", "results/norms.parquet", "norms", plots.plot_norm_ratio, "norm_ratio"),
@@ -120,7 +121,7 @@ def _figure(run: Path, figure: Figure) -> dict[str, Any]:
     if table is None:
         return found
     if figure.metric and figure.metric not in set(table["metric"]):
-        found["missing"] = f"the concept has no questions of the kind that {figure.metric} needs"
+        found["missing"] = f"the concept has too few questions of the kind that {figure.metric} needs"
         return found
     before = set(plt.get_fignums())
     try:
@@ -155,7 +156,7 @@ def _read(run: Path, name: str, stage: str) -> tuple[Any, str | None]:
             value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         return None, f"{name} is broken ({type(error).__name__}); {again}"
-    if len(value) == 0:
+    if len(value) == 0 and name != PROBES:  # of a concept with too few questions there are none
         return None, f"{name} is empty; {again}"
     return value, None
 

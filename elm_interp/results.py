@@ -90,9 +90,9 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
 def bootstrap(
     values: Float[np.ndarray, " n"], statistic: str = "mean", *, samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (95 %) of the mean or median over examples."""
+    """Percentile bootstrap interval (95 %) of the mean or median over examples; (nan, nan) of fewer than two."""
     values = np.asarray(values, dtype=float)
-    if len(values) == 0:
+    if len(values) < 2:
         return math.nan, math.nan
     draws = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
     means = getattr(np, statistic)(values[draws], axis=1)

@@ -13,15 +13,10 @@ run.results("scorecard")                # a tidy frame
 import json
 import os
 import platform
-import re
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -31,16 +26,14 @@ import pandas as pd
 from elm_interp import results
 from elm_interp.activations.store import ActivationStore
 from elm_interp.data import Concept, load_concept
-from elm_interp.erase.checkpoints import Checkpoint, checkpoints, write_checkpoint
+from elm_interp.erase.checkpoints import Checkpoint, checkpoints
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.methods import METHODS, Method, preset
 from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, RunFolderError, raise_all, unknown
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.adapters import CONFIG, WEIGHTS, adapter_folder, read_adapter
 from elm_interp.models.loading import model_depth, model_hash, resolve_device, resolve_dtype
-from elm_interp.models.merged import write_difference
 from elm_interp.models.processes import first_process
 
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
@@ -91,6 +84,9 @@ class RunConfig:
         kinds: tuple[tuple[str, Any], ...] = (("objective", METHODS[method]), ("training", Training))
         for name, kind in kinds:
             given = raw.pop(name, {})
+            if not isinstance(given, dict):
+                problems.append(f"{name} is {type(given).__name__}, expected an object of settings")
+                continue
             known = {f.name for f in fields(kind)}
             problems += [f"unknown {name} setting {key!r}" for key in given if key not in known]
             parts[name] = kind(
@@ -180,62 +176,8 @@ class Run:
         if resume:
             raise RunFolderError(f"{folder} holds no run to resume; leave out --resume to start one.")
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "config.json", config.to_dict())
         return cls(folder, config)
-
-    @classmethod
-    def adopt(
-        cls,
-        folder: str | Path,
-        sources: Sequence[str | Path],
-        *,
-        base: str | None = None,
-        concept: str = "harry-potter",
-        method: str = "elm",
-        **values: Any,
-    ) -> "Run":
-        """A run of models that somebody else trained, so that every analysis works on them.
-
-        Args:
-            folder: run folder to make.
-            sources: LoRA folders (the authors' `checkpoint-final`), merged models, or hub ids of either; several are taken
-                as the checkpoints of one training, in order, as steps 1, 2, …
-            base: the model before; by default what the adapter says.
-            concept: what was erased.
-            method: name of the method, for tables and figures.
-            values: other fields of `RunConfig`, such as `dtype`.
-
-        Raises:
-            AdapterError: an adapter that does not fit the base, or has no effect; nothing is written then.
-            ConfigError: settings that cannot work; a merged model without its base.
-            RunFolderError: the folder exists.
-        """
-        folder = Path(folder)
-        if folder.exists():
-            raise RunFolderError(f"{folder} exists; choose another folder to adopt into.")
-        with tempfile.TemporaryDirectory() as temporary:
-            adapters = [as_adapter(source, base, Path(temporary) / str(i)) for i, source in enumerate(sources)]
-            if not adapters:
-                raise ConfigError("no source is given; name at least one adapter or model.")
-            read = [read_adapter(adapter) for adapter in adapters]
-            model = base or str(read[-1][0].base_model_name_or_path)
-            keys = [re.search(r"\.(\d+)\.", key) for _, weights in read for key in weights]
-            layers = tuple(sorted({int(found[1]) for found in keys if found}))
-            shape = ELM(layers=layers, rank=read[-1][0].r, alpha=float(read[-1][0].lora_alpha))
-            training = Training(steps=len(sources), save_every=1)
-            run = cls(folder, RunConfig(model, concept, objective=shape, training=training, **values))
-            run.config.check()
-            for adapter in adapters:
-                with run.lm.adapter(adapter):
-                    pass  # loading checks that it fits
-            folder.mkdir(parents=True)
-            for step, (source, adapter) in enumerate(zip(sources, adapters, strict=True), 1):
-                copy = partial(_copy_adapter, adapter)
-                write_checkpoint(folder / "checkpoints", step, copy, {}, {"adopted_from": str(source)})
-        run.write_manifest()
-        _write_json(folder / "adopted.json", {"method": method, "sources": list(map(str, sources))})
-        _write_json(folder / "config.json", run.config.to_dict())
-        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -254,6 +196,8 @@ class Run:
             ) from None
         except ValueError as error:
             raise RunFolderError(f"{folder}/config.json is broken: {error}") from error
+        if not isinstance(raw, dict):
+            raise RunFolderError(f"{folder}/config.json holds {type(raw).__name__}, expected an object of settings.")
         return cls(folder, RunConfig.from_dict(raw))
 
     # -- what is in it --------------------------------------------------------------------------------------------
@@ -345,7 +289,7 @@ class Run:
     def save_json(self, name: str, values: Any) -> None:
         """Write plain data beside the results."""
         (self.folder / "results").mkdir(exist_ok=True)
-        _write_json(self.folder / "results" / f"{name}.json", values)
+        write_json(self.folder / "results" / f"{name}.json", values)
 
     def load_json(self, name: str) -> Any:
         """Read plain data written by `save_json`; None where there is none."""
@@ -356,17 +300,35 @@ class Run:
         """Add timings and sizes to results/timing.json."""
         self.save_json("timing", {**(self.load_json("timing") or {}), **timings})
 
+    def check_inputs(self) -> None:
+        """Refuse to go on with training on other data or weights than it began with.
+
+        Raises:
+            RunFolderError: the manifest records another concept or model under the same name.
+        """
+        path = self.folder / "manifest.json"
+        if not (path.is_file() and checkpoints(self.folder / "checkpoints")):
+            return
+        known, now = json.loads(path.read_text()), self._inputs()
+        changed = [name for name in now if known.get(name) != now[name]]
+        if changed:
+            raise RunFolderError(
+                f"{self.folder} was begun with other contents of {self.config.model} or {self.config.concept} ({', '.join(changed)} differ); start a new run in another folder."
+            )
+
+    def _inputs(self) -> dict[str, str]:
+        return {"model_hash": model_hash(self.config.model), "concept_hash": self.concept.fingerprint()}
+
     def write_manifest(self) -> None:
         """Record what the run ran on, so that its numbers can be read years later."""
         lm = self.lm
-        _write_json(
+        write_json(
             self.folder / "manifest.json",
             {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "model": lm.name,
-                "model_hash": model_hash(self.config.model),
                 "concept": self.concept.name,
-                "concept_hash": self.concept.fingerprint(),
+                **self._inputs(),
                 "dtype": str(lm.dtype).removeprefix("torch."),
                 "device": str(lm.device),
                 "versions": {name: _version(name) for name in PACKAGES},
@@ -385,26 +347,6 @@ class Run:
         return f"Run({str(self.folder)!r}: {self.method} on {self.config.model}, concept {self.config.concept}, {state}; results: {', '.join(made) or 'none'})"
 
 
-def as_adapter(source: str | Path, base: str | None, folder: Path) -> Path:
-    """The peft folder of a released adapter; of a merged model, its difference from the base, written into `folder`.
-
-    Raises:
-        AdapterError: neither, or a model that is no such base with other weights.
-        ConfigError: a merged model without its base.
-    """
-    found = adapter_folder(source)
-    if (found / CONFIG).is_file():
-        return found
-    if base is None:
-        raise ConfigError(f"{source} is no adapter; for a whole model, say by base= (--base) what it was made from.")
-    return write_difference(base, source, folder)
-
-
-def _copy_adapter(adapter: Path, folder: Path) -> None:
-    for name in (CONFIG, WEIGHTS):
-        shutil.copyfile(adapter / name, folder / name)
-
-
 def _differences(known: dict, given: dict, path: str = "") -> list[str]:
     found: list[str] = []
     for key in sorted(known.keys() | given.keys()):
@@ -416,7 +358,8 @@ def _differences(known: dict, given: dict, path: str = "") -> list[str]:
     return found
 
 
-def _write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any) -> None:
+    """Write plain data, whole or not at all."""
     if not first_process():
         return
     half = path.with_name(f".{path.name}.half")

@@ -8,41 +8,38 @@ erase → evaluate → collect → probe → norms → progress → report
 """
 
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from elm_interp import results
+from elm_interp.activations.collect import checkpoint_name
 from elm_interp.activations.collect import collect as collect_activations
 from elm_interp.activations.store import ActivationStore
 from elm_interp.erase.prepared import prepared
 from elm_interp.erase.trainer import train
 from elm_interp.errors import ConfigError, RunFolderError
-from elm_interp.evaluate import destroyed, samples, scorecard
+from elm_interp.evaluate import PATTERNS, destroyed, samples, scorecard
 from elm_interp.evaluate import summary as summarise
 from elm_interp.internals import PROBE_TASKS, concept_datasets, probes_from_store, progression
+from elm_interp.internals.datasets import LEAST_FACTS
 from elm_interp.memory import peak_gb, trim
 from elm_interp.metrics import measure
+from elm_interp.models import load_model
 from elm_interp.models.loading import model_hash
 from elm_interp.models.processes import several_processes
 from elm_interp.report import write_report
 from elm_interp.runs import Run
-
-PROGRESSION_METRICS = (
-    "innocence.two_choice_pmi",
-    "innocence.two_choice_likelihood",
-    "innocence.four_choice_pmi",
-    "specificity.*",
-    "seamlessness.*",
-)
-"""What is followed over the checkpoints, beside every layer's probes."""
 
 
 def erase(run: Run, *, progress: bool = True) -> None:
     """Train the adapter, or go on from the newest whole checkpoint; does nothing where training is finished."""
     if run.finished:
         return
+    run.check_inputs()
     run.write_manifest()
     config = run.config
     known = model_hash(config.model)
@@ -54,9 +51,29 @@ def erase(run: Run, *, progress: bool = True) -> None:
     run.record(prepare_seconds=seconds)
 
 
-def evaluate(run: Run, *, progress: bool = True) -> None:
-    """Score base and erased model: results/scorecard.parquet, and texts side by side in results/samples.json."""
+def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> None:
+    """Score base and erased model: results/scorecard.parquet, and texts side by side in results/samples.json.
+
+    Args:
+        run: the run.
+        judge: another model (an alias, a folder or a hub id) that scores the written texts as well.
+        progress: show bars.
+    """
+    concept = run.concept
+    for what, there in (
+        ("forget passage", concept.passages("forget", "held_out")),
+        ("retain passage", concept.passages("retain", "held_out")),
+        ("question about it", concept.ask("forget")),
+    ):
+        if not there:
+            warnings.warn(
+                f'{concept.name} has no {what} with "split": "held_out": what is measured on them is left out.',
+                stacklevel=2,
+            )
     subject = run.subject()
+    if judge is not None:
+        scorer = load_model(judge, dtype=run.config.dtype, device=run.config.device)
+        subject = replace(subject, base=replace(subject.base, judge=scorer), judge=scorer)
     run.save_results("scorecard", scorecard(subject, progress=progress))
     run.save_json("samples", samples(subject, 8))
 
@@ -64,7 +81,7 @@ def evaluate(run: Run, *, progress: bool = True) -> None:
 def collect(run: Run, *, progress: bool = True) -> None:
     """Read the activations that the probes need, of the base and every checkpoint, into activations/; again where they are damaged."""
     store = ActivationStore(run.folder / "activations", repair=True)
-    states = {_name(0): None} | {_name(c.step): c.path for c in run.checkpoints()}
+    states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in run.checkpoints()}
     collect_activations(run.lm, store, concept_datasets(run.concept, PROBE_TASKS), states, progress=progress)
 
 
@@ -74,10 +91,16 @@ def probe(run: Run, *, progress: bool = True) -> None:
     Raises:
         RunFolderError: activations of a checkpoint were not collected.
     """
+    if not concept_datasets(run.concept, PROBE_TASKS):
+        warnings.warn(
+            f"{run.concept.name} has fewer than {LEAST_FACTS} questions about it: no probe is fitted.", stacklevel=2
+        )
+        run.save_results("probes", results.frame([]))
+        return
     store = _collected(run)
     tables = []
     for step in [0, *(c.step for c in run.checkpoints())]:
-        rows = probes_from_store(store, _name(step), PROBE_TASKS, progress=progress)
+        rows = probes_from_store(store, checkpoint_name(step or None), PROBE_TASKS, progress=progress)
         tables.append(rows.assign(model=run.config.model, method=run.method if step else "base", step=step))
     run.save_results("probes", results.stack(tables))
 
@@ -90,8 +113,8 @@ def norms(run: Run, *, progress: bool = True) -> None:
 
 
 def progress(run: Run, *, progress: bool = True) -> None:
-    """Follow the behaviour metrics over every checkpoint: results/progression.parquet."""
-    table = progression(run.subjects(), PROGRESSION_METRICS, cost="dear", progress=progress)
+    """Follow the metrics of the score card over every checkpoint: results/progression.parquet."""
+    table = progression(run.subjects(), PATTERNS, cost="dear", progress=progress)
     # the base is step 0 of every curve
     run.save_results("progression", table.assign(step=table["step"].fillna(0)))
 
@@ -116,8 +139,8 @@ STAGES: dict[str, Callable[..., None]] = {
 """Every stage, in order."""
 
 
-def run_stage(run: Run, name: str, *, progress: bool = True) -> None:
-    """Run one stage and record its seconds and the process's peak memory.
+def run_stage(run: Run, name: str, *, progress: bool = True, **options: Any) -> None:
+    """Run one stage, with options of its own, and record its seconds and the process's peak memory.
 
     Raises:
         ConfigError: several processes, and a stage other than erase.
@@ -126,11 +149,13 @@ def run_stage(run: Run, name: str, *, progress: bool = True) -> None:
         raise ConfigError(
             f"{name} runs in one process; under accelerate launch, run erase alone and then: elm-interp run --out {run.folder} --resume"
         )
-    began = time.perf_counter()
-    STAGES[name](run, progress=progress)
+    began, finished = time.perf_counter(), run.finished
+    STAGES[name](run, progress=progress, **options)
     trim()
-    if not (name == "erase" and f"{name}_seconds" in (run.load_json("timing") or {})):
-        run.record(**{f"{name}_seconds": time.perf_counter() - began})
+    seconds = time.perf_counter() - began
+    if name == "erase":  # may be done in several legs, or have nothing to do
+        seconds = (run.load_json("timing") or {}).get("erase_seconds", 0.0) + (0.0 if finished else seconds)
+    run.record(**{f"{name}_seconds": seconds})
     run.record(peak_gb=max(peak_gb(), (run.load_json("timing") or {}).get("peak_gb", 0.0)))
 
 
@@ -169,10 +194,6 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
 
 def _number(value: float, n: int = 1) -> dict[str, float | int | None]:
     return {"value": float(value), "ci_low": None, "ci_high": None, "n": n}
-
-
-def _name(step: int) -> str:
-    return f"step-{step:06d}" if step else "base"
 
 
 def _collected(run: Run) -> ActivationStore:

@@ -9,16 +9,16 @@ Never stronger than its evidence (see `elm_interp.evidence`): which other verdic
 what was not looked at in `unmeasured`. Where a probe reads something and nobody knows whether it would in a model that never
 knew, the verdict is the one against the eraser, "hidden", with "gone" not excluded.
 
+    from elm_interp.verdict import verdict
+
     found = verdict(subject)                    # organisms bring their anchors; `anchors={"gold": ...}` gives others
     found = verdict(Run.open("runs/demo"))      # from its results
     found.name, found.because, found.to_frame()
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -220,13 +220,3 @@ def _from_results(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
             step = rows["step"].fillna(0)
             tables.append(rows[step == step.max()])
     return stack(own), {"original": stack(base)}
-
-
-class _Callable(ModuleType):
-    """Once this module is imported, `elm_interp.verdict` is the module; it should still be what judges."""
-
-    def __call__(self, *args: Any, **options: Any) -> Verdict:
-        return verdict(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -12,7 +12,7 @@ from elm_interp.organisms import domain_concept, make_world
 from elm_interp.results import frame, measurements, stack, wilson
 from elm_interp.runs import Run, RunConfig
 from elm_interp.stages import run_stage
-from elm_interp.verdict import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, judge
+from elm_interp.verdict import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, judge, verdict
 
 ASKED, KEPT = "knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains"
 TWO, GENERAL = "innocence.two_choice_pmi", "specificity.general_pmi"
@@ -167,7 +167,7 @@ def test_a_run_is_judged_by_its_results_without_a_model(tmp_path, capsys, monkey
     monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     run = Run.create(tmp_path / "run", RunConfig())
     with pytest.raises(RunFolderError, match="elm-interp evaluate"):
-        ei.verdict(run)
+        verdict(run)
     base = rows({TWO: 0.79, GENERAL: 0.96}, 182).assign(method="base")
     run.save_results("scorecard", stack([base, rows({TWO: 0.52, GENERAL: 0.97}, 182).assign(step=75)]))
     probes = [rows({OTHER_PROBE: 0.9}).assign(step=0, method="base")]
@@ -191,9 +191,9 @@ def test_only_a_domain_of_the_default_world_brings_its_anchors(tiny_concept):
 def test_anchors_are_given_by_name(tiny_lm, tiny_concept):
     subject = ei.Subject(tiny_lm, tiny_concept)
     with pytest.raises(UnknownNameError, match="'golden'.*Did you mean 'gold'"):
-        ei.verdict(subject, anchors={"golden": subject})
+        verdict(subject, anchors={"golden": subject})
     with pytest.raises(ConfigError, match="no verdict"):
-        ei.verdict(subject, anchors={"gold": subject}, cost="cheap")
+        verdict(subject, anchors={"gold": subject}, cost="cheap")
 
 
 def test_an_organism_takes_its_own_preset_unless_another_is_named():
@@ -228,7 +228,7 @@ def test_elm_with_its_preset_silences_one_domain_and_its_verdict_has_both_anchor
     config = RunConfig.preset("organism", model="organism:original", concept="organism:spellcraft")
     run = Run.create(tmp_path / "run", config)
     run_stage(run, "erase", progress=False)
-    found = ei.verdict(run, cost="cheap")
+    found = verdict(run, cost="cheap")
     value = {e.metric: e.value for e in found.evidence}
     assert value[ASKED] <= 0.32
     assert value[KEPT] >= 0.93

@@ -25,7 +25,7 @@ from elm_interp.activations.writer import ShardWriter
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.errors import DataError
 from elm_interp.models import Batch, HookedLM
-from elm_interp.models.adapters import read_adapter
+from elm_interp.models.adapter_files import read_adapter
 from elm_interp.models.batch import real_tokens
 
 SITE = "resid_post"

@@ -18,6 +18,9 @@ from pathlib import Path
 from elm_interp.data.records import SPLITS, check_fields, read_rows
 from elm_interp.errors import DataError, raise_all, unknown
 
+TEMPLATE = "Question: {question}\nAnswer:"
+"""How a question is put to a model that only continues text; an answer follows after a space."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -40,6 +43,11 @@ class Question:
     def right(self) -> str:
         """The text of the right choice."""
         return self.choices[self.answer]
+
+    @property
+    def prompt(self) -> str:
+        """The question as it is put to a model."""
+        return TEMPLATE.replace("{question}", self.question)
 
     @property
     def two_choices(self) -> "Question | None":

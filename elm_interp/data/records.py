@@ -17,7 +17,7 @@ def read_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, 
     Broken lines are added to `problems` as "file:line: what was found, what was expected" and left out.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a mark at the start
     except FileNotFoundError:
         problems.append(f"{path}: no such file")
         return

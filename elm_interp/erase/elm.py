@@ -14,6 +14,7 @@ left out altogether: `erase_weight=0`, `retain_weight=0`, `fluency_weight=0` are
     objective = ELM.preset("smollm2-135m")
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,16 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question, texts
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.erase.objective import Options, Sample, Teacher, TopK, distribution_loss, likelihood_loss
+from elm_interp.erase.objective import (
+    Options,
+    Sample,
+    Teacher,
+    TopK,
+    distribution_loss,
+    layer_problems,
+    likelihood_loss,
+    number_problems,
+)
 from elm_interp.erase.prompts import draw_prompts
 from elm_interp.erase.targets import (
     Guidance,
@@ -42,8 +52,17 @@ from elm_interp.models import HookedLM
 from elm_interp.models.head import at_logits
 from elm_interp.models.scoring import branch, split_continuations
 
+LEAST = {
+    **dict.fromkeys(("rank", "top_k", "fluency_tokens"), 1),
+    **dict.fromkeys(("eta", "eta_start", "fluency_eta", "answer_names", "fluency_samples"), 0),
+    **dict.fromkeys(("erase_weight", "retain_weight", "fluency_weight", "answers_weight"), 0),
+    "max_tokens": 2,
+}
+"""The least that a setting may be."""
 ANSWER_TOKENS = 5
 """Tokens of an answer that are trained on: what follows them is mostly spelling, and all answers of a step are padded alike."""
+UNLIKELY = -50.0
+"""Log-probability of a token that the target rules out: a goal must be finite."""
 ALONE = 4
 """Answers without a question in one sample."""
 
@@ -145,37 +164,12 @@ class ELM:
 
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""
-        found = []
-        if not self.layers:
-            found.append("layers is empty; name at least one block")
-        if len(set(self.layers)) != len(self.layers) or any(layer < 0 for layer in self.layers):
-            found.append(f"layers are {list(self.layers)}; expected different indices from 0")
-        if n_layers is not None and any(layer >= n_layers for layer in self.layers):
-            found.append(f"layers go to {max(self.layers)}, but the model has layers 0 to {n_layers - 1}")
-        for name, least in {
-            "rank": 1,
-            "top_k": 1,
-            "max_tokens": 2,
-            "eta": 0,
-            "erase_weight": 0,
-            "retain_weight": 0,
-            "fluency_weight": 0,
-            "answers_weight": 0,
-            "answer_names": 0,
-            "fluency_samples": 0,
-            "fluency_tokens": 1,
-        }.items():
-            value = getattr(self, name)
-            if not value >= least or value == float("inf"):
-                found.append(f"{name} is {value}; expected a finite number of at least {least}")
-        if not self.alpha > 0:
-            found.append(f"alpha is {self.alpha}; expected more than 0")
-        if not self.temperature > 0 or self.temperature == float("inf"):
-            found.append(f"temperature is {self.temperature}; expected a finite number above 0")
-        for name in ("eta_start", "fluency_eta"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                found.append(f"{name} is {value}; expected a finite number of at least 0")
+        found = layer_problems(self.layers, n_layers) + number_problems(self, LEAST)
+        found += [
+            f"{name} is {getattr(self, name)}; expected a finite number above 0"
+            for name in ("alpha", "temperature")
+            if not 0 < getattr(self, name) < math.inf
+        ]
         for name, known in {"prompts": ("concept", "drawn"), "erase_target": ("guided", "random")}.items():
             if getattr(self, name) not in known:
                 found.append(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
@@ -319,8 +313,8 @@ class ELM:
         alone = [answer for group in answers for answer in group] + [q.right for q in kept]
         rng.shuffle(alone)
         groups = [alone[i : i + ALONE] for i in range(0, len(alone), ALONE)]
-        unlearned = [(q.id, _prompt(q), group) for q, group in zip(asked, answers, strict=True)]
-        same = [(q.id, _prompt(q), list(q.choices)) for q in kept]
+        unlearned = [(q.id, q.prompt, group) for q, group in zip(asked, answers, strict=True)]
+        same = [(q.id, q.prompt, list(q.choices)) for q in kept]
         same += [("answers alone", "Answer:", group) for group in groups]
         return {
             "answers": self._answers(lm, "answers", unlearned, (expert, novice), progress),
@@ -359,13 +353,13 @@ class ELM:
 
         def of(rows: slice, *logits: Tensor) -> tuple[Tensor]:
             whole = self.guidance.log_probs(*logits) if len(logits) == 3 else logits[0].float().log_softmax(-1)
-            return (whole.gather(1, ids[rows, None])[:, 0],)
+            return (whole.gather(1, ids[rows, None])[:, 0].clamp(min=UNLIKELY),)
 
         return at_logits(of, *((lm, states) for states in passes))[0]
 
     def _fluency_prompts(self, lm: HookedLM, concept: Concept) -> tuple[list[str], list[list[int]]]:
         """Questions of the training part and openings of forget passages, in turn, as many as asked for."""
-        asked = [(q.id, _prompt(q)) for q in concept.ask("forget", "train")]
+        asked = [(q.id, q.prompt) for q in concept.ask("forget", "train")]
         opened = [(p.id, " ".join(p.text.split()[:8])) for p in concept.passages("forget")]
         mixed = [pair for pairs in zip(asked, opened, strict=False) for pair in pairs] or opened
         mixed = (mixed * (self.fluency_samples // max(len(mixed), 1) + 1))[: self.fluency_samples]
@@ -377,10 +371,6 @@ def _samples(
 ) -> list[Sample | Options]:
     made = zip(ids, rows, starts, targets, strict=True)
     return [Sample(term, name, tuple(row), start, target) for name, row, start, target in made]
-
-
-def _prompt(question: Question) -> str:
-    return f"Question: {question.question}\nAnswer:"
 
 
 def _options(question: Question) -> list[str]:

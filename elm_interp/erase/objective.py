@@ -188,9 +188,9 @@ def layer_problems(layers: Sequence[int], n_layers: int | None) -> list[str]:
     return found
 
 
-def number_problems(objective: Any, least: dict[str, float]) -> list[str]:
+def number_problems(settings: Any, least: Mapping[str, float]) -> list[str]:
     """Which fields are below the least they can be, or not finite, in words; None passes."""
-    given = {name: getattr(objective, name) for name in least}
+    given = {name: getattr(settings, name) for name in least}
     return [
         f"{name} is {value}; expected a finite number of at least {least[name]}"
         for name, value in given.items()

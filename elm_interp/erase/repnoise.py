@@ -166,7 +166,7 @@ class RepNoise:
     def _of_questions(self, lm: HookedLM, concept: Concept) -> list[Pair]:
         found = []
         for question in concept.ask("forget", "train"):
-            prompt = f"Question: {question.question}\nAnswer:"
+            prompt = question.prompt
             start, (answer, refusal) = split_continuations(lm, prompt, [f" {question.right}", REFUSAL])
             # a long question loses its beginning: the answer is what counts
             start = start[-max(1, self.max_tokens - max(len(answer), len(refusal))) :]

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.erase.objective import Teacher, TopK
 from elm_interp.models import HookedLM
+from elm_interp.models.generation import end_ids
 from elm_interp.models.head import at_logits
 from elm_interp.models.scoring import after_prefix
 
@@ -168,7 +169,7 @@ def generate_guided(
     batch = lm.pad(rows, side="left")
     mask, positions, tokens, cache = batch.attention_mask, batch.position_ids, batch.input_ids, None
     generator = torch.Generator().manual_seed(seed)
-    stop = _end_ids(lm)
+    stop = torch.tensor(sorted(end_ids(lm)), dtype=torch.long)
     written: list[list[int]] = [[] for _ in prompts]
     alive = torch.ones(len(prompts), dtype=torch.bool)
     for _ in tqdm(range(new_tokens), desc="writing", leave=False, disable=not progress):
@@ -212,9 +213,3 @@ def random_targets(d_vocab: int, k: int, lengths: Sequence[int], seed: int) -> l
 def certain(tokens: Int[Tensor, " pos"]) -> TopK:
     """All probability on one token of each position."""
     return TopK(tokens[:, None].to(torch.int32).cpu(), torch.ones(len(tokens), 1))
-
-
-def _end_ids(lm: HookedLM) -> Int[Tensor, " n"]:
-    config = lm.model.generation_config
-    ends = config.eos_token_id if config is not None else lm.tokenizer.eos_token_id
-    return torch.tensor([] if ends is None else ends, dtype=torch.long).reshape(-1)

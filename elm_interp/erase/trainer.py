@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints, set_damaged_aside, write_checkpoint
 from elm_interp.erase.masters import Masters, random_state, set_random_state
 from elm_interp.erase.moved import moved, named, unmoved
-from elm_interp.erase.objective import Example, Objective
+from elm_interp.erase.objective import Example, Objective, number_problems
 from elm_interp.erase.passes import NotFiniteError, Passes, not_finite
-from elm_interp.errors import unknown
+from elm_interp.errors import ConfigError, unknown
 from elm_interp.memory import trim
 from elm_interp.models import HookedLM
 from elm_interp.models.processes import sharded
@@ -86,22 +86,11 @@ class Training:
 
     def problems(self) -> list[str]:
         """Settings that cannot work, in words."""
-        least = {
-            "steps": 1,
-            "forget_batch": 1,
-            "retain_batch": 0,
-            "fluency_batch": 0,
-            "answers_batch": 0,
-            "warmup": 0,
-            "weight_decay": 0,
-            "accumulate": 1,
-            "save_every": 1,
-        }
-        found = [
-            f"{name} is {getattr(self, name)}; expected at least {low}"
-            for name, low in least.items()
-            if not getattr(self, name) >= low
-        ]
+        ones, zeros = (
+            ("steps", "forget_batch", "accumulate", "save_every"),
+            ("retain_batch", "fluency_batch", "answers_batch", "warmup", "weight_decay"),
+        )
+        found = number_problems(self, {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
         found += [
             f"{name} is {getattr(self, name)}; expected a finite number above 0"
             for name in ("lr", "max_grad_norm")
@@ -188,10 +177,15 @@ def train(
         The last checkpoint.
 
     Raises:
+        ConfigError: an adapter is on; training starts from the bare base.
         NotFiniteError: a loss term or the gradient was NaN or infinite in more than `SKIPS` steps or in the last; names term, step and samples.
         UnmovedError: a targeted layer was not moved; names it.
         torch.OutOfMemoryError: not even one sample a pass fits.
     """
+    if lm.adapters.current is not None:
+        raise ConfigError(
+            f"adapter {lm.adapters.current} is on; train outside of `lm.adapter(...)`, from the bare base."
+        )
     root = folder / "checkpoints"
     accelerator = Accelerator(cpu=lm.device.type == "cpu")
     first = accelerator.is_main_process

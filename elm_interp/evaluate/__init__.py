@@ -11,10 +11,11 @@ from elm_interp.evaluate.choices import (
 from elm_interp.evaluate.fluency import generations, samples
 from elm_interp.evaluate.knowledge import scores
 from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio
-from elm_interp.evaluate.scorecard import destroyed, scorecard, summary
+from elm_interp.evaluate.scorecard import PATTERNS, destroyed, scorecard, summary
 from elm_interp.evaluate.specificity import kl_divergences, read_passages
 
 __all__ = [
+    "PATTERNS",
     "ScoredQuestion",
     "Sums",
     "accuracy",

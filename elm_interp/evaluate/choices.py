@@ -31,7 +31,6 @@ from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.results import frame, measurements, wilson
 
-TEMPLATE = "Question: {question}\nAnswer:"
 PRIOR = "Answer:"
 PROTOCOLS = ("pmi", "likelihood", "length-normalised")
 FORMS = ("two", "all")

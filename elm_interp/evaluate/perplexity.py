@@ -77,7 +77,7 @@ def perplexity_ratio(over: Sums, under: Sums, *, seed: int = 0) -> dict[str, Any
 
 
 def _draws(n: int, seed: int) -> Int[np.ndarray, "draw text"]:
-    return np.random.default_rng(seed).integers(0, n, (DRAWS, n)) if n else np.zeros((DRAWS, 0), dtype=int)
+    return np.random.default_rng(seed).integers(0, n, (DRAWS, n)) if n > 1 else np.zeros((0, n), dtype=int)
 
 
 def _exp(found: dict[str, Any]) -> dict[str, Any]:

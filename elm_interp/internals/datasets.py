@@ -21,6 +21,8 @@ from elm_interp.errors import unknown
 
 PASSAGES = 40
 """Passages of a kind: enough for a mean, few enough for every checkpoint."""
+LEAST_FACTS = 12
+"""A concept with fewer facts to a task has no dataset of it: hardly four would be left to read a probe on."""
 QUESTIONS = 200
 """Questions of a concept that has more: likewise. Drawn once, the same in every run."""
 
@@ -93,7 +95,7 @@ def _asked(concept: Concept) -> list[Question]:
 
 
 def _statements(q: Question, wrong: str) -> list[tuple[str, Question, int]]:
-    return [(f"Question: {q.question}\nAnswer: {answer}", q, label) for answer, label in ((q.right, 1), (wrong, 0))]
+    return [(f"{q.prompt} {answer}", q, label) for answer, label in ((q.right, 1), (wrong, 0))]
 
 
 def _wrong(q: Question) -> str:
@@ -102,7 +104,7 @@ def _wrong(q: Question) -> str:
 
 
 def _dataset(name: str, rows: list[tuple[str, Question, int]]) -> Dataset | None:
-    if not rows:
+    if len({q.fact or q.question for _, q, _ in rows}) < LEAST_FACTS:
         return None
     examples = pd.DataFrame(
         [{"id": q.id, "fact": q.fact or q.question, "split": q.split, "label": label} for _, q, label in rows]

@@ -105,7 +105,7 @@ def _rows(subject: Subject, name: str) -> list[dict[str, Any]]:
 def _activations(subject: Subject, asked: Sequence[Question]) -> Float[Tensor, "question layer d_model"]:
     def read() -> Tensor:
         with subject.on() as lm:
-            return collect_texts(lm, [f"Question: {q.question}\nAnswer:" for q in asked], positions="last")
+            return collect_texts(lm, [q.prompt for q in asked], positions="last")
 
     return subject.memo(("probe", "values"), read)
 

@@ -3,7 +3,7 @@
 The padding side never matters to a result: every reading goes through `pick`, which looks at the mask.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,11 +50,6 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device))
-
-    def trimmed(self, lengths: Int[Tensor, " batch"]) -> Iterator[list[int]]:
-        """Each row's first `lengths[i]` real ids, as lists."""
-        for ids, mask, n in zip(self.input_ids, self.attention_mask.bool(), lengths, strict=True):
-            yield ids[mask][: int(n)].tolist()
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "right"] = "right") -> Batch:

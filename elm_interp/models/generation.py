@@ -112,7 +112,7 @@ def _continue(
     lm: HookedLM, batch: Batch, new_tokens: int, noise: Tensor | None, temperature: float, top_p: float
 ) -> list[list[int]]:
     tokens, mask, positions, cache = batch.input_ids, batch.attention_mask, batch.position_ids, None
-    end = _end_ids(lm)
+    end = end_ids(lm)
     rows: list[list[int]] = [[] for _ in range(len(batch))]
     going = [True] * len(batch)
     for i in range(new_tokens):
@@ -130,7 +130,8 @@ def _continue(
     return rows
 
 
-def _end_ids(lm: HookedLM) -> set[int]:
+def end_ids(lm: HookedLM) -> set[int]:
+    """The tokens that end a text."""
     config = getattr(lm.model, "generation_config", None)
     ends = config.eos_token_id if config is not None else None
     ends = lm.tokenizer.eos_token_id if ends is None else ends

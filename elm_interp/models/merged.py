@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from elm_interp.errors import AdapterError
-from elm_interp.models.adapters import WEIGHTS
+from elm_interp.models.adapter_files import WEIGHTS
 from elm_interp.models.loading import load_model, resolve_model
 
 

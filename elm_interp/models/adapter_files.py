@@ -1,0 +1,74 @@
+"""Adapters on disk: peft folders and hub ids, read and refused.
+
+An adapter whose keys find no place, or whose B matrices are all zero, would silently be the identity: the erasure would
+look as if it had never happened. Such an adapter is refused here, by name.
+
+    config, weights = read_adapter("runs/demo/checkpoints/checkpoint-000075")
+"""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig
+from safetensors.torch import load_file
+
+from elm_interp.errors import AdapterError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Config and weights of a LoRA folder (or hub id), refused where it could have no effect.
+
+    Raises:
+        AdapterError: what is missing or dead, and what was expected.
+    """
+    path = adapter_folder(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise AdapterError(f"{folder} is not a peft adapter: it lacks {name}; expected {CONFIG} and {WEIGHTS}.")
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+        weights = load_file(path / WEIGHTS)
+    except Exception as error:
+        raise AdapterError(f"the adapter in {folder} cannot be read ({error}); is it whole?") from error
+    if not isinstance(config, LoraConfig):
+        raise AdapterError(f"the adapter in {folder} is {config.peft_type}; only LoRA is supported.")
+    b_matrices = {key: tensor for key, tensor in weights.items() if "lora_B" in key or "lora_embedding_B" in key}
+    if not any(bool(b.any()) for b in b_matrices.values()):
+        raise AdapterError(
+            f"the adapter in {folder} has no effect: {'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}."
+        )
+    # of whole weights, B may be the identity and A starts at zero
+    if not any(bool(b.any()) and bool(weights.get(_partner(key), b).any()) for key, b in b_matrices.items()):
+        raise AdapterError(f"the adapter in {folder} has no effect: each of its updates has a matrix that is zero.")
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise AdapterError(f"the adapter in {folder} holds values that are not finite.")
+    return config, weights
+
+
+def adapter_folder(name: str | Path) -> Path:
+    """The folder with an adapter's files: as given, or fetched from the hub ("owner/name", or "owner/name/folder/in/it").
+
+    Raises:
+        AdapterError: neither a folder nor a hub id that can be loaded.
+    """
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    owner, _, rest = str(name).partition("/")
+    repository, _, inside = rest.partition("/")
+    try:
+        pattern = f"{inside}/adapter_*" if inside else "adapter_*"
+        return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=[pattern])) / inside
+    except (HFValidationError, OSError, ValueError) as error:
+        raise AdapterError(
+            f"no adapter folder {str(name)!r}, and no such adapter on the hub could be loaded ({type(error).__name__})."
+        ) from error
+
+
+def _partner(key: str) -> str:
+    return key.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
