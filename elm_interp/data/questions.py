@@ -45,6 +45,11 @@ class Question:
         return self.choices[self.answer]
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """The choices, and the outside answer last where there is one."""
+        return self.choices if self.outside is None else (*self.choices, self.outside)
+
+    @property
     def prompt(self) -> str:
         """The question as it is put to a model."""
         return TEMPLATE.replace("{question}", self.question)

@@ -15,7 +15,6 @@ left out altogether: `erase_weight=0`, `retain_weight=0`, `fluency_weight=0` are
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,10 +22,9 @@ from typing import Literal
 import torch
 from peft import LoraConfig
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from elm_interp.data import Concept, Question, texts
-from elm_interp.data.batching import PASS_TOKENS, bucketed
+from elm_interp.data import Concept, texts
+from elm_interp.erase.answers import answer_samples
 from elm_interp.erase.objective import (
     Options,
     Sample,
@@ -49,8 +47,6 @@ from elm_interp.erase.targets import (
 )
 from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
-from elm_interp.models.head import at_logits
-from elm_interp.models.scoring import branch, split_continuations
 
 LEAST = {
     **dict.fromkeys(("rank", "top_k", "fluency_tokens"), 1),
@@ -59,12 +55,6 @@ LEAST = {
     "max_tokens": 2,
 }
 """The least that a setting may be."""
-ANSWER_TOKENS = 5
-"""Tokens of an answer that are trained on: what follows them is mostly spelling, and all answers of a step are padded alike."""
-UNLIKELY = -50.0
-"""Log-probability of a token that the target rules out: a goal must be finite."""
-ALONE = 4
-"""Answers without a question in one sample."""
 
 
 @dataclass(frozen=True)
@@ -211,13 +201,13 @@ class ELM:
 
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
-    ) -> dict[str, list[Sample | Options]]:
+    ) -> dict[str, Sequence[Sample | Options]]:
         """Targets of every passage, and the fluency text, from the frozen base.
 
         Terms of weight 0 are left out. Only the training part of the concept is read. Where class prompts are drawn, each
         text keeps the pair that it drew; else all share the concept's first.
         """
-        samples: dict[str, list[Sample | Options]] = {}
+        samples: dict[str, Sequence[Sample | Options]] = {}
         expert, novice = concept.prompts("expert")[0], concept.prompts("novice")[0]
 
         def classes(n: int, seed: int) -> list[tuple[str, str]]:
@@ -239,7 +229,9 @@ class ELM:
                 labels = [likeliest(lm, state) for state in states] if self.hard_labels else states
                 samples["retain"] = _samples("retain", [p.id for p in retain], rows, [0] * len(rows), labels)
             if self.answers_weight:
-                samples |= self._questions(lm, concept, expert, novice, seed, progress)
+                samples |= answer_samples(
+                    lm, concept, self.guidance, (expert, novice), names=self.answer_names, seed=seed, progress=progress
+                )
             if self.fluency_weight and self.fluency_samples:
                 samples["fluency"] = self._fluency(lm, concept, classes(self.fluency_samples, seed + 1), seed, progress)
         return {term: found for term, found in samples.items() if found}
@@ -292,71 +284,6 @@ class ELM:
         parts = zip(target.tokens.split(lengths), target.probs.split(lengths), strict=True)
         return [TopK(tokens, probs) for tokens, probs in parts]
 
-    def _questions(
-        self, lm: HookedLM, concept: Concept, expert: str, novice: str, seed: int, progress: bool
-    ) -> dict[str, list[Sample | Options]]:
-        """Samples of the terms "answers" and "kept_answers"."""
-        asked = concept.ask("forget", "train")
-        kept = concept.ask("neighbours", "train") + concept.ask("general", "train")
-        rng = random.Random(seed)
-        names = concept.names()
-        others = [q.outside for q in asked if q.outside] + [
-            c for q in concept.ask("neighbours", "train") for c in q.choices
-        ]
-
-        def joined(question: Question) -> list[str]:
-            drawn = (rng.sample(pool, min(self.answer_names, len(pool))) for pool in (names, others))
-            return list(dict.fromkeys([*_options(question), *(answer for pool in drawn for answer in pool)]))
-
-        answers = [joined(q) for q in asked]
-        # an answer without a question says nothing of the concept: what is unlearned is the link between the two
-        alone = [answer for group in answers for answer in group] + [q.right for q in kept]
-        rng.shuffle(alone)
-        groups = [alone[i : i + ALONE] for i in range(0, len(alone), ALONE)]
-        unlearned = [(q.id, q.prompt, group) for q, group in zip(asked, answers, strict=True)]
-        same = [(q.id, q.prompt, list(q.choices)) for q in kept]
-        same += [("answers alone", "Answer:", group) for group in groups]
-        return {
-            "answers": self._answers(lm, "answers", unlearned, (expert, novice), progress),
-            "kept_answers": self._answers(lm, "kept_answers", same, (), progress),
-        }
-
-    def _answers(
-        self,
-        lm: HookedLM,
-        term: str,
-        questions: Sequence[tuple[str, str, Sequence[str]]],
-        classes: tuple[str, ...],
-        progress: bool,
-    ) -> list[Sample | Options]:
-        """Samples of (id, prompt, answers), with the likelihood of each token under the target, or under the base where no class prompts are given."""
-        split = [split_continuations(lm, prompt, [f" {a}" for a in answers]) for _, prompt, answers in questions]
-        cut = [(prompt, [option[:ANSWER_TOKENS] for option in options]) for prompt, options in split]
-        heads = [[], *(lm.encode([prefix])[0] for prefix in classes)]
-        goals: list[Tensor] = [torch.empty(0)] * len(cut)
-        # keys and values of a prompt are copied to each of its options: that, not the tokens, is what a pass weighs
-        cost = [(max(map(len, heads)) + len(prompt)) * len(options) for prompt, options in cut]
-        for batch in tqdm(bucketed(cost, max_tokens=8 * PASS_TOKENS), desc=term, leave=False, disable=not progress):
-            rows = [cut[i] for i in batch]
-            passes = [branch(lm, [p for p, _ in rows], [o for _, o in rows], head=head) for head in heads]
-            ids = passes[0][1]
-            goal = self._goal(lm, [states for states, _ in passes], ids).cpu()
-            for i, part in zip(batch, goal.split([sum(map(len, options)) for _, options in rows]), strict=True):
-                goals[i] = part
-        return [
-            Options(term, name, tuple(prompt), tuple(map(tuple, options)), goal)
-            for (name, _, _), (prompt, options), goal in zip(questions, cut, goals, strict=True)
-        ]
-
-    def _goal(self, lm: HookedLM, passes: list[Tensor], ids: Tensor) -> Tensor:
-        """Log-probability of each token under the target, from the passes with and without class prompts; of one pass alone, its own."""
-
-        def of(rows: slice, *logits: Tensor) -> tuple[Tensor]:
-            whole = self.guidance.log_probs(*logits) if len(logits) == 3 else logits[0].float().log_softmax(-1)
-            return (whole.gather(1, ids[rows, None])[:, 0].clamp(min=UNLIKELY),)
-
-        return at_logits(of, *((lm, states) for states in passes))[0]
-
     def _fluency_prompts(self, lm: HookedLM, concept: Concept) -> tuple[list[str], list[list[int]]]:
         """Questions of the training part and openings of forget passages, in turn, as many as asked for."""
         asked = [(q.id, q.prompt) for q in concept.ask("forget", "train")]
@@ -371,10 +298,6 @@ def _samples(
 ) -> list[Sample | Options]:
     made = zip(ids, rows, starts, targets, strict=True)
     return [Sample(term, name, tuple(row), start, target) for name, row, start, target in made]
-
-
-def _options(question: Question) -> list[str]:
-    return [*question.choices, *([question.outside] if question.outside else [])]
 
 
 PRESETS: dict[str, dict] = {

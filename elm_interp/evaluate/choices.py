@@ -25,6 +25,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from elm_interp.data import Question
+from elm_interp.data.questions import TEMPLATE
 from elm_interp.errors import unknown
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
@@ -58,7 +59,7 @@ class ScoredQuestion:
     @property
     def options(self) -> tuple[str, ...]:
         """The texts that were scored."""
-        return options_of(self.question)
+        return self.question.options
 
     @property
     def characters(self) -> Int[np.ndarray, " option"]:
@@ -86,11 +87,6 @@ class ScoredQuestion:
         return {"pmi": self.pmi, "likelihood": self.log_prob, "length-normalised": self.mean_log_prob}[protocol]
 
 
-def options_of(question: Question) -> tuple[str, ...]:
-    """The choices, and the outside answer last where there is one."""
-    return question.choices if question.outside is None else (*question.choices, question.outside)
-
-
 def score_choices(
     lm: HookedLM,
     questions: Sequence[Question],
@@ -111,7 +107,7 @@ def score_choices(
     Raises:
         ValueError: the model gives a log-probability that is not finite; or an option adds no token to the prompt.
     """
-    options = [[f" {option.strip()}" for option in options_of(q)] for q in questions]
+    options = [[f" {option.strip()}" for option in q.options] for q in questions]
     prompts = [template.replace("{question}", q.question) for q in questions]
     asked = continuation_log_probs(lm, prompts, options, progress=progress)
     # options of like length together, so that little time goes into padding

@@ -6,7 +6,7 @@ scored, so a question with five options costs little more than one.
 
 from collections.abc import Sequence
 from copy import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -176,9 +176,8 @@ def _rows(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
     """
     chosen = copy(cache)
     chosen.layers = [copy(layer) for layer in cache.layers]
-    for layer in chosen.layers:
-        keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
-        layer.keys, layer.values = keys.index_select(0, rows), values.index_select(0, rows)
+    for layer in cast(list[Any], chosen.layers):
+        layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
     return chosen
 
 
