@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from elm_interp.adopt import adopt
 from elm_interp.cli import main
 from elm_interp.erase.checkpoints import damage
 from elm_interp.errors import AdapterError, ConfigError, RunFolderError

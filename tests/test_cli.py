@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+from tiny import write_concept
 
 from elm_interp.cli import main
 from elm_interp.stages import STAGES
@@ -173,3 +175,37 @@ def test_bad_settings_name_what_was_expected_and_write_nothing(tmp_path, capsys,
     assert code == 2
     assert expected in error
     assert not (tmp_path / "x").exists()
+
+
+def test_a_concept_with_few_questions_runs_to_its_end_and_says_what_is_left_out(
+    tiny_model_folder, tiny_concept, tmp_path
+):
+    few = {name: asked[:3] for name, asked in tiny_concept.questions.items()}
+    concept = write_concept(replace(tiny_concept, questions=few), tmp_path / "few")
+    with pytest.warns(UserWarning, match="no probe is fitted"):
+        main(["run", "--out", str(tmp_path / "x"), *flags(tiny_model_folder, concept)])
+    assert "too few questions of the kind that probe.association needs" in (tmp_path / "x" / "report.html").read_text()
+
+
+def test_a_judge_scores_the_written_texts(run, tiny_model_folder, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "x")
+    main(["evaluate", str(folder), "--judge", str(tiny_model_folder)])
+    table = pd.read_parquet(folder / "results" / "scorecard.parquet").query("metric == 'seamlessness.judge_ppl'")
+    assert list(table.method) == ["base", "elm"]
+
+
+def test_training_does_not_go_on_with_other_data(tiny_model_folder, tiny_concept, tmp_path, capsys):
+    concept = write_concept(tiny_concept, tmp_path / "mine")
+    main(["erase", "--out", str(tmp_path / "x"), *flags(tiny_model_folder, concept)])
+    shutil.rmtree(tmp_path / "x" / "checkpoints" / "checkpoint-000004")
+    with (concept / "forget.jsonl").open("a") as file:
+        file.write('{"text": "Another passage about the lamp, which was not there before."}\n')
+    assert "concept_hash" in said(capsys, ["erase", "--out", str(tmp_path / "x"), "--resume"])[1]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("[]", "expected an object"), ('{"objective": 3}', "objective is int")])
+def test_a_config_of_another_shape_is_said_to_be_so(tmp_path, capsys, text, expected):
+    (tmp_path / "config.json").write_text(text)
+    code, error = said(capsys, ["summary", str(tmp_path)])
+    assert code == 2
+    assert expected in error

@@ -190,6 +190,17 @@ def test_the_answers_loss_is_the_distance_of_log_probabilities_and_trains(tiny_l
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-2)
 
 
+def test_the_gradient_of_the_answers_is_the_same_to_the_bit_each_time(tiny_lm, tiny_concept):
+    """Many options share a prompt's keys and values; on several threads their gradients must add up in one order."""
+    objective = ELM(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
+    chosen = objective.prepare(tiny_lm, tiny_concept)["answers"]
+    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    nudge(tiny_lm)
+    first, *others = (torch.autograd.grad(objective.loss(tiny_lm, chosen)["answers"], parameters) for _ in range(5))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 def test_prepare_reads_the_training_part_alone_and_leaves_the_model_as_it_was(tiny_lm, tiny_concept):
     before = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}
     samples = ELM(layers=(1,), fluency_samples=4, fluency_tokens=5).prepare(tiny_lm, tiny_concept, seed=3)

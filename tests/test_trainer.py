@@ -15,6 +15,7 @@ from elm_interp.erase.elm import ELM
 from elm_interp.erase.masters import Masters
 from elm_interp.erase.passes import NotFiniteError, Passes
 from elm_interp.erase.trainer import Training, UnmovedError, draw, train
+from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
 
 OBJECTIVE = ELM(
@@ -32,6 +33,13 @@ def samples(tiny_lm, tiny_concept):
 
 def weights(checkpoint):
     return load_file(checkpoint.path / "adapter_model.safetensors")
+
+
+def test_training_starts_from_the_bare_base(tiny_lm, samples, tmp_path):
+    last = train(tiny_lm, OBJECTIVE, samples, replace(TRAINING, steps=1), tmp_path / "x", progress=False)
+    with tiny_lm.adapter(last.path), pytest.raises(ConfigError, match="is on; train outside"):
+        train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "y", progress=False)
+    assert not (tmp_path / "y").exists()
 
 
 def equal(a, b):
