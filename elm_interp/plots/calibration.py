@@ -53,8 +53,9 @@ def plot_calibration(frame: pd.DataFrame, metrics: Sequence[str] | None = None, 
         inside = (r >= LIMITS[0]) & (r <= LIMITS[1])
         ax.plot(r[inside], heights[inside], color=colour, marker=marker, linestyle="", label=label, zorder=3)
         for edge, beyond, pointing in ((LIMITS[0], r < LIMITS[0], "<"), (LIMITS[1], r > LIMITS[1], ">")):
-            place = np.full(beyond.sum(), edge)
-            ax.plot(place, heights[beyond], color=colour, marker=pointing, linestyle="", clip_on=False, zorder=3)
+            if beyond.any():  # a line without a point, unclipped, would claim room at the figure's corner
+                place = np.full(beyond.sum(), edge)
+                ax.plot(place, heights[beyond], color=colour, marker=pointing, linestyle="", clip_on=False, zorder=3)
     ax.set_yticks(heights, list(rows["metric"]))
     ax.set(xlim=LIMITS, ylim=(len(rows) - 0.5, -0.5), xlabel="(x − original) / (gold − original)", ylabel="Metric")
     ax.tick_params(axis="y", length=0)
