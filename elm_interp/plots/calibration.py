@@ -57,6 +57,7 @@ def plot_calibration(frame: pd.DataFrame, metrics: Sequence[str] | None = None, 
                 place = np.full(beyond.sum(), edge)
                 ax.plot(place, heights[beyond], color=colour, marker=pointing, linestyle="", clip_on=False, zorder=3)
     ax.set_yticks(heights, list(rows["metric"]))
+    ax.set_xticks(np.arange(LIMITS[0], LIMITS[1] + 0.25, 0.5))
     ax.set(xlim=LIMITS, ylim=(len(rows) - 0.5, -0.5), xlabel="(x − original) / (gold − original)", ylabel="Metric")
     ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=2)
