@@ -72,6 +72,8 @@ class Training:
     """Passes that a step's samples are split into: less memory, the same gradient. Doubled by itself when memory runs out."""
     save_every: int = 20
     """Steps between checkpoints; the last step is always saved."""
+    norms_every: int = 20
+    """The first of so many steps also logs the length of each weighted term's own gradient, for a backward pass more a term."""
 
     @classmethod
     def preset(cls, name: str) -> "Training":
@@ -87,7 +89,7 @@ class Training:
     def problems(self) -> list[str]:
         """Settings that cannot work, in words."""
         ones, zeros = (
-            ("steps", "forget_batch", "accumulate", "save_every"),
+            ("steps", "forget_batch", "accumulate", "save_every", "norms_every"),
             ("retain_batch", "fluency_batch", "answers_batch", "warmup", "weight_decay"),
         )
         found = number_problems(self, {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
@@ -222,7 +224,8 @@ def train(
                 ]
                 values: dict[str, float] = {}
                 try:
-                    values = passes.gradients(batch, step, masters)
+                    apart = (step - 1) % training.norms_every == 0
+                    values, norms = passes.gradients(batch, step, masters, apart=apart)
                     norm = nn.utils.clip_grad_norm_(masters.weights, training.max_grad_norm)
                     broken = not_finite({"gradient": norm}, step, batch)
                     if broken:
@@ -241,6 +244,7 @@ def train(
                         step=step,
                         **values,
                         grad_norm=float(norm),
+                        **({"grad_norms": norms} if norms else {}),
                         lr=training.lr_at(step),
                         tokens=sum(map(len, batch)),
                         samples=len(batch),
