@@ -14,7 +14,8 @@ from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.masters import Masters
 from elm_interp.erase.passes import NotFiniteError, Passes
-from elm_interp.erase.trainer import Training, UnmovedError, draw, train
+from elm_interp.erase.pools import draw
+from elm_interp.erase.trainer import Training, UnmovedError, train
 from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
 

@@ -28,6 +28,7 @@ from elm_interp.erase.masters import Masters, random_state, set_random_state
 from elm_interp.erase.moved import moved, named, unmoved
 from elm_interp.erase.objective import Example, Objective, number_problems
 from elm_interp.erase.passes import NotFiniteError, Passes, not_finite
+from elm_interp.erase.pools import draw
 from elm_interp.errors import ConfigError, unknown
 from elm_interp.memory import trim
 from elm_interp.models import HookedLM
@@ -275,18 +276,6 @@ def train(
             f"training did not move layer {', '.join(map(str, still))} of {targeted}: no gradient came there. Does every loss weight that should reach it stand above 0? The checkpoints are whole."
         )
     return checkpoints(root)[-1]
-
-
-def draw(pool: Sequence[Example], size: int, step: int, seed: int) -> list[Example]:
-    """The samples of a step (from 1): the pool is walked in a new random order each time round."""
-    if not pool:
-        return []
-    chosen: list[Example] = []
-    for index in range((step - 1) * size, step * size):
-        turn, place = divmod(index, len(pool))
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
-        chosen.append(pool[int(torch.randperm(len(pool), generator=generator)[place])])
-    return chosen
 
 
 class _Log:
