@@ -6,11 +6,14 @@ estimate(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "min
 import json
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from elm_interp.data import Concept, texts
+from elm_interp.erase.objective import Example
+from elm_interp.erase.pools import of_each
 from elm_interp.erase.trainer import train
 from elm_interp.memory import peak_gb
 from elm_interp.models import load_model
@@ -35,9 +38,13 @@ def estimate(config: RunConfig) -> dict[str, float]:
     concept = config.check()
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     few = concept.sample(PROBED)
-    config.objective.prepare(lm, concept.sample(1), seed=config.seed)  # a process's first passes are slower
+
+    def targets(part: Concept) -> Mapping[str, Sequence[Example]]:
+        return config.objective.prepare(lm, part, seed=config.seed)
+
+    of_each(concept.sample(1), targets)  # a process's first passes are slower
     began = time.perf_counter()
-    samples = config.objective.prepare(lm, few, seed=config.seed)
+    samples = of_each(few, targets)
     prepare = (time.perf_counter() - began) * _size(concept) / _size(few)
     tried = replace(config.training, steps=STEPS, warmup=0, save_every=STEPS)
     with tempfile.TemporaryDirectory() as folder:

@@ -46,7 +46,7 @@ class RunConfig:
     model: str = "smollm2-135m"
     """An alias, a folder or a hub id."""
     concept: str = "harry-potter"
-    """A pack or a folder of JSON Lines files."""
+    """A pack or a folder of JSON Lines files; several as a=5+b=1, which are trained on in that ratio."""
     objective: Method = field(default_factory=lambda: ELM.preset("smollm2-135m"))
     """The method and its hyper-parameters."""
     training: Training = field(default_factory=lambda: Training.preset("smollm2-135m"))

@@ -1,5 +1,6 @@
 """Processes that die and processes that share the work: whatever happens, the adapter is the same."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -93,8 +94,11 @@ def test_two_processes_train_the_adapter_of_one(tiny_model_folder, tiny_concept,
     one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     for key in one:
         torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
-    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    logs = [
+        list(map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())) for name in ("one", "two")
+    ]
     assert len(logs[0]) == len(logs[1]) == 6
+    assert logs[0][0]["grad_norms"] == pytest.approx(logs[1][0]["grad_norms"], rel=1e-3, abs=1e-4)
 
 
 def command(environment, words):

@@ -1,5 +1,6 @@
 """ELM's targets and loss, as theorems on a tiny random model."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -249,6 +250,7 @@ def test_guided_text_is_the_same_for_a_seed_and_alone_or_batched(tiny_lm):
         ({"temperature": 0.0}, "temperature"),
         ({"eta_start": -1.0}, "eta_start"),
         ({"prompts": "mine"}, "prompts"),
+        ({"rank": None, "dropout": 0.1}, "dropout"),
     ],
 )
 def test_settings_that_cannot_work_are_named(change, word):
@@ -315,6 +317,36 @@ def test_a_random_target_is_random_and_whole(tiny_lm, tiny_concept):
         assert len(sample.target) == len(sample.ids) - 1
         assert all(len(set(row)) == 20 for row in sample.target.tokens.tolist())
         torch.testing.assert_close(sample.target.probs.sum(-1), torch.ones(len(sample.target)))
+
+
+def test_without_a_rank_the_layers_train_as_their_weights_themselves_would(tiny_lm, tiny_concept):
+    objective = ELM(eta=5, layers=(1, 2), rank=None, fluency_weight=0)
+    assert not objective.problems(4)
+    samples = objective.prepare(tiny_lm, tiny_concept)
+    batch = [*samples["erase"], *samples["retain"]]
+    plain = copy.deepcopy(tiny_lm)
+    weights = {
+        f"{layer}.{path}": module.weight.requires_grad_()
+        for layer in (1, 2)
+        for path, module in plain.blocks[layer].named_modules()
+        if path.endswith("_proj")
+    }
+
+    def steps(lm, parameters):
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(objective.loss(lm, batch).values()).backward()
+            optimizer.step()
+        return objective.loss(lm, batch)
+
+    before = objective.loss(plain, batch)["erase"]
+    by_hand = steps(plain, list(weights.values()))
+    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    assert sum(p.numel() for p in parameters) == sum(w.numel() for w in weights.values())
+    ours = steps(tiny_lm, parameters)
+    assert ours["erase"] < before
+    torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=1e-4)
 
 
 def test_slots_are_gone_after_release(tiny_lm):

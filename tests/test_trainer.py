@@ -14,7 +14,8 @@ from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.masters import Masters
 from elm_interp.erase.passes import NotFiniteError, Passes
-from elm_interp.erase.trainer import Training, UnmovedError, draw, train
+from elm_interp.erase.pools import draw
+from elm_interp.erase.trainer import Training, UnmovedError, train
 from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
 
@@ -195,12 +196,48 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny_lm, sample
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
     found = {}
     for n in (1, accumulate):
-        terms = Passes(tiny_lm, objective, Accelerator(cpu=True), pytest.fail, n).gradients(batch, 1, masters)
+        terms, _ = Passes(tiny_lm, objective, Accelerator(cpu=True), pytest.fail, n).gradients(batch, 1, masters)
         found[n] = (terms, [w.grad for w in masters.weights])
         masters.drop_gradients()
     assert found[1][0] == pytest.approx(found[accumulate][0], rel=1e-5)
     for a, b in zip(found[1][1], found[accumulate][1], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_norm_of_each_term_is_that_of_its_own_weighted_gradient(tiny_lm, samples, accumulate):
+    objective = replace(OBJECTIVE, dropout=0.0, retain_weight=0.7)
+    batch = [s for term, size in (("erase", 5), ("retain", 4), ("answers", 3)) for s in samples[term][:size]]
+    masters = Masters(tiny_lm.adapters.attach(objective.adapter(tiny_lm)))
+    for i, weight in enumerate(masters.weights):
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
+    by_hand = {}
+    for term in ("erase", "retain", "answers"):
+        masters.drop_gradients()
+        (objective.weights()[term] * objective.loss(tiny_lm, [s for s in batch if s.term == term])[term]).backward()
+        by_hand[term] = float(torch.cat([w.grad.flatten() for w in masters.weights]).norm())
+    found = {}
+    for apart in (False, True):
+        masters.drop_gradients()
+        passes = Passes(tiny_lm, objective, Accelerator(cpu=True), pytest.fail, accumulate)
+        terms, norms = passes.gradients(batch, 1, masters, apart=apart)
+        found[apart] = (terms, [w.grad for w in masters.weights])
+    assert norms == pytest.approx(by_hand, rel=1e-4)
+    assert len({round(norm, 3) for norm in norms.values()}) == 3
+    assert found[True][0] == found[False][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[True][1], found[False][1], strict=True))
+
+
+def test_gradient_norms_of_the_terms_are_logged_now_and_then_and_change_nothing(tiny_lm, samples, tmp_path):
+    rarely, always = replace(TRAINING, norms_every=3), replace(TRAINING, norms_every=1)
+    a = train(tiny_lm, OBJECTIVE, samples, rarely, tmp_path / "a", progress=False)
+    b = train(tiny_lm, OBJECTIVE, samples, always, tmp_path / "b", progress=False)
+    assert equal(a, b)
+    found = {line["step"]: line["grad_norms"] for line in log(tmp_path / "a") if "grad_norms" in line}
+    assert list(found) == [1, 4, 7]
+    assert found[4].keys() == {"erase", "retain", "fluency", "answers", "kept_answers"}
+    assert min(found[4].values()) > 0
+    assert found[4] == log(tmp_path / "b")[3]["grad_norms"]
 
 
 class Hungry(ELM):
@@ -220,6 +257,7 @@ def test_out_of_memory_splits_the_step_says_so_and_trains_the_same_adapter(tiny_
     warnings = [line["warning"] for line in log(tmp_path / "b") if "warning" in line]
     assert [w.rpartition("split into")[2] for w in warnings] == [" 2 passes", " 4 passes"][: len(warnings)] != []
     assert split.meta["accumulate"] == 2 ** len(warnings)
+    assert ["grad_norms" in line for line in log(tmp_path / "b") if "seconds" in line] == [False] * 8
 
 
 def test_one_sample_that_does_not_fit_is_said_in_words(tiny_lm, samples, tmp_path):

@@ -2,6 +2,18 @@
 
 from elm_interp.data.batching import bucketed
 from elm_interp.data.concept import Concept, Passage, load_concept, packs, texts
+from elm_interp.data.mixture import Mixture, mixture
 from elm_interp.data.questions import Question, load_questions
 
-__all__ = ["Concept", "Passage", "Question", "bucketed", "load_concept", "load_questions", "packs", "texts"]
+__all__ = [
+    "Concept",
+    "Mixture",
+    "Passage",
+    "Question",
+    "bucketed",
+    "load_concept",
+    "load_questions",
+    "mixture",
+    "packs",
+    "texts",
+]

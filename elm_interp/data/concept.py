@@ -139,10 +139,17 @@ def packs() -> list[str]:
 def load_concept(name: str | Path) -> Concept:
     """Read a concept by the name of a pack or from a folder, checked whole; or make one, such as "organism:spellcraft".
 
+    Several joined, such as "harry-potter=5+astronomy=1", are a mixture in that ratio (see `mixture`).
+
     Raises:
+        ConfigError: a mixture that makes no sense.
         UnknownNameError: neither a pack nor a folder; with the closest pack.
         DataError: lists every problem of every file, with line numbers.
     """
+    if "+" in str(name) and not Path(name).expanduser().exists():
+        from elm_interp.data.mixture import load_mixture  # built on this file
+
+        return load_mixture(str(name), load_concept)
     prefix, _, rest = str(name).partition(":")
     if rest and prefix in SOURCES:
         return resolve_name(SOURCES[prefix])(rest)

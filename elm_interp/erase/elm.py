@@ -1,4 +1,4 @@
-"""ELM: Erasure of Language Memory (Gandikota et al., arXiv 2410.02760), on low-rank adapters of chosen layers.
+"""ELM: Erasure of Language Memory (Gandikota et al., arXiv 2410.02760), on adapters of chosen layers.
 
 Each term is a distance to a distribution that the frozen model gives itself:
 
@@ -9,7 +9,7 @@ Each term is a distance to a distribution that the frozen model gives itself:
 
 so that the erased model neither knows the concept, nor loses anything else, nor stammers when asked. A term of weight 0 is
 left out altogether: `erase_weight=0`, `retain_weight=0`, `fluency_weight=0` are the paper's ablations (table 2), as is
-`erase_target="random"`.
+`erase_target="random"`; `rank=None` trains the layers' weights whole (table 6).
 
     objective = ELM.preset("smollm2-135m")
 """
@@ -65,14 +65,14 @@ class ELM:
     """Strength η of the guidance, at least 0 (paper, appendix D: 500)."""
     layers: tuple[int, ...] = (4, 5, 6, 7)
     """0-based blocks that get an adapter (paper, appendix D: 4 to 7)."""
-    rank: int = 4
-    """Rank of the adapters (paper, appendix D: 4)."""
+    rank: int | None = 4
+    """Rank of the adapters (paper, appendix D: 4); None trains the weights whole."""
     alpha: float = 16.0
-    """The update is scaled by alpha / rank (authors' code: 16)."""
+    """The update is scaled by alpha / rank (authors' code: 16); whole weights have no scale."""
     modules: str = "attn+mlp"
     """Which projections: "attn", "mlp" or "attn+mlp" (authors' code: all seven)."""
     dropout: float = 0.0
-    """On the adapters' input while training."""
+    """On the adapters' input while training; whole weights take none."""
     one_sided: bool = False
     """Cap the ratio at 1: lower what the expert finds likelier, raise nothing (ours; see `targets`)."""
     top_k: int = 256
@@ -168,12 +168,14 @@ class ELM:
                 found.append(f"{name} is {getattr(self, name)}; expected 0 to below 1")
         if self.modules not in ("attn", "mlp", "attn+mlp"):
             found.append(f'modules is {self.modules!r}; expected "attn", "mlp" or "attn+mlp"')
+        if self.rank is None and self.dropout:
+            found.append(f"dropout is {self.dropout}, but whole weights (rank None) take none; set it to 0")
         if not any(self.weights().values()):
             found.append("every loss weight is 0; nothing would be trained")
         return found
 
     def adapter(self, lm: HookedLM) -> LoraConfig:
-        """The LoRA to train."""
+        """What to train: a LoRA, or whole weights."""
         return lm.lora(self.layers, rank=self.rank, alpha=self.alpha, modules=self.modules, dropout=self.dropout)
 
     def weights(self) -> dict[str, float]:

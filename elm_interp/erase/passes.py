@@ -4,8 +4,9 @@ A step's samples are dealt to processes × `accumulate` passes. Every pass weigh
 target positions, so that the gradients add up to that of the unsplit batch. Out of memory doubles `accumulate` and takes
 the step again from the same random state.
 
-    passes = Passes(lm, objective, accelerator)
-    terms = passes.gradients(batch, step, masters)     # {"erase": 3.1, ...}; the gradients stand in masters.weights
+    passes = Passes(lm, objective, accelerator, warn)
+    terms, _ = passes.gradients(batch, step, masters)     # {"erase": 3.1, ...}; the gradients stand in masters.weights
+    terms, norms = passes.gradients(batch, step, masters, apart=True)      # {"erase": 0.7, ...}: how hard each term pulls
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from elm_interp.erase.masters import Masters, random_state, set_random_state
 from elm_interp.erase.objective import Example, Objective
@@ -39,8 +41,20 @@ class Passes:
     accumulate: int = 1
     """Passes that the samples of each kind are split into, in each process."""
 
-    def gradients(self, batch: Sequence[Example], step: int, masters: Masters) -> dict[str, float]:
-        """Leave the gradient of the weighted loss in the masters; returns the mean of each term over the step.
+    def gradients(
+        self, batch: Sequence[Example], step: int, masters: Masters, *, apart: bool = False
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Leave the gradient of the weighted loss in the masters.
+
+        Args:
+            batch: the samples of the step.
+            step: its number, for messages.
+            masters: get the gradient.
+            apart: measure the gradient of each term by itself too, in a backward pass of its own, unless memory runs out. What
+                is left in the masters is the same to the bit.
+
+        Returns:
+            The mean of each term over the step, unweighted; and the length of each weighted term's gradient, where measured.
 
         Raises:
             NotFiniteError: a loss term is NaN or infinite; names term, step and samples.
@@ -48,27 +62,38 @@ class Passes:
         """
         while True:
             before = random_state(self.lm.device)
-            terms, full, broken = self._attempt(batch, step, masters)
+            own: dict[str, Tensor] | None = {} if apart else None
+            terms, full, broken = self._attempt(batch, step, masters, own)
             # every process must learn of what went wrong in one of them, or the others would wait for it for ever
             any_full, any_broken = self._summed(torch.tensor([full != "", broken != ""]).float()).tolist()
             if any_full:
                 masters.drop_gradients()
-                self._split_finer(len(batch), step, full)
+                if own is None:
+                    self._split_finer(len(batch), step, full)
+                apart = False
                 set_random_state(before, self.lm.device)
             elif any_broken:
                 masters.drop_gradients()
                 raise NotFiniteError("; ".join(filter(None, self._gathered(broken))))
             else:
                 break
-        if self.accelerator.num_processes == 1:
-            return terms
-        masters.sum_gradients(self._summed)
-        names = sorted(self.objective.weights())
-        values = self._summed(torch.tensor([[terms.get(name, 0.0), float(name in terms)] for name in names]))
-        return {name: float(value) for name, (value, seen) in zip(names, values, strict=True) if seen}
+        if self.accelerator.num_processes > 1:
+            masters.sum_gradients(self._summed)
+            names = sorted(self.objective.weights())
+            values = self._summed(torch.tensor([[terms.get(name, 0.0), float(name in terms)] for name in names]))
+            terms = {name: float(value) for name, (value, seen) in zip(names, values, strict=True) if seen}
+        if own is None:
+            return terms, {}
+        none = torch.zeros(sum(w.numel() for w in masters.weights), device=masters.weights[0].device)
+        return terms, {term: float(self._summed(own.get(term, none)).norm()) for term in terms}
 
-    def _attempt(self, batch: Sequence[Example], step: int, masters: Masters) -> tuple[dict[str, float], str, str]:
-        """This process's passes: its part of each term, and in words what did not fit and what was not finite."""
+    def _attempt(
+        self, batch: Sequence[Example], step: int, masters: Masters, own: dict[str, Tensor] | None
+    ) -> tuple[dict[str, float], str, str]:
+        """This process's passes: its part of each term, and in words what did not fit and what was not finite.
+
+        `own`, where there is one, gets its part of each weighted term's gradient.
+        """
         terms: dict[str, float] = {}
         weights = self.objective.weights()
         processes, first = self._dealt_to()
@@ -84,7 +109,11 @@ class Passes:
                         return terms, "", broken
                     repeats = self.accelerator.num_processes // processes
                     shared = {term: _share(term, part, whole) / repeats * loss for term, loss in losses.items()}
-                    total = sum(weights[term] * loss for term, loss in shared.items())
+                    weighted = {term: weights[term] * loss for term, loss in shared.items()}
+                    if own is not None:
+                        for term, loss in weighted.items():
+                            own[term] = own.get(term, 0.0) + gradient(loss, masters.parameters)
+                    total = sum(weighted.values())
                     if isinstance(total, Tensor):
                         self.accelerator.backward(total)
                         masters.take_gradients()
@@ -116,6 +145,16 @@ class Passes:
 
     def _gathered(self, words: str) -> list[str]:
         return gather_object([words]) if self.accelerator.num_processes > 1 else [words]
+
+
+def gradient(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> Float[Tensor, " n"]:
+    """The gradient at all parameters, flat, in float32; the graph and the parameters' own gradients stay as they are."""
+    moving = [p for p in parameters if p.requires_grad]
+    grads = iter(torch.autograd.grad(loss, moving, retain_graph=True, allow_unused=True))
+    found = [next(grads) if p.requires_grad else None for p in parameters]
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).float().flatten() for p, g in zip(parameters, found, strict=True)]
+    )
 
 
 def not_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Example]) -> str:

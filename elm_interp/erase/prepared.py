@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from elm_interp.data import Concept
+from elm_interp.data import Concept, Mixture
 from elm_interp.erase.objective import Example, Objective, Options, Sample, Teacher, TopK
+from elm_interp.erase.pools import of_each
 from elm_interp.models import HookedLM
 from elm_interp.models.loading import cache_folder, cached_folder, is_whole
 
@@ -38,11 +39,17 @@ def prepared(
     Args:
         lm: the model; only its frozen base matters.
         objective: the method.
-        concept: what to erase.
+        concept: what to erase; of a mixture, each part has a place of its own in the cache.
         model_hash: tells the weights apart, see `models.loading.model_hash`.
         seed: of prepared text and drawn prompts.
         progress: show bars.
     """
+    if isinstance(concept, Mixture):
+        each = {
+            part.name: prepared(lm, objective, part, model_hash=model_hash, seed=seed, progress=progress)
+            for part in concept.parts
+        }
+        return of_each(concept, lambda part: each[part.name][0]), sum(seconds for _, seconds in each.values())
     folder = cache_folder() / "targets" / _key(lm, objective, concept, model_hash, seed)
     if is_whole(folder):
         return _read(folder)

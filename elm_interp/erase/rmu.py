@@ -14,11 +14,13 @@ that block are trained, so a step never runs what lies above it.
     organism        block 2, trains the MLPs of 0 to 2; c 60, α 3; 160 tokens      ours: tuned on the training questions, from
                                                                                    eight settings
 
-Samples of several concepts can be trained together: each carries its own vector, made from the concept's name.
+Several concepts are trained together as a mixture (`elm_interp.data.mixture`): each sample carries its own concept's vector,
+whose direction comes from the concept's name and whose length may be set for each by `steerings`.
 
     objective = RMU.preset("paper")
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from tqdm.auto import tqdm
 from elm_interp.data import Concept, texts
 from elm_interp.data.batching import bucketed
 from elm_interp.erase.objective import layer_problems, number_problems
-from elm_interp.errors import unknown
+from elm_interp.errors import ConfigError, unknown
 from elm_interp.models import HookedLM
 
 
@@ -64,6 +66,8 @@ class RMU:
     """0-based blocks that are trained, none above `layer`."""
     steering: float = 6.5
     """Coefficient c: length of the vector that the hidden state of forget text is driven to."""
+    steerings: dict[str, float] | None = None
+    """A coefficient for each concept by name, instead of one for all."""
     erase_weight: float = 1.0
     """Weight of the erase term."""
     retain_weight: float = 1200.0
@@ -102,6 +106,11 @@ class RMU:
         found += number_problems(
             self, {"steering": 0, "erase_weight": 0, "retain_weight": 0, "rank": 1, "max_tokens": 2}
         )
+        found += [
+            f"steerings has {c} for {name!r}; expected a finite number of at least 0"
+            for name, c in (self.steerings or {}).items()
+            if not 0 <= c < math.inf
+        ]
         if not self.alpha > 0:
             found.append(f"alpha is {self.alpha}; expected more than 0")
         if self.modules not in ("mlp-out", "attn", "mlp", "attn+mlp"):
@@ -121,9 +130,16 @@ class RMU:
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
     ) -> dict[str, list[Steered]]:
-        """The vector of the concept for its forget passages, the frozen hidden states of the retain passages."""
+        """The vector of the concept for its forget passages, the frozen hidden states of the retain passages.
+
+        Raises:
+            ConfigError: `steerings` has no coefficient for the concept.
+        """
+        if self.steerings is not None and concept.name not in self.steerings:
+            raise ConfigError(f"steerings has {', '.join(self.steerings) or 'none'}; add one for {concept.name!r}.")
+        steering = self.steering if self.steerings is None else self.steerings[concept.name]
         forget, retain = concept.passages("forget"), concept.passages("retain")
-        vector = self.steering * direction(lm.d_model, concept.name, seed)[None]
+        vector = steering * direction(lm.d_model, concept.name, seed)[None]
         rows = lm.encode(texts(retain), max_tokens=self.max_tokens)
         kept: list[Tensor] = [torch.empty(0)] * len(rows)
         with lm.adapter(None):

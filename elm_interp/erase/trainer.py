@@ -28,6 +28,7 @@ from elm_interp.erase.masters import Masters, random_state, set_random_state
 from elm_interp.erase.moved import moved, named, unmoved
 from elm_interp.erase.objective import Example, Objective, number_problems
 from elm_interp.erase.passes import NotFiniteError, Passes, not_finite
+from elm_interp.erase.pools import draw
 from elm_interp.errors import ConfigError, unknown
 from elm_interp.memory import trim
 from elm_interp.models import HookedLM
@@ -72,6 +73,8 @@ class Training:
     """Passes that a step's samples are split into: less memory, the same gradient. Doubled by itself when memory runs out."""
     save_every: int = 20
     """Steps between checkpoints; the last step is always saved."""
+    norms_every: int = 20
+    """The first of so many steps also logs the length of each weighted term's own gradient, for a backward pass more a term."""
 
     @classmethod
     def preset(cls, name: str) -> "Training":
@@ -87,7 +90,7 @@ class Training:
     def problems(self) -> list[str]:
         """Settings that cannot work, in words."""
         ones, zeros = (
-            ("steps", "forget_batch", "accumulate", "save_every"),
+            ("steps", "forget_batch", "accumulate", "save_every", "norms_every"),
             ("retain_batch", "fluency_batch", "answers_batch", "warmup", "weight_decay"),
         )
         found = number_problems(self, {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
@@ -222,7 +225,8 @@ def train(
                 ]
                 values: dict[str, float] = {}
                 try:
-                    values = passes.gradients(batch, step, masters)
+                    apart = (step - 1) % training.norms_every == 0
+                    values, norms = passes.gradients(batch, step, masters, apart=apart)
                     norm = nn.utils.clip_grad_norm_(masters.weights, training.max_grad_norm)
                     broken = not_finite({"gradient": norm}, step, batch)
                     if broken:
@@ -241,6 +245,7 @@ def train(
                         step=step,
                         **values,
                         grad_norm=float(norm),
+                        **({"grad_norms": norms} if norms else {}),
                         lr=training.lr_at(step),
                         tokens=sum(map(len, batch)),
                         samples=len(batch),
@@ -271,18 +276,6 @@ def train(
             f"training did not move layer {', '.join(map(str, still))} of {targeted}: no gradient came there. Does every loss weight that should reach it stand above 0? The checkpoints are whole."
         )
     return checkpoints(root)[-1]
-
-
-def draw(pool: Sequence[Example], size: int, step: int, seed: int) -> list[Example]:
-    """The samples of a step (from 1): the pool is walked in a new random order each time round."""
-    if not pool:
-        return []
-    chosen: list[Example] = []
-    for index in range((step - 1) * size, step * size):
-        turn, place = divmod(index, len(pool))
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
-        chosen.append(pool[int(torch.randperm(len(pool), generator=generator)[place])])
-    return chosen
 
 
 class _Log:

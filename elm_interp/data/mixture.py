@@ -1,0 +1,131 @@
+"""Several concepts as one, to be erased in one training: the samples of a step come from each in a given ratio.
+
+    concept = load_concept("harry-potter=5+astronomy=1")     # five samples of the first to one of the second
+
+Targets are prepared of each part alone, with its own prompts, anchors and direction; measures see the passages and questions
+of all. What one part erases no other may keep. So a part gives up
+
+    retain passages and questions    of a topic that is another part's name, title or keyword
+    retain passages                  that another part forgets
+    questions                        that another part asks of what it forgets, or on the same fact
+    general questions                that another part leaves out of those that both ask (see `concept`, "without")
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from elm_interp.data.concept import QUESTION_SETS, Concept, Passage
+from elm_interp.data.questions import Question
+from elm_interp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Mixture(Concept):
+    """A concept made of several; `mixture` makes one."""
+
+    parts: tuple[Concept, ...] = ()
+    """The concepts, less what they may not keep; ids begin with the name of their part."""
+    ratio: tuple[int, ...] = ()
+    """Samples of each part among sum(ratio)."""
+
+    def sample(self, n: int) -> "Mixture":
+        """The first n of every kind, set and split of each part."""
+        return _joined([part.sample(n) for part in self.parts], self.ratio)
+
+
+def mixture(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
+    """Several concepts as one.
+
+    Args:
+        parts: the concepts, of different names.
+        ratio: samples of each, whole numbers from 1.
+
+    Raises:
+        ConfigError: two parts have one name, or the ratio does not fit them.
+    """
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a mixture of {', '.join(names)} has two concepts of one name; give each another.")
+    if len(ratio) != len(parts) or min(ratio) < 1:
+        raise ConfigError(
+            f"the ratio of {', '.join(names)} is {list(ratio)}; expected {len(parts)} whole numbers from 1."
+        )
+    yielding = [_yielding(part, [other for other in parts if other is not part]) for part in parts]
+    return _joined([_renamed(part) for part in yielding], ratio)
+
+
+def load_mixture(name: str, load: Callable[[str], Concept]) -> Mixture:
+    """The mixture behind "a=5+b=1"; a part without a number counts once.
+
+    Raises:
+        ConfigError: a share that is no whole number from 1, or one concept twice.
+    """
+    pieces = [re.fullmatch(r"(.+?)(?:=(.*))?", piece) for piece in name.split("+")]
+    wrong = [
+        found[0] if found else "" for found in pieces if not found or not re.fullmatch(r"[1-9]\d*", found[2] or "1")
+    ]
+    if wrong:
+        raise ConfigError(
+            f"concept {name!r} has a part {wrong[0]!r}; expected names joined by +, each with a whole number behind it if it is not to count once, such as a=5+b."
+        )
+    return mixture([load(found[1]) for found in pieces if found], [int(found[2] or 1) for found in pieces if found])
+
+
+def _joined(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
+    # parts may share passages, and borrow the same questions
+    questions = {
+        name: tuple({(q.question, q.choices): q for part in parts for q in part.questions.get(name, ())}.values())
+        for name in QUESTION_SETS
+        if any(name in part.questions for part in parts)
+    }
+    return Mixture(
+        name="+".join(part.name for part in parts),
+        forget=tuple({p.text: p for part in parts for p in part.forget}.values()),
+        retain=tuple({p.text: p for part in parts for p in part.retain}.values()),
+        questions=questions,
+        title=" and ".join(part.title or part.name for part in parts),
+        keywords=tuple(chain.from_iterable(part.keywords for part in parts)),
+        expert=tuple(chain.from_iterable(part.prompts("expert") for part in parts)),
+        novice=tuple(chain.from_iterable(part.prompts("novice") for part in parts)),
+        anchors={term: generic for part in parts for term, generic in part.anchors.items()},
+        parts=tuple(parts),
+        ratio=tuple(ratio),
+    )
+
+
+def _yielding(part: Concept, others: Sequence[Concept]) -> Concept:
+    """A part without what the others erase."""
+    topics = {word.lower() for other in others for word in (other.name, other.title, *other.keywords)} - {""}
+    texts = {passage.text for other in others for passage in other.forget}
+    asked = [q for other in others for q in other.questions.get("forget", ())]
+    facts = {said for q in asked for said in (q.question, q.fact)} - {""}
+    mine = {q.question for q in part.questions.get("general", ())}
+    left_out = set()
+    for other in others:
+        theirs = {q.question for q in other.questions.get("general", ())}
+        left_out |= mine - theirs if mine & theirs else set()
+
+    def stays(item: Passage | Question) -> bool:
+        said = {item.text} if isinstance(item, Passage) else {item.question, item.fact}
+        return item.topic.lower() not in topics and not said & (texts | facts)
+
+    questions = {
+        name: questions if name == "forget" else tuple(q for q in questions if stays(q) and q.question not in left_out)
+        for name, questions in part.questions.items()
+    }
+    return replace(part, retain=tuple(filter(stays, part.retain)), questions=questions)
+
+
+def _renamed(part: Concept) -> Concept:
+    """The part with its name before every id, since two concepts may count alike."""
+
+    def named(name: str) -> str:
+        return f"{part.name}/{name}"
+
+    def passages(given: Sequence[Passage]) -> tuple[Passage, ...]:
+        return tuple(replace(p, id=named(p.id), questions=tuple(map(named, p.questions))) for p in given)
+
+    questions = {name: tuple(replace(q, id=named(q.id)) for q in asked) for name, asked in part.questions.items()}
+    return replace(part, forget=passages(part.forget), retain=passages(part.retain), questions=questions)
