@@ -21,10 +21,11 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from elm_interp.calibration import anchors, calibrate, one_value, summary
+from elm_interp.config import RunConfig
 from elm_interp.metrics import measure
 from elm_interp.plots import plot_calibration, save
 from elm_interp.results import stack
-from elm_interp.runs import Run, RunConfig
+from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 from elm_interp.verdict import DESTROYED, GONE, HIDDEN, INTACT, judge
 
@@ -54,7 +55,7 @@ def main() -> None:
     save(plot_calibration(rows), out / "calibration")
     rows.to_csv(out / "calibration.csv", index=False, float_format="%.6g")
     (out / "calibration.json").write_text(json.dumps(known, indent=1))
-    aucs = {name: {key: one[key] for key in ("auc_gold", "auc_hiding")} for name, one in known.items()}
+    aucs = {name: {key: one[key] for key in ("auc_gold", "auc_hiding", "apart")} for name, one in known.items()}
     if out == FIGURES:
         known_of = ROOT / "elm_interp" / "calibration.json"
         known_of.write_text(json.dumps({"seeds": given.seeds, "metrics": aucs}, indent=1) + "\n")

@@ -21,13 +21,14 @@ import pandas as pd
 import torch
 
 import elm_interp.evaluate  # noqa: F401 - registers metrics
+from elm_interp.config import RunConfig
 from elm_interp.data import texts
 from elm_interp.erase.methods import METHODS
 from elm_interp.evaluate import kl_divergences, read_passages
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import HookedLM, load_model
 from elm_interp.plots import plot_methods, save
-from elm_interp.runs import Run, RunConfig
+from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 
 FIGURES = Path(__file__).parent.parent / "figures"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elm_interp.activations.collect import collect
     from elm_interp.activations.store import ActivationStore
+    from elm_interp.config import RunConfig
     from elm_interp.data import Concept, Question, load_concept, load_questions, packs
     from elm_interp.erase import ELM, RMU, WHP, RepNoise, Training, checkpoints, train
     from elm_interp.evaluate import samples, scorecard
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from elm_interp.metrics import Metric, Subject, measure, metric
     from elm_interp.models import HookedLM, load_model
     from elm_interp.organisms import make_world, organism
-    from elm_interp.runs import Run, RunConfig
+    from elm_interp.runs import Run
     from elm_interp.stages import STAGES, run_stage, summary
 
 _HOME = {
@@ -35,7 +36,7 @@ _HOME = {
     "RMU": "erase",
     "RepNoise": "erase",
     "Run": "runs",
-    "RunConfig": "runs",
+    "RunConfig": "config",
     "STAGES": "stages",
     "Subject": "metrics",
     "Training": "erase",

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from elm_interp.config import RunConfig
 from elm_interp.erase.checkpoints import write_checkpoint
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, RunFolderError
 from elm_interp.models.adapter_files import CONFIG, WEIGHTS, adapter_folder, read_adapter
 from elm_interp.models.merged import write_difference
-from elm_interp.runs import Run, RunConfig, write_json
+from elm_interp.runs import Run, write_json
 
 
 def adopt(

@@ -60,7 +60,7 @@ def calibrate(
         UnknownNameError: a pattern that matches nothing.
     """
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"seeds are {list(seeds)}; expected at least one, all different.")
+        raise ConfigError(f"seeds are {list(seeds)}; expected at least one (--seeds 1), all different.")
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     metrics(patterns)  # an unknown one is said before minutes of training
     tables = []
@@ -160,7 +160,7 @@ def auc(gold: Float[np.ndarray, " seed"], other: Float[np.ndarray, " seed"], dir
 
 
 def summary(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Metric -> {original, gold, hiding, random: {mean, sd}, r: {hiding, random}, auc_gold, auc_hiding, constant, …}.
+    """Metric -> {original, gold, hiding, random: {mean, sd}, r: {hiding, random}, auc_gold, auc_hiding, apart, constant, …}.
 
     Fit for JSON: what is not a finite number is None.
     """
@@ -168,6 +168,7 @@ def summary(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     for row in anchors(table).to_dict("records"):
         one: dict[str, Any] = {kind: {"mean": _plain(row[kind]), "sd": _plain(row[f"{kind}_sd"])} for kind in KINDS}
         one |= {"auc_gold": _plain(row["auc_gold"]), "auc_hiding": _plain(row["auc_hiding"])}
+        one["apart"] = _plain(abs(row["original"] - row["gold"]))
         one["r"] = {kind: _plain(row[f"r_{kind}"]) for kind in ("hiding", "random")}
         one |= {"chance": _plain(row["chance"]), "constant": row["constant"]}
         found[row["metric"]] = one | {column: row[column] for column in ("direction", "protocol")}

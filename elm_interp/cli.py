@@ -20,10 +20,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from elm_interp.config import RunConfig
 from elm_interp.erase.passes import NotFiniteError
 from elm_interp.erase.trainer import UnmovedError
 from elm_interp.errors import ConfigError
-from elm_interp.runs import Run, RunConfig
+from elm_interp.runs import Run
 
 Folder = Annotated[Path, tyro.conf.Positional]
 Flat = tyro.conf.OmitArgPrefixes
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, NotFiniteError, UnmovedError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever read the output has seen enough
+        raise SystemExit(0) from None
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'no file is named'}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -59,7 +62,7 @@ def _defaults(words: list[str]) -> RunConfig:
     name = _value(words, "--preset") or ("organism" if organism else DEFAULT_PRESET)
     method = _value(words, "--method") or DEFAULT_METHOD
     folder = _value(words, "--out")
-    given = "--preset" in words or "--method" in words
+    given = _value(words, "--preset") or _value(words, "--method")
     if "--resume" in words and folder and not given and (Path(folder) / "config.json").is_file():
         return Run.open(folder).config
     return RunConfig.preset(name, method)

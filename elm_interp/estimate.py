@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from elm_interp.config import RunConfig
 from elm_interp.data import Concept, texts
 from elm_interp.erase.objective import Example
 from elm_interp.erase.pools import of_each
 from elm_interp.erase.trainer import train
 from elm_interp.memory import peak_gb
 from elm_interp.models import load_model
-from elm_interp.runs import RunConfig
 
 PROBED = 8
 """Passages and questions of each kind that are tried."""

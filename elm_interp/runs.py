@@ -15,123 +15,26 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field, fields
+import warnings
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from elm_interp import results
 from elm_interp.activations.store import ActivationStore
+from elm_interp.config import RunConfig, differences
 from elm_interp.data import Concept, load_concept
 from elm_interp.erase.checkpoints import Checkpoint, checkpoints
-from elm_interp.erase.elm import ELM
-from elm_interp.erase.methods import METHODS, Method, preset
-from elm_interp.erase.trainer import Training
-from elm_interp.errors import ConfigError, RunFolderError, raise_all, unknown
+from elm_interp.errors import RunFolderError, StoreError, raise_all
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.loading import model_depth, model_hash, resolve_device, resolve_dtype
+from elm_interp.models.loading import model_hash
 from elm_interp.models.processes import first_process
 
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that a run is asked to do."""
-
-    model: str = "smollm2-135m"
-    """An alias, a folder or a hub id."""
-    concept: str = "harry-potter"
-    """A pack or a folder of JSON Lines files; several as a=5+b=1, which are trained on in that ratio."""
-    objective: Method = field(default_factory=lambda: ELM.preset("smollm2-135m"))
-    """The method and its hyper-parameters."""
-    training: Training = field(default_factory=lambda: Training.preset("smollm2-135m"))
-    """Steps, batches, learning rate."""
-    seed: int = 0
-    """Of the adapter's start, the order of samples and the text that is written."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the base's weights."""
-    device: str = "auto"
-    """Where to run."""
-
-    @classmethod
-    def preset(cls, name: str, method: str = "elm", **values: Any) -> "RunConfig":
-        """The method's and the training's preset of one name.
-
-        Raises:
-            UnknownNameError: no such method or preset; with the closest.
-        """
-        objective, training = preset(method, name)
-        return cls(objective=objective, training=training, **values)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "RunConfig":
-        """Read back what `to_dict` gave.
-
-        Raises:
-            ConfigError: unknown settings, all listed.
-        """
-        raw = dict(raw)
-        method = raw.pop("method", "elm")
-        if method not in METHODS:
-            raise ConfigError(f"the configuration cannot be used: {unknown('method', str(method), METHODS)}")
-        problems: list[str] = []
-        parts: dict[str, Any] = {}
-        kinds: tuple[tuple[str, Any], ...] = (("objective", METHODS[method]), ("training", Training))
-        for name, kind in kinds:
-            given = raw.pop(name, {})
-            if not isinstance(given, dict):
-                problems.append(f"{name} is {type(given).__name__}, expected an object of settings")
-                continue
-            known = {f.name for f in fields(kind)}
-            problems += [f"unknown {name} setting {key!r}" for key in given if key not in known]
-            parts[name] = kind(
-                **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known}
-            )
-        known = {f.name for f in fields(cls)}
-        problems += [f"unknown setting {key!r}" for key in raw if key not in known]
-        raise_all(problems, ConfigError, "the configuration cannot be used:")
-        return cls(**raw, **parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, for config.json."""
-        return json.loads(json.dumps({"method": self.objective.name, **asdict(self)}))
-
-    def check(self) -> Concept:
-        """Check everything that can be checked before a model is loaded; returns the concept.
-
-        Raises:
-            ConfigError: lists every problem.
-        """
-        problems: list[str] = []
-        depth, concept = None, None
-        try:
-            depth = model_depth(self.model)
-        except ValueError as error:
-            problems.append(str(error))
-        try:
-            concept = load_concept(self.concept)
-        except ValueError as error:
-            problems.append(str(error).replace("\n", "\n  "))
-        problems += self.objective.problems(depth) + self.training.problems()
-        if concept is not None:
-            problems += [
-                f"the concept has no {kind} passage in its training part"
-                for kind in ("forget", "retain")
-                if not concept.passages(kind)
-            ]
-        try:
-            resolve_dtype(self.dtype, resolve_device(self.device))
-        except ValueError as error:
-            problems.append(str(error))
-        if not 0 <= self.seed < 2**31:
-            problems.append(f"seed is {self.seed}; expected 0 to {2**31 - 1}")
-        raise_all(problems, ConfigError, "these settings cannot work:")
-        return concept  # type: ignore[return-value]
 
 
 class Run:
@@ -164,9 +67,8 @@ class Run:
                     f"{folder} holds a run already; go on with it by --resume, or choose another folder."
                 )
             known = cls.open(folder)
-            differences = _differences(known.config.to_dict(), config.to_dict())
             raise_all(
-                differences,
+                differences(known.config.to_dict(), config.to_dict()),
                 RunFolderError,
                 f"{folder} was made with other settings; give the same ones to resume, or choose another folder:",
             )
@@ -251,7 +153,8 @@ class Run:
             RunFolderError: no checkpoint of that step; lists those that exist.
         """
         if self._base is None:
-            store = self.store if (self.folder / "activations" / "index.json").is_file() else None
+            self._warn_of_changes()
+            store = self._store_or_none()
             self._base = Subject(self.lm, self.concept, seed=self.config.seed, store=store)
         if step == 0:
             return self._base
@@ -265,6 +168,35 @@ class Run:
         if chosen.path not in self._subjects:
             self._subjects[chosen.path] = self._base.at(chosen.path, method=self.method, step=chosen.step)
         return self._subjects[chosen.path]
+
+    def _store_or_none(self) -> ActivationStore | None:
+        try:
+            return self.store if (self.folder / "activations" / "index.json").is_file() else None
+        except StoreError:
+            return None  # damaged: what needs it is computed instead
+
+    def _warn_of_changes(self) -> None:
+        changed = self._changes()
+        if changed:
+            warnings.warn(
+                f"{self.config.model} or {self.config.concept} is not what {self.folder} was trained on ({', '.join(changed)} differ).",
+                stacklevel=3,
+            )
+
+    def current(self, name: str) -> pd.DataFrame:
+        """`results`, which must be of the last checkpoint.
+
+        Raises:
+            RunFolderError: it was not made yet, or for an earlier checkpoint.
+        """
+        table, there = self.results(name), checkpoints(self.folder / "checkpoints")
+        made = int(table["step"].max()) if table["step"].notna().any() else 0
+        last = there[-1].step if there else made
+        if made != last:
+            raise RunFolderError(
+                f"the {name} of {self.folder} is of step {made}, its last checkpoint of step {last}; run that stage again."
+            )
+        return table
 
     def subjects(self) -> list[Subject]:
         """The base and every checkpoint, by step."""
@@ -280,7 +212,10 @@ class Run:
         if not path.is_file():
             made = sorted(p.stem for p in path.parent.glob("*.parquet"))
             raise RunFolderError(f"{self.folder} has no results {name!r}; made so far: {', '.join(made) or 'none'}.")
-        return results.read(path)
+        try:
+            return results.read(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunFolderError(f"{path} is broken ({type(error).__name__}); make it anew by its stage.") from error
 
     def save_results(self, name: str, table: pd.DataFrame) -> Path:
         """Write a tidy frame of an analysis."""
@@ -306,15 +241,16 @@ class Run:
         Raises:
             RunFolderError: the manifest records another concept or model under the same name.
         """
-        path = self.folder / "manifest.json"
-        if not (path.is_file() and checkpoints(self.folder / "checkpoints")):
-            return
-        known, now = json.loads(path.read_text()), self._inputs()
-        changed = [name for name in now if known.get(name) != now[name]]
+        changed = self._changes() if checkpoints(self.folder / "checkpoints") else []
         if changed:
             raise RunFolderError(
                 f"{self.folder} was begun with other contents of {self.config.model} or {self.config.concept} ({', '.join(changed)} differ); start a new run in another folder."
             )
+
+    def _changes(self) -> list[str]:
+        path = self.folder / "manifest.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        return [name for name, now in self._inputs().items() if known.get(name, now) != now] if known else []
 
     def _inputs(self) -> dict[str, str]:
         return {"model_hash": model_hash(self.config.model), "concept_hash": self.concept.fingerprint()}
@@ -345,17 +281,6 @@ class Run:
         made = sorted(p.stem for p in (self.folder / "results").glob("*.parquet"))
         state = f"steps {steps[0]}-{steps[-1]} of {self.config.training.steps}" if steps else "no checkpoint"
         return f"Run({str(self.folder)!r}: {self.method} on {self.config.model}, concept {self.config.concept}, {state}; results: {', '.join(made) or 'none'})"
-
-
-def _differences(known: dict, given: dict, path: str = "") -> list[str]:
-    found: list[str] = []
-    for key in sorted(known.keys() | given.keys()):
-        a, b = known.get(key), given.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{path}{key}.")
-        elif a != b:
-            found.append(f"{path}{key}: the run has {a!r}, now given {b!r}")
-    return found
 
 
 def write_json(path: Path, values: Any) -> None:

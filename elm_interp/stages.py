@@ -121,9 +121,11 @@ def progress(run: Run, *, progress: bool = True) -> None:
 
 def report(run: Run, *, progress: bool = True) -> None:
     """Draw the figures and write report.html from what is in results/."""
-    warning = None
-    if (run.folder / "results" / "scorecard.parquet").is_file():
-        warning = destroyed(run.results("scorecard"))
+    try:
+        why = destroyed(run.current("scorecard"))
+        warning = f"Destroyed, not erased: {why}" if why else None
+    except RunFolderError as error:  # missing, broken or old
+        warning = str(error) if (run.folder / "results" / "scorecard.parquet").is_file() else None
     write_report(run.folder, warning=warning)
 
 
@@ -165,7 +167,7 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
     Raises:
         RunFolderError: the run was not evaluated yet.
     """
-    found = summarise(run.results("scorecard"))
+    found = summarise(run.current("scorecard"))
     timing = run.load_json("timing") or {}
     for name, value in timing.items():
         if name.endswith("_seconds"):

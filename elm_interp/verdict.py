@@ -213,7 +213,7 @@ def _from_results(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     own: list[pd.DataFrame] = []
     base: list[pd.DataFrame] = []
     for name in ("scorecard", *(name for name in made if name != "scorecard")):
-        table = run.results(name)
+        table = run.current(name) if name == "scorecard" else run.results(name)
         table = table[table["metric"].str.removesuffix(".control").isin(_used())]
         for method, tables in ((run.method, own), ("base", base)):
             rows = table[(table["method"] == method) & ~table["metric"].isin([m for t in tables for m in t["metric"]])]

@@ -203,9 +203,35 @@ def test_training_does_not_go_on_with_other_data(tiny_model_folder, tiny_concept
     assert "concept_hash" in said(capsys, ["erase", "--out", str(tmp_path / "x"), "--resume"])[1]
 
 
-@pytest.mark.parametrize(("text", "expected"), [("[]", "expected an object"), ('{"objective": 3}', "objective is int")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", "expected an object"),
+        ('{"objective": 3}', "objective is int"),
+        ('{"training": {"steps": "six"}}', "training.steps is 'six', expected int"),
+    ],
+)
 def test_a_config_of_another_shape_is_said_to_be_so(tmp_path, capsys, text, expected):
     (tmp_path / "config.json").write_text(text)
     code, error = said(capsys, ["summary", str(tmp_path)])
     assert code == 2
     assert expected in error
+
+
+def test_results_of_an_earlier_checkpoint_are_not_passed_off_as_the_last(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "x")
+    table = pd.read_parquet(folder / "results" / "scorecard.parquet")
+    table.assign(step=table["step"].where(table["step"] != 4, 2)).to_parquet(folder / "results" / "scorecard.parquet")
+    assert "is of step 2, its last checkpoint of step 4" in said(capsys, ["summary", str(folder)])[1]
+    main(["report", str(folder)])
+    assert "is of step 2, its last checkpoint of step 4" in (folder / "report.html").read_text()
+
+
+def test_what_is_broken_stops_only_what_needs_it(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "x")
+    (folder / "results" / "scorecard.parquet").write_bytes(b"PAR1")
+    shard = next((folder / "activations").rglob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    main(["report", str(folder)])
+    main(["norms", str(folder)])
+    assert "scorecard.parquet is broken" in said(capsys, ["summary", str(folder)])[1]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import write_concept
 
+from elm_interp.config import RunConfig
 from elm_interp.data import Passage, Question, load_concept, mixture
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.pools import Mixed, draw, of_each
@@ -14,7 +15,7 @@ from elm_interp.erase.rmu import RMU, direction
 from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, UnknownNameError
 from elm_interp.evaluate import scorecard
-from elm_interp.runs import Run, RunConfig
+from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 
 

@@ -5,13 +5,14 @@ import json
 
 import pytest
 
+from elm_interp.config import RunConfig
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.prepared import prepared
 from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, RunFolderError
 from elm_interp.estimate import estimate
 from elm_interp.models.loading import cache_folder
-from elm_interp.runs import Run, RunConfig
+from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 
 SMALL = {

@@ -7,17 +7,19 @@ import pytest
 import elm_interp as ei
 from elm_interp.calibration import calibrate, one_value
 from elm_interp.cli import _defaults, main
+from elm_interp.config import RunConfig
 from elm_interp.errors import ConfigError, RunFolderError, UnknownNameError
 from elm_interp.organisms import domain_concept, make_world
 from elm_interp.results import frame, measurements, stack, wilson
-from elm_interp.runs import Run, RunConfig
+from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 from elm_interp.verdict import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, judge, verdict
 
 ASKED, KEPT = "knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains"
 TWO, GENERAL = "innocence.two_choice_pmi", "specificity.general_pmi"
 PROBE, OTHER_PROBE = "knowledge.probe.erased_domain", "probe.association"
-CHANCE = {ASKED: 0.25, KEPT: 0.25, TWO: 0.5, GENERAL: 0.5, PROBE: 0.1, OTHER_PROBE: 0.5}
+CARRIED = "probe.transferred.values"
+CHANCE = {CARRIED: 0.1, ASKED: 0.25, KEPT: 0.25, TWO: 0.5, GENERAL: 0.5, PROBE: 0.1, OTHER_PROBE: 0.5}
 KNOWN = {PROBE: {"auc_gold": 1.0, "auc_hiding": 1.0}, OTHER_PROBE: {"auc_gold": 0.0, "auc_hiding": 0.5}}
 ORIGINAL = {ASKED: 1.0, KEPT: 1.0, PROBE: 0.99}
 GOLD = {ASKED: 0.24, KEPT: 1.0, PROBE: 0.08}
@@ -87,6 +89,21 @@ def test_a_probe_that_would_read_as_much_in_gold_proves_nothing():
     assert (without.name, without.not_excluded) == (HIDDEN, (GONE,))
     with_gold = named(asked, original, GOLD | {OTHER_PROBE: 0.97})
     assert (with_gold.name, with_gold.not_excluded) == (GONE, (HIDDEN,))
+
+
+def test_luck_among_many_metrics_and_a_probe_of_another_model_prove_nothing():
+    asked, original = {ASKED: 0.25, KEPT: 1.0, PROBE: 0.9}, ORIGINAL | {CARRIED: 0.99}
+    assert named(asked, original, None).not_excluded == ()
+    lucky = {PROBE: {"auc_gold": 1.0, "auc_hiding": 1.0, "apart": 0.03}}
+    assert named(asked, original, None, known=lucky).not_excluded == (GONE,)
+    known = {CARRIED: {"auc_gold": 1.0, "auc_hiding": 1.0, "apart": 0.4}}
+    carried = named({ASKED: 0.25, KEPT: 1.0, CARRIED: 0.9}, original, None, known=known)
+    assert (carried.name, carried.not_excluded) == (HIDDEN, (GONE,))
+
+
+def test_a_handful_of_questions_decides_nothing():
+    with pytest.raises(ConfigError, match="only 6 questions"):
+        named(ORIGINAL, n=6)
 
 
 def test_gone_needs_a_metric_that_sees_through_hiding():

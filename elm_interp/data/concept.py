@@ -188,7 +188,7 @@ def load_concept(name: str | Path) -> Concept:
 def _head(folder: Path, problems: list[str]) -> dict:
     path = folder / "concept.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(raw, dict):
             raise ValueError(f"found {type(raw).__name__}, expected an object")
     except FileNotFoundError:

@@ -51,11 +51,22 @@ def _list_rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[str
             f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); expected a list of objects"
         )
         return
+    except RecursionError:
+        problems.append(f"{path}: lists within lists without end; expected a list of objects")
+        return
     for number, row in enumerate(rows, 1):
         if isinstance(row, dict):
             yield f"{path}: item {number}", row
         else:
             problems.append(f"{path}: item {number}: found {type(row).__name__}, expected an object")
+
+
+def _is_text(value: str | list) -> bool:
+    try:
+        "".join(map(str, value)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_fields(
@@ -70,6 +81,10 @@ def check_fields(
             problems.append(f"{where}: {field!r} is null, expected {kind.__name__}")
     for field, kind in {**required, **optional}.items():
         value = row.get(field)
+        if isinstance(value, str | list) and not _is_text(value):
+            problems.append(
+                f"{where}: {field!r} holds half of a surrogate pair, which is no text; write the whole character"
+            )
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             problems.append(f"{where}: {field!r} is {type(value).__name__}, expected {kind.__name__}")
     absent = [field for field in (*required, *optional) if field not in row]
