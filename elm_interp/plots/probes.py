@@ -86,7 +86,7 @@ def plot_probe_heatmap(
     both["gap"] = both["mean"] - both["mean_control"]
     grid = both.pivot(index="layer", columns="step", values="gap").sort_index()
     ax = axes(ax, height=4.2)
-    top = vmax or max(0.1, np.ceil(np.nanmax(grid.to_numpy()) * 20) / 20)
+    top = vmax or max(0.2, np.ceil(np.nanmax(grid.to_numpy()) * 20) / 20)
     low, high = bool((grid < 0).any(axis=None)), bool((grid > top).any(axis=None))
     mesh = ax.pcolormesh(
         np.arange(len(grid.columns) + 1) - 0.5, np.append(grid.index, grid.index[-1] + 1) - 0.5, grid.to_numpy(),
