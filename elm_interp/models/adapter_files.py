@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from elm_interp.errors import AdapterError
@@ -83,8 +84,8 @@ def first_adapted_block(folder: str | Path, blocks: str) -> int:
         blocks: path of the list of blocks, from `find_layout`.
 
     Raises:
-        AdapterError: as `read_adapter`.
+        AdapterError: no such adapter.
     """
-    _, weights = read_adapter(folder)
-    found = [re.search(rf"(?:^|\.){re.escape(blocks)}\.(\d+)\.", key) for key in weights]
+    with safe_open(adapter_folder(folder) / WEIGHTS, framework="pt") as file:
+        found = [re.search(rf"(?:^|\.){re.escape(blocks)}\.(\d+)\.", key) for key in file.keys()]  # noqa: SIM118
     return min(int(match[1]) if match else 0 for match in found)
