@@ -258,3 +258,22 @@ def test_what_workers_collected_and_merged_is_not_read_again(tiny_lm, tmp_path, 
         collect(tiny_lm, store, {"toy": dataset()}, states)
         assert store.frame()["adapter"].is_unique
         assert store.frame()["model"].nunique() == 1
+
+
+def test_of_a_longer_dataset_only_the_further_texts_are_read(tiny_lm, tmp_path, monkeypatch):
+    states = {"base": None, "step-1": random_adapter(tiny_lm, tmp_path / "a", seed=1)}
+    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset(TEXTS[:2])}, states)
+    with pytest.raises(StoreError, match="2 examples, not 3"):
+        collect(tiny_lm, store, {"toy": dataset()}, {"base": None})  # what would become of step-1?
+    read, inner = [], type(tiny_lm).run_with_cache
+    monkeypatch.setattr(
+        type(tiny_lm), "run_with_cache", lambda lm, batch, **k: read.append(len(batch)) or inner(lm, batch, **k)
+    )
+    collect(tiny_lm, store, {"toy": dataset()}, states)
+    assert read == [1, 1]
+    collect(tiny_lm, store, {"toy": dataset()}, states)
+    assert read == [1, 1]
+    assert not list(store.folder.glob(".further*"))
+    for name, adapter in states.items():
+        with tiny_lm.adapter(adapter):
+            assert torch.allclose(store.tensor("toy", name), collect_texts(tiny_lm, TEXTS), atol=1e-5)

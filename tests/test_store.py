@@ -296,3 +296,16 @@ def test_without_xarray_the_error_names_the_extra(tmp_path, examples, values, mo
     monkeypatch.setitem(__import__("sys").modules, "xarray", None)
     with pytest.raises(ImportError, match=r"elm-interp\[xarray\]"):
         store.xarray("truth")
+
+
+def test_a_store_written_before_entries_told_their_weights_opens(tmp_path, examples, values):
+    fill(ActivationStore(tmp_path), examples, values)
+    raw = json.loads((tmp_path / "index.json").read_text())
+    for entry in raw["entries"]:
+        del entry["model"], entry["adapter"]
+        for shard in entry["shards"]:
+            del shard["first"]
+    (tmp_path / "index.json").write_text(json.dumps(raw))
+    store = ActivationStore(tmp_path)
+    assert torch.equal(store.tensor("truth", "base"), values)
+    assert store.frame()["model"].tolist() == [""]

@@ -11,10 +11,12 @@ Shapes: (example, layer, d_model) in the order of the texts; layer l is read aft
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,6 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.activations.fingerprints import fingerprints, origin
+from elm_interp.activations.index import Key, for_examples, other_examples
+from elm_interp.activations.merging import not_further
 from elm_interp.activations.store import ActivationStore
 from elm_interp.activations.trunk import Trunk, common_blocks, in_groups
 from elm_interp.activations.writer import ShardWriter
@@ -112,7 +116,8 @@ def collect(
 ) -> ActivationStore:
     """Stream activations of every dataset at every checkpoint into a store; single tokens in the model's dtype, means in float32.
 
-    Entries that are there already, made from the same texts and weights, are left alone.
+    Entries that are there already, made from the same texts and weights, are left alone; of a dataset that goes on where the
+    stored one ends, at the same checkpoints, only the further texts are read.
 
     Args:
         lm: the base; each checkpoint's adapter is put on it, and what was on comes back after.
@@ -134,10 +139,17 @@ def collect(
     for dataset in datasets.values():
         _check_positions(dataset.positions, dataset.skip)
     origins = {checkpoint: origin(lm, folder) for checkpoint, folder in checkpoints.items()}
+    made_from = {c: fingerprints(lm, datasets, weights, site=site) for c, weights in origins.items()}
+    for name, dataset in datasets.items():
+        rest = _rest(store, name, dataset, {(name, c, site): found[name] for c, found in made_from.items()})
+        if rest is not None:
+            with TemporaryDirectory(dir=store.folder, prefix=".further-") as folder:
+                options: dict[str, Any] = {"site": site, "max_tokens": max_tokens, "progress": progress}
+                collect(lm, ActivationStore(folder), {name: rest}, checkpoints, **options)
+                store.merge(folder, append=True)
     work: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for checkpoint, weights in origins.items():
-        made_from = fingerprints(lm, datasets, weights, site=site)
-        unread = {name: found for name, found in made_from.items() if not store.has(name, checkpoint, found)}
+    for checkpoint, wanted in made_from.items():
+        unread = {name: found for name, found in wanted.items() if not store.has(name, checkpoint, found)}
         for names in _alike(datasets, list(unread)):
             work.setdefault(names, {})[checkpoint] = {name: unread[name] for name in names}
     plans = {names: _plan(lm, [datasets[name] for name in names], max_tokens) for names in work}
@@ -177,6 +189,20 @@ def collect(
 def checkpoint_name(step: int | None) -> str:
     """The name under which a step's activations are stored; "base" for None."""
     return "base" if step is None else f"step-{step:06d}"
+
+
+def _rest(store: ActivationStore, name: str, dataset: Dataset, wanted: Mapping[Key, str]) -> Dataset | None:
+    """The texts of a dataset after those that the store has at all these places; None where they cannot follow them."""
+    entries = {entry.key: entry.fingerprint for entry in store.entries() if entry.dataset == name}
+    if not entries or entries.keys() != wanted.keys():
+        return None
+    known, whole = store.examples(name), dataset.stored_examples.reset_index(drop=True)
+    begun, more = whole[: len(known)], whole[len(known) :]
+    if other_examples(name, known, begun) or not_further(name, known, more):
+        return None
+    if any(entries[key] != for_examples(found, known) for key, found in wanted.items()):
+        return None
+    return replace(dataset, texts=dataset.texts[len(known) :], examples=dataset.examples[len(known) :])
 
 
 @dataclass(frozen=True)
