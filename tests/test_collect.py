@@ -1,12 +1,14 @@
 import pandas as pd
 import pytest
+import tiny
 import torch
 from disturbed import random_adapter
 
 from elm_interp.activations import ActivationStore, Dataset, collect, collect_texts, fingerprint
+from elm_interp.activations.trunk import Trunk, common_blocks
 from elm_interp.errors import AdapterError, DataError, StoreError
 from elm_interp.internals import concept_datasets
-from elm_interp.models import load_model
+from elm_interp.models import HookedLM, load_model
 
 TEXTS = [
     "The heart pumps blood through the body.",
@@ -158,3 +160,120 @@ def test_a_text_that_two_datasets_share_is_read_once(tiny_lm, tmp_path, monkeypa
     assert sum(passes) == 4
     for name, about in datasets.items():
         assert torch.allclose(store.tensor(name, "base"), collect_texts(tiny_lm, about.texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["last", "mean"])
+@pytest.mark.parametrize("room", [2**27, 1])
+def test_shared_blocks_give_the_bits_of_a_fresh_load_and_run_once(
+    tiny_lm, tiny_model_folder, tmp_path, monkeypatch, positions, room
+):
+    monkeypatch.setattr("elm_interp.activations.trunk.TRUNK_BYTES", room)
+    states = {"base": None} | {f"step-{k}": random_adapter(tiny_lm, tmp_path / f"a{k}", seed=k) for k in (1, 2)}
+    about = {"toy": dataset(positions=positions)}
+    runs = [0] * tiny_lm.n_layers
+    for layer, block in enumerate(tiny_lm.blocks):
+        block.mlp.register_forward_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
+    # a row a pass
+    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), about, states, max_tokens=1)
+    assert runs == [3, 9, 9, 9]
+    assert not any("forward" in vars(block) for block in tiny_lm.blocks)
+    for name, adapter in states.items():
+        fresh = load_model(tiny_model_folder, adapter=adapter, dtype="float32", device="cpu")
+        assert torch.equal(store.tensor("toy", name), collect_texts(fresh, TEXTS, positions=positions, max_tokens=1)), (
+            name
+        )
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_trunk_changes_no_bit_in_any_family(family):
+    lm = HookedLM(tiny.make_family(family, n_layers=4), tiny.make_tokenizer())
+    batch = lm.tokenize(TEXTS)
+    for site in ("resid_post", "mlp_out"):
+        trunk = Trunk(lm, below=2)
+        read = [
+            trunk.read(lambda layers, s=site: lm.run_with_cache(batch, sites=s, layers=layers)[s]) for _ in range(3)
+        ]
+        whole = lm.run_with_cache(batch, sites=site)[site]
+        assert all(torch.equal(found, whole) for found in read)
+
+
+def test_a_trunk_gives_the_model_back_after_an_error(tiny_lm):
+    tiny_lm.blocks[1].forward = own = tiny_lm.blocks[1].forward
+    trunk = Trunk(tiny_lm, below=2)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            trunk.read(lambda layers: (tiny_lm.hidden(tiny_lm.tokenize(TEXTS)), 1 / 0)[0])
+        assert "forward" not in vars(tiny_lm.blocks[0])
+        assert vars(tiny_lm.blocks[1])["forward"] is own
+
+
+def test_nothing_is_shared_below_an_adapter_of_the_first_block_or_by_another_backend(tiny_lm, tmp_path):
+    folder = random_adapter(tiny_lm, tmp_path / "a", seed=1)
+    assert common_blocks(tiny_lm, [None, folder], "resid_post") == 1
+    assert common_blocks(tiny_lm, [None, None], "resid_post") == tiny_lm.n_layers - 1
+    assert common_blocks(tiny_lm, [folder], "resid_post") == 0
+    assert common_blocks(tiny_lm, [None, folder], "embed") == 0
+    tiny_lm.adapters.attach(tiny_lm.lora((0, 3), rank=2))
+    next(p for n, p in tiny_lm.model.named_parameters() if "lora_B" in n).data += 1
+    tiny_lm.adapters.save(tmp_path / "b")
+    tiny_lm.adapters.release()
+    assert common_blocks(tiny_lm, [folder, tmp_path / "b"], "resid_post") == 0
+    other = HookedLM(tiny_lm.model, tiny_lm.tokenizer, backend="nnsight")
+    assert common_blocks(other, [None, folder], "resid_post") == 0
+
+
+def test_a_checkpoint_that_was_through_is_kept_after_an_interruption(tiny_lm, tmp_path, monkeypatch):
+    states = {"base": None} | {f"step-{k}": random_adapter(tiny_lm, tmp_path / f"a{k}", seed=k) for k in (1, 2)}
+    passes = []
+    inner = type(tiny_lm).run_with_cache
+
+    def interrupted(lm, *args, **options):
+        passes.append(1)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return inner(lm, *args, **options)
+
+    store = ActivationStore(tmp_path / "store")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(type(tiny_lm), "run_with_cache", interrupted)
+        collect(tiny_lm, store, {"toy": dataset()}, states)
+    assert [e.checkpoint for e in ActivationStore(tmp_path / "store").entries()] == ["base", "step-1"]
+    assert not list((tmp_path / "store").rglob("step-2*"))
+    assert tiny_lm.adapters.current is None
+
+
+def test_what_workers_collected_and_merged_is_not_read_again(tiny_lm, tmp_path, monkeypatch):
+    states = {"base": None, "step-1": random_adapter(tiny_lm, tmp_path / "a", seed=1)}
+    for name, some in states.items():
+        collect(tiny_lm, ActivationStore(tmp_path / name), {"toy": dataset()}, {name: some})
+    examples = dataset().examples
+    for number, rows in enumerate((slice(0, 2), slice(2, 3))):
+        part = Dataset("toy", TEXTS[rows], examples[rows])
+        collect(tiny_lm, ActivationStore(tmp_path / str(number)), {"toy": part}, states)
+    by_checkpoint = ActivationStore(tmp_path / "all").merge(tmp_path / "base", tmp_path / "step-1")
+    by_example = ActivationStore(tmp_path / "0").merge(tmp_path / "1", append=True)
+    assert torch.allclose(by_checkpoint.tensor("toy", "step-1"), by_example.tensor("toy", "step-1"), atol=1e-5)
+    monkeypatch.setattr(type(tiny_lm), "run_with_cache", lambda *_, **__: pytest.fail("read again"))
+    for store in (by_checkpoint, by_example):
+        collect(tiny_lm, store, {"toy": dataset()}, states)
+        assert store.frame()["adapter"].is_unique
+        assert store.frame()["model"].nunique() == 1
+
+
+def test_of_a_longer_dataset_only_the_further_texts_are_read(tiny_lm, tmp_path, monkeypatch):
+    states = {"base": None, "step-1": random_adapter(tiny_lm, tmp_path / "a", seed=1)}
+    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset(TEXTS[:2])}, states)
+    with pytest.raises(StoreError, match="2 examples, not 3"):
+        collect(tiny_lm, store, {"toy": dataset()}, {"base": None})  # what would become of step-1?
+    read, inner = [], type(tiny_lm).run_with_cache
+    monkeypatch.setattr(
+        type(tiny_lm), "run_with_cache", lambda lm, batch, **k: read.append(len(batch)) or inner(lm, batch, **k)
+    )
+    collect(tiny_lm, store, {"toy": dataset()}, states)
+    assert read == [1, 1]
+    collect(tiny_lm, store, {"toy": dataset()}, states)
+    assert read == [1, 1]
+    assert not list(store.folder.glob(".further*"))
+    for name, adapter in states.items():
+        with tiny_lm.adapter(adapter):
+            assert torch.allclose(store.tensor("toy", name), collect_texts(tiny_lm, TEXTS), atol=1e-5)

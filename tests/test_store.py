@@ -1,10 +1,12 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
 import torch
 
-from elm_interp.activations import ActivationStore
+from elm_interp.activations import ActivationStore, index
+from elm_interp.activations import store as store_module
 from elm_interp.errors import StoreError, UnknownNameError
 
 N, LAYERS, WIDTH = 10, 3, 4
@@ -26,6 +28,11 @@ def fill(store, examples, values, checkpoint="base", rows=None, **options):
     with store.writer("truth", checkpoint, examples=examples, meta=meta, **options) as writer:
         for part in rows.split(3):
             writer.add(part, values[part])
+
+
+def fill_site(store, examples, values, site, checkpoint="base"):
+    with store.writer("truth", checkpoint, examples=examples, meta={"site": site}) as writer:
+        writer.add(range(N), values)
 
 
 def write(store, examples, parts, **options):
@@ -189,3 +196,116 @@ def test_a_broken_index_is_an_error_with_its_path(tmp_path, examples, values):
     (tmp_path / "index.json").write_text(json.dumps({"entries": [{"dataset": "x"}]}))
     with pytest.raises(StoreError, match="index.json"):
         ActivationStore(tmp_path)
+
+
+def test_only_what_is_asked_for_is_opened(tmp_path, examples, values, monkeypatch):
+    for checkpoint in ("base", "step-000010"):
+        for factor, site in enumerate(("resid_post", "mlp_out"), 1):
+            fill_site(ActivationStore(tmp_path), examples, factor * values, site, checkpoint)
+    monkeypatch.setattr(index, "sha256_of", lambda path: pytest.fail(f"{path} was read"))
+    store = ActivationStore(tmp_path, verify=False)
+    opened, inner = [], store_module.safe_open
+    monkeypatch.setattr(store_module, "safe_open", lambda path, **k: opened.append(path) or inner(path, **k))
+    assert torch.equal(store.tensor("truth", "base", layer=1, site="mlp_out"), 2 * values[:, 1])
+    assert opened == [tmp_path / s["file"] for s in store.entry("truth", "base", "mlp_out").shards]
+
+
+def test_a_dataset_read_at_two_sites_keeps_both(tmp_path, examples, values):
+    store = ActivationStore(tmp_path)
+    fill_site(store, examples, values, "resid_post")
+    assert torch.equal(store.tensor("truth", "base"), values)
+    fill_site(store, examples, 2 * values, "mlp_out")
+    assert torch.equal(store.tensor("truth", "base", site="resid_post"), values)
+    assert torch.equal(store.tensor("truth", "base", site="mlp_out"), 2 * values)
+    with pytest.raises(StoreError, match="2 sites; name one: site= resid_post, mlp_out"):
+        store.tensor("truth", "base")
+    with pytest.raises(UnknownNameError, match="Did you mean 'mlp_out'"):
+        store.tensor("truth", "base", site="mlp_ou")
+
+
+def test_the_frame_and_the_prints_say_what_is_there(tmp_path, examples, values):
+    store = ActivationStore(tmp_path / "<b>")
+    assert store.frame().empty
+    assert "empty" in repr(store)
+    fill(store, examples, values)
+    fill_site(store, examples, values, "mlp_out")
+    frame = store.frame()
+    assert list(frame) == [
+        "dataset", "checkpoint", "site", "positions", "layers", "examples", "d_model", "dtype", "model", "adapter", "fingerprint", "bytes",
+    ]  # fmt: skip
+    row = frame.iloc[0]
+    assert (row["site"], row["layers"], row["examples"], row["dtype"]) == ("resid_post", LAYERS, N, "bfloat16")
+    assert row["bytes"] == sum((tmp_path / "<b>" / s["file"]).stat().st_size for s in store.entries()[0].shards)
+    assert "truth: 1 checkpoints at 2 sites of 10 examples" in repr(store)
+    page = store._repr_html_()
+    assert "<b>" not in page
+    assert "mlp_out</td>" in page
+
+
+def test_many_writers_and_readers_at_once_lose_nothing(tmp_path, examples, values):
+    def work(number):
+        store = ActivationStore(tmp_path)
+        for step in range(4):
+            fill(store, examples, values, f"step-{4 * number + step}")
+            fill(store, examples, values, "base")  # replaced all the time
+        return len(ActivationStore(tmp_path).entries())
+
+    with ThreadPoolExecutor(6) as pool:
+        writers = [pool.submit(work, number) for number in range(5)]
+        while not all(writer.done() for writer in writers):
+            ActivationStore(tmp_path, repair=True)
+        assert max(writer.result() for writer in writers) <= 21
+    store = ActivationStore(tmp_path)
+    assert {e.checkpoint for e in store.entries()} == {"base", *(f"step-{i}" for i in range(20))}
+    assert torch.equal(store.tensor("truth", "base"), values)
+
+
+def test_an_entry_replaced_by_another_process_says_so(tmp_path, examples, values):
+    store = ActivationStore(tmp_path)
+    fill(store, examples, values)
+    fill(ActivationStore(tmp_path), examples, 2 * values)
+    with pytest.raises(StoreError, match="open it again"):
+        store.tensor("truth", "base")
+
+
+def test_the_labelled_array_reads_only_what_is_looked_at(tmp_path, examples, values, monkeypatch):
+    xarray = pytest.importorskip("xarray")
+    store = ActivationStore(tmp_path)
+    fill(store, examples, values, "base")
+    fill(store, examples, 2 * values, "step-000010")
+    asked, inner = [], store.tensor
+    monkeypatch.setattr(store, "tensor", lambda *a, **k: asked.append(a[1:]) or inner(*a, **k))
+    x = store.xarray("truth")
+    assert dict(x.sizes) == {"checkpoint": 2, "example": N, "layer": LAYERS, "d_model": WIDTH}
+    one = x.sel(checkpoint="step-000010", layer=1)
+    assert isinstance(one, xarray.DataArray)
+    assert not asked
+    assert torch.equal(torch.from_numpy(one.values), 2 * values[:, 1].float())
+    assert asked == [("step-000010", [1])]
+    whole = torch.stack([values, 2 * values]).float()
+    for key in ((0, 2), (slice(None), [3, 1], 0), (1, slice(1, 8, 2), [2, 0], slice(0, 2)), (slice(0), 3, slice(0))):
+        expected = whole[key] if sum(isinstance(k, list) for k in key) < 2 else whole[key[0]][key[1]]
+        assert torch.equal(torch.from_numpy(x[key].values.copy()), expected), key
+    mean = x.sel(checkpoint="base").groupby("label").mean()
+    assert torch.allclose(torch.from_numpy(mean.sel(label=1).values), values[1::2].float().mean(0), atol=1e-6)
+
+
+def test_without_xarray_the_error_names_the_extra(tmp_path, examples, values, monkeypatch):
+    store = ActivationStore(tmp_path)
+    fill(store, examples, values)
+    monkeypatch.setitem(__import__("sys").modules, "xarray", None)
+    with pytest.raises(ImportError, match=r"elm-interp\[xarray\]"):
+        store.xarray("truth")
+
+
+def test_a_store_written_before_entries_told_their_weights_opens(tmp_path, examples, values):
+    fill(ActivationStore(tmp_path), examples, values)
+    raw = json.loads((tmp_path / "index.json").read_text())
+    for entry in raw["entries"]:
+        del entry["model"], entry["adapter"]
+        for shard in entry["shards"]:
+            del shard["first"]
+    (tmp_path / "index.json").write_text(json.dumps(raw))
+    store = ActivationStore(tmp_path)
+    assert torch.equal(store.tensor("truth", "base"), values)
+    assert store.frame()["model"].tolist() == [""]

@@ -1,6 +1,7 @@
 """Collecting activations: texts go through the model in batches of like length, and only the asked positions are kept.
 
-The head never runs, and checkpoints are adapters swapped on one base, so what is left is the forward passes themselves.
+The head never runs, checkpoints are adapters swapped on one base, and blocks below the first adapted one run once for all
+of them, so what is left is the forward passes themselves.
 
 Shapes: (example, layer, d_model) in the order of the texts; layer l is read after block l, before the final norm.
 
@@ -8,11 +9,14 @@ Shapes: (example, layer, d_model) in the order of the texts; layer l is read aft
     store = collect(lm, ActivationStore("runs/demo/activations"), {"truth": dataset}, {"base": None, "step-000060": folder})
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,12 +24,15 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from elm_interp.activations.fingerprints import fingerprints, origin
+from elm_interp.activations.index import Key, for_examples, other_examples
+from elm_interp.activations.merging import not_further
 from elm_interp.activations.store import ActivationStore
+from elm_interp.activations.trunk import Trunk, common_blocks, in_groups
 from elm_interp.activations.writer import ShardWriter
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.errors import DataError
 from elm_interp.models import Batch, HookedLM
-from elm_interp.models.adapter_files import read_adapter
 from elm_interp.models.batch import real_tokens
 
 SITE = "resid_post"
@@ -109,7 +116,8 @@ def collect(
 ) -> ActivationStore:
     """Stream activations of every dataset at every checkpoint into a store; single tokens in the model's dtype, means in float32.
 
-    Entries that are there already, made from the same texts and weights, are left alone.
+    Entries that are there already, made from the same texts and weights, are left alone; of a dataset that goes on where the
+    stored one ends, at the same checkpoints, only the further texts are read.
 
     Args:
         lm: the base; each checkpoint's adapter is put on it, and what was on comes back after.
@@ -130,33 +138,51 @@ def collect(
     """
     for dataset in datasets.values():
         _check_positions(dataset.positions, dataset.skip)
-    unread = {
-        checkpoint: [
-            (n, f) for n, f in fingerprints(lm, datasets, folder, site=site).items() if not store.has(n, checkpoint, f)
-        ]
-        for checkpoint, folder in checkpoints.items()
-    }
-    plans: dict[tuple[str, ...], _Plan] = {}
-    work: list[tuple[str, dict[str, str], _Plan]] = []
-    for checkpoint, missing in unread.items():
-        for names in _alike(datasets, [name for name, _ in missing]):
-            if names not in plans:
-                plans[names] = _plan(lm, [datasets[n] for n in names], max_tokens)
-            work.append((checkpoint, {n: f for n, f in missing if n in names}, plans[names]))
-    total = sum(len(plan.batches) for *_, plan in work)
+    origins = {checkpoint: origin(lm, folder) for checkpoint, folder in checkpoints.items()}
+    made_from = {c: fingerprints(lm, datasets, weights, site=site) for c, weights in origins.items()}
+    for name, dataset in datasets.items():
+        rest = _rest(store, name, dataset, {(name, c, site): found[name] for c, found in made_from.items()})
+        if rest is not None:
+            with TemporaryDirectory(dir=store.folder, prefix=".further-") as folder:
+                options: dict[str, Any] = {"site": site, "max_tokens": max_tokens, "progress": progress}
+                collect(lm, ActivationStore(folder), {name: rest}, checkpoints, **options)
+                store.merge(folder, append=True)
+    work: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for checkpoint, wanted in made_from.items():
+        unread = {name: found for name, found in wanted.items() if not store.has(name, checkpoint, found)}
+        for names in _alike(datasets, list(unread)):
+            work.setdefault(names, {})[checkpoint] = {name: unread[name] for name in names}
+    plans = {names: _plan(lm, [datasets[name] for name in names], max_tokens) for names in work}
+    total = sum(len(plans[names].batches) * len(states) for names, states in work.items())
+
+    def writer(checkpoint: str, name: str, found: str) -> ShardWriter:
+        dataset = datasets[name]
+        meta = {"site": site, "positions": str(dataset.positions), "fingerprint": found, "skip": dataset.skip}
+        meta |= origins[checkpoint]._asdict()
+        return store.writer(name, checkpoint, examples=dataset.stored_examples, meta=meta)
+
     with tqdm(total=total, desc="collecting", leave=False, disable=not progress) as bar:
-        for checkpoint, found, plan in work:
-            with lm.adapter(checkpoints[checkpoint]), ExitStack() as stack:
-                opened = [_writer(store, checkpoint, datasets[n], n, f, site) for n, f in found.items()]
-                writers = [stack.enter_context(writer) for writer in opened]
-                for texts, batch in plan.batches:
-                    values = _read(lm, batch, site, plan.positions, plan.skip)
-                    for writer, rows_of in zip(writers, plan.rows, strict=True):
-                        places = [(k, row) for k, text in enumerate(texts) for row in rows_of.get(text, ())]
-                        if places:
-                            taken, rows = zip(*places, strict=True)
-                            writer.add(rows, values[list(taken)])
-                    bar.update()
+        for names, states in work.items():
+            plan = plans[names]
+            with ExitStack() as stack:
+                # a checkpoint that is through is kept, whatever becomes of those after it
+                ends = {checkpoint: stack.enter_context(ExitStack()) for checkpoint in states}
+                writers = {
+                    checkpoint: [ends[checkpoint].enter_context(writer(checkpoint, *item)) for item in found.items()]
+                    for checkpoint, found in states.items()
+                }
+                below = common_blocks(lm, (checkpoints[checkpoint] for checkpoint in states), site)
+                groups = in_groups(lm, plan.batches, below)
+                for group in groups:
+                    trunks = [Trunk(lm, below) for _ in group]
+                    for checkpoint in states:
+                        with lm.adapter(checkpoints[checkpoint]):
+                            for (texts, batch), trunk in zip(group, trunks, strict=True):
+                                read = partial(_read, lm, batch, site, plan.positions, plan.skip)
+                                plan.hand_out(texts, trunk.read(read), writers[checkpoint])
+                                bar.update()
+                        if group is groups[-1]:
+                            ends[checkpoint].close()
     return store
 
 
@@ -165,21 +191,18 @@ def checkpoint_name(step: int | None) -> str:
     return "base" if step is None else f"step-{step:06d}"
 
 
-def fingerprint(lm: HookedLM, dataset: Dataset, adapter: str | Path | None, *, site: str = SITE) -> str:
-    """A hash of all that a dataset's activations depend on: texts, weights, dtype, adapter, site and positions."""
-    return fingerprints(lm, {"": dataset}, adapter, site=site)[""]
-
-
-def fingerprints(
-    lm: HookedLM, datasets: Mapping[str, Dataset], adapter: str | Path | None, *, site: str = SITE
-) -> dict[str, str]:
-    """The `fingerprint` of several datasets at one checkpoint, reading its files once."""
-    state = f"{lm.name}|{lm.dtype}|{_base_hash(lm)}|{_adapter_hash(adapter)}|{site}"
-    found = {}
-    for name, dataset in datasets.items():
-        said = f"{state}|{dataset.positions}|{dataset.skip}|{dataset.texts}"
-        found[name] = sha256(said.encode()).hexdigest()[:16]
-    return found
+def _rest(store: ActivationStore, name: str, dataset: Dataset, wanted: Mapping[Key, str]) -> Dataset | None:
+    """The texts of a dataset after those that the store has at all these places; None where they cannot follow them."""
+    entries = {entry.key: entry.fingerprint for entry in store.entries() if entry.dataset == name}
+    if not entries or entries.keys() != wanted.keys():
+        return None
+    known, whole = store.examples(name), dataset.stored_examples.reset_index(drop=True)
+    begun, more = whole[: len(known)], whole[len(known) :]
+    if other_examples(name, known, begun) or not_further(name, known, more):
+        return None
+    if any(entries[key] != for_examples(found, known) for key, found in wanted.items()):
+        return None
+    return replace(dataset, texts=dataset.texts[len(known) :], examples=dataset.examples[len(known) :])
 
 
 @dataclass(frozen=True)
@@ -191,6 +214,16 @@ class _Plan:
     """For each dataset, where each text stands in it."""
     positions: str | int
     skip: int
+
+    def hand_out(
+        self, texts: list[int], values: Float[Tensor, "batch layer d_model"], writers: list[ShardWriter]
+    ) -> None:
+        """Give each dataset's writer what was read of its texts."""
+        for writer, rows_of in zip(writers, self.rows, strict=True):
+            places = [(k, row) for k, text in enumerate(texts) for row in rows_of.get(text, ())]
+            if places:
+                taken, rows = zip(*places, strict=True)
+                writer.add(rows, values[list(taken)])
 
 
 def _plan(lm: HookedLM, datasets: Sequence[Dataset], max_tokens: int) -> _Plan:
@@ -204,13 +237,6 @@ def _plan(lm: HookedLM, datasets: Sequence[Dataset], max_tokens: int) -> _Plan:
     return _Plan(batches, rows, like.positions, like.skip)
 
 
-def _writer(
-    store: ActivationStore, checkpoint: str, dataset: Dataset, name: str, fingerprint: str, site: str
-) -> ShardWriter:
-    meta = {"site": site, "positions": str(dataset.positions), "fingerprint": fingerprint, "skip": dataset.skip}
-    return store.writer(name, checkpoint, examples=dataset.stored_examples, meta=meta)
-
-
 def _alike(datasets: Mapping[str, Dataset], names: Sequence[str]) -> list[tuple[str, ...]]:
     """The names in groups that are read at the same positions."""
     groups: dict[tuple[str | int, int], list[str]] = {}
@@ -220,7 +246,15 @@ def _alike(datasets: Mapping[str, Dataset], names: Sequence[str]) -> list[tuple[
 
 
 @torch.no_grad()
-def reduce_layers(lm: HookedLM, batch: Batch, reduce: Reduce, *, site: str = SITE, skip: int = 0) -> Tensor:
+def reduce_layers(
+    lm: HookedLM,
+    batch: Batch,
+    reduce: Reduce,
+    *,
+    site: str = SITE,
+    skip: int = 0,
+    layers: Iterable[int] | None = None,
+) -> Tensor:
     """One forward pass, each layer reduced to what is wanted of its tokens; stacked to (batch, layer, ...).
 
     Args:
@@ -229,8 +263,9 @@ def reduce_layers(lm: HookedLM, batch: Batch, reduce: Reduce, *, site: str = SIT
         reduce: from (batch, pos, d_model) in float32 and a boolean mask (batch, pos), what to keep, (batch, ...).
         site: short name.
         skip: the mask leaves out this many first tokens of each row.
+        layers: which; None means all.
     """
-    cache = lm.run_with_cache(batch, sites=[site], positions="all")
+    cache = lm.run_with_cache(batch, sites=[site], layers=layers, positions="all")
     inside = real_tokens(batch.attention_mask)
     inside[:, :skip] = False
     return torch.stack(
@@ -256,11 +291,11 @@ def prepare_batches(
 
 
 def _read(
-    lm: HookedLM, batch: Batch, site: str, positions: str | int, skip: int
+    lm: HookedLM, batch: Batch, site: str, positions: str | int, skip: int, layers: Iterable[int] | None = None
 ) -> Float[Tensor, "batch layer d_model"]:
     if positions == "mean":
-        return reduce_layers(lm, batch, _masked_mean, site=site, skip=skip)
-    return lm.run_with_cache(batch, sites=[site], positions=positions)[site]  # type: ignore[arg-type]
+        return reduce_layers(lm, batch, _masked_mean, site=site, skip=skip, layers=layers)
+    return lm.run_with_cache(batch, sites=[site], layers=layers, positions=positions)[site]  # type: ignore[arg-type]
 
 
 def _masked_mean(values: Float[Tensor, "batch pos d_model"], inside: Tensor) -> Float[Tensor, "batch d_model"]:
@@ -276,33 +311,3 @@ def _check_positions(positions: str | int, skip: int) -> None:
         raise DataError(
             f'skip={skip} with positions={positions!r}: only the mean can leave out first tokens; expected positions="mean" and skip >= 0.'
         )
-
-
-def _base_hash(lm: HookedLM) -> str:
-    """Hash of a sample of every weight of the base: enough to tell models apart, and quick."""
-    digest = sha256()
-    for name, weight in _base_parameters(lm):
-        step = max(1, weight.numel() // 64)
-        digest.update(name.encode())
-        digest.update(weight.detach().flatten()[::step].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _base_parameters(lm: HookedLM) -> Iterator[tuple[str, Tensor]]:
-    # peft wraps a module that it adapts, which adds ".base_layer" to the names of its own weights
-    for name, weight in lm.model.named_parameters():
-        if "lora_" not in name and not weight.is_meta:
-            yield name.replace(".base_layer", ""), weight
-
-
-def _adapter_hash(adapter: str | Path | None) -> str:
-    if adapter is None:
-        return ""
-    config, weights = read_adapter(adapter)
-    digest = sha256(
-        f"{config.r}|{config.lora_alpha}|{config.use_rslora}|{config.rank_pattern}|{config.alpha_pattern}".encode()
-    )
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,7 +1,8 @@
 """ActivationStore: activations of many checkpoints on disk, so that analyses run again without a model.
 
-A store is a folder: one examples table a dataset, and for each (dataset, checkpoint) a folder of safetensors shards. The
-index names what is there, with sizes and hashes, and is replaced in one step, so an interrupted writer leaves no trace.
+A store is a folder: one examples table a dataset, and for each (dataset, checkpoint, site) a folder of safetensors shards.
+The index names what is there, with sizes and hashes, and is replaced in one step: whatever dies while writing, what was
+there stays. Several processes may open a store and write to it at once; each sees what was there when it opened it.
 
 Shapes: what is added is (rows, layer, d_model), in any order of rows; what is read is (example, layer, d_model) in the
 order of the examples. On disk a shard is (layer, rows, d_model), so that reading one layer touches nothing else.
@@ -9,16 +10,16 @@ order of the examples. On disk a shard is (layer, rows, d_model), so that readin
     with store.writer("truth", "step-000060", examples=table, meta={"site": "resid_post", "positions": "last"}) as w:
         w.add([4, 0], tensor)
     x = store.tensor("truth", "step-000060", layer=7)        # (example, d_model)
+    store.frame()                                            # what is there, one row an entry
+    ActivationStore("whole").merge("worker-0", "worker-1")   # checkpoints that several workers collected
 """
 
-import hashlib
-import json
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -26,32 +27,17 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from elm_interp.activations import merging, views
+from elm_interp.activations.index import INDEX, Entry, Index, Key, changing, other_examples, write_table
 from elm_interp.activations.writer import SHARD_BYTES, ShardWriter
 from elm_interp.errors import StoreError, raise_all, unknown
 
-INDEX = "index.json"
+if TYPE_CHECKING:
+    from xarray import DataArray
+
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the index says of one dataset at one checkpoint."""
-
-    dataset: str
-    checkpoint: str
-    site: str
-    positions: str
-    dtype: str
-    n: int
-    """Examples."""
-    layers: int
-    d_model: int
-    fingerprint: str
-    """A hash of what the activations depend on: texts, weights, where they were read."""
-    meta: dict[str, Any]
-    """Whatever else the writer was given."""
-    shards: tuple[dict[str, Any], ...] = field(repr=False)
-    """File (relative to the store), rows, bytes and sha256 of each."""
+_OWN = ("site", "positions", "fingerprint", "model", "adapter")
+"""What a writer is told that has its own column; the rest is kept beside."""
 
 
 class ActivationStore:
@@ -60,7 +46,7 @@ class ActivationStore:
     Args:
         folder: an existing store, or where to make one; nothing is written before the first entry.
         repair: drop entries with a damaged shard instead of raising.
-        verify: hash every shard; False looks only at presence and size.
+        verify: hash every shard; False looks only at presence and size, so that no more is read than what is asked for.
 
     Raises:
         StoreError: the index cannot be read, or shards are missing or damaged; the message names each.
@@ -68,47 +54,69 @@ class ActivationStore:
 
     def __init__(self, folder: str | Path, *, repair: bool = False, verify: bool = True) -> None:
         self.folder = Path(folder)
-        self._entries, self._tables = self._read_index()
-        problems = {key: self._problems(entry, verify) for key, entry in self._entries.items()}
-        damaged = [key for key, found in problems.items() if found]
-        if damaged and not repair:
+        while True:
+            self._index = Index.read(self.folder)
+            problems = self._index.problems(self.folder, verify=verify)
+            # another process may have replaced what was looked at
+            if not problems or Index.read(self.folder) == self._index:
+                break
+        if problems and not repair:
             raise_all(
                 [p for found in problems.values() for p in found],
                 StoreError,
                 f"the store {folder} is damaged; open it with repair=True to drop what is:",
             )
-        for dataset, checkpoint in damaged:
-            self.drop(dataset, checkpoint)
+        if problems:
+            self._drop({key: self._index.entries[key] for key in problems})
 
     def __repr__(self) -> str:
-        by_dataset: dict[str, list[str]] = {}
-        for dataset, checkpoint in self._entries:
-            by_dataset.setdefault(dataset, []).append(checkpoint)
-        size = sum(shard["bytes"] for entry in self._entries.values() for shard in entry.shards)
-        held = "; ".join(f"{name}: {len(found)} checkpoints" for name, found in by_dataset.items())
-        return f"ActivationStore({str(self.folder)!r}: {held or 'empty'}; {size / 1e6:.1f} MB)"
+        return views.summary(self.folder, self._index)
+
+    def _repr_html_(self) -> str:
+        return views.html(self.folder, self._index)
+
+    def frame(self) -> pd.DataFrame:
+        """What the store holds, one row an entry, in the order in which it came.
+
+        Columns: dataset, checkpoint, site, positions, layers, examples, d_model, dtype, hashes of model and adapter (""
+        where the writer was not told), fingerprint, bytes.
+        """
+        return views.frame(self._index)
 
     def entries(self) -> list[Entry]:
         """What the store holds, in the order in which it came."""
-        return list(self._entries.values())
+        return list(self._index.entries.values())
 
-    def entry(self, dataset: str, checkpoint: str) -> Entry:
+    def entry(self, dataset: str, checkpoint: str, site: str | None = None) -> Entry:
         """What the index says of one entry.
 
+        Args:
+            dataset: name of the dataset.
+            checkpoint: name of the checkpoint.
+            site: needed only where the dataset was read at several sites of the checkpoint.
+
         Raises:
-            UnknownNameError: no such dataset or checkpoint; the message lists those that exist.
+            UnknownNameError: no such dataset, checkpoint or site; the message lists those that exist.
+            StoreError: several sites, and none was named.
         """
-        if (dataset, checkpoint) not in self._entries:
-            checkpoints = [c for d, c in self._entries if d == dataset]
-            if checkpoints:
-                raise unknown(f"checkpoint of {dataset!r}", checkpoint, checkpoints)
-            raise unknown("dataset", dataset, dict.fromkeys(d for d, _ in self._entries))
-        return self._entries[dataset, checkpoint]
+        of_dataset = self._index.of(dataset).values()
+        if not of_dataset:
+            raise unknown("dataset", dataset, self._index.tables)
+        at_checkpoint = {entry.site: entry for entry in of_dataset if entry.checkpoint == checkpoint}
+        if not at_checkpoint:
+            raise unknown(f"checkpoint of {dataset!r}", checkpoint, dict.fromkeys(e.checkpoint for e in of_dataset))
+        if site is None and len(at_checkpoint) > 1:
+            raise StoreError(
+                f"{dataset!r} at {checkpoint!r} was read at {len(at_checkpoint)} sites; name one: site= {', '.join(at_checkpoint)}."
+            )
+        if site is not None and site not in at_checkpoint:
+            raise unknown(f"site of {dataset!r} at {checkpoint!r}", site, at_checkpoint)
+        return at_checkpoint[site] if site is not None else next(iter(at_checkpoint.values()))
 
     def has(self, dataset: str, checkpoint: str, fingerprint: str | None = None) -> bool:
-        """Whether the entry is there and, where a fingerprint is given, was made from the same."""
-        entry = self._entries.get((dataset, checkpoint))
-        return entry is not None and fingerprint in (None, entry.fingerprint)
+        """Whether there is an entry of these names and, where a fingerprint is given, one that was made from the same."""
+        found = [entry for entry in self._index.of(dataset).values() if entry.checkpoint == checkpoint]
+        return any(fingerprint in (None, entry.fingerprint) for entry in found)
 
     def examples(self, dataset: str) -> pd.DataFrame:
         """The examples of a dataset, one row for each row of its tensors.
@@ -116,12 +124,13 @@ class ActivationStore:
         Raises:
             UnknownNameError: no such dataset.
         """
-        if dataset not in self._tables:
-            raise unknown("dataset", dataset, self._tables)
-        return pd.read_parquet(self.folder / self._tables[dataset])
+        if dataset not in self._index.tables:
+            raise unknown("dataset", dataset, self._index.tables)
+        with self._as_opened():
+            return pd.read_parquet(self.folder / self._index.tables[dataset])
 
     def tensor(
-        self, dataset: str, checkpoint: str, layer: int | Sequence[int] | None = None
+        self, dataset: str, checkpoint: str, layer: int | Sequence[int] | None = None, *, site: str | None = None
     ) -> Float[Tensor, "example *layer d_model"]:
         """Activations in the order of the examples, in the dtype in which they were added.
 
@@ -130,12 +139,14 @@ class ActivationStore:
             checkpoint: name of the checkpoint.
             layer: None for all, (example, layer, d_model); several, the same; one int, (example, d_model). Only the layers
                 asked for are read.
+            site: needed only where the dataset was read at several.
 
         Raises:
             UnknownNameError: no such entry.
             ValueError: a layer that the entry does not have.
+            StoreError: several sites and none was named, or the entry was replaced since the store was opened.
         """
-        entry = self.entry(dataset, checkpoint)
+        entry = self.entry(dataset, checkpoint, site)
         layers = list(range(entry.layers)) if layer is None else [layer] if isinstance(layer, int) else list(layer)
         outside = [index for index in layers if not -entry.layers <= index < entry.layers]
         if outside or not layers:
@@ -143,12 +154,29 @@ class ActivationStore:
                 f"layers {outside or '(none)'} asked of {dataset!r} at {checkpoint!r}, which has layers 0 to {entry.layers - 1}."
             )
         out = torch.empty(entry.n, len(layers), entry.d_model, dtype=getattr(torch, entry.dtype))
-        for shard in entry.shards:
-            with safe_open(self.folder / shard["file"], framework="pt") as file:
-                rows, values = file.get_tensor("rows"), file.get_slice("activations")
-                for place, index in enumerate(layers):
-                    out[rows, place] = values[index % entry.layers]
+        with self._as_opened():
+            for shard in entry.shards:
+                with safe_open(self.folder / shard["file"], framework="pt") as file:
+                    rows = file.get_tensor("rows") + shard.get("first", 0)
+                    values = file.get_slice("activations")
+                    for place, index in enumerate(layers):
+                        out[rows, place] = values[index % entry.layers]
         return out[:, 0] if isinstance(layer, int) else out
+
+    def xarray(self, dataset: str, site: str | None = None) -> "DataArray":
+        """A dataset at all its checkpoints as a labelled array; what is not looked at is not read.
+
+        Returns:
+            (checkpoint, example, layer, d_model) in float32 (numpy has no bfloat16), with the columns of the examples as
+            coordinates of `example`: `x.sel(checkpoint="base", layer=7).groupby("label").mean()`.
+
+        Raises:
+            ImportError: the extra xarray is not installed.
+            UnknownNameError, StoreError: as `entry`, or checkpoints of other layers or width.
+        """
+        checkpoints = dict.fromkeys(entry.checkpoint for entry in self._index.of(dataset).values())
+        entries = [self.entry(dataset, checkpoint, site) for checkpoint in checkpoints]
+        return views.labelled(entries, self.examples(dataset), self.tensor)
 
     def writer(
         self,
@@ -161,13 +189,14 @@ class ActivationStore:
     ) -> ShardWriter:
         """A context that takes activations in batches; the entry appears, whole, when it ends without an exception.
 
-        An entry of the same names is replaced then, and stays readable until.
+        An entry of the same names and site is replaced then, and stays readable until.
 
         Args:
             dataset: letters, digits, "_", "-" and ".".
             checkpoint: likewise.
             examples: one row an example, the same for every checkpoint of a dataset.
-            meta: "site", "positions" and "fingerprint" have their own columns in `entries`; the rest is kept beside.
+            meta: "site", "positions", "fingerprint", "model" and "adapter" have their own columns in `frame`; the rest is
+                kept beside.
             shard_bytes: largest size of a shard.
 
         Raises:
@@ -179,27 +208,111 @@ class ActivationStore:
                     f"{kind} name {name!r} cannot be used; expected letters, digits, '_', '-' or '.', a letter or digit first."
                 )
         examples = examples.reset_index(drop=True)
-        if dataset in self._tables:
-            self._same_examples(dataset, examples)
+        if dataset in self._index.tables:
+            _same_examples(dataset, self.examples(dataset), examples)
         meta = dict(meta or {})
+        own = {key: str(meta.pop(key, "")) for key in _OWN}
 
         def commit(shards: list[dict[str, Any]], layers: int, d_model: int, dtype: str) -> None:
-            known = {key: str(meta.get(key, "")) for key in ("site", "positions", "fingerprint")}
-            rest = {key: value for key, value in meta.items() if key not in known}
-            entry = Entry(
-                dataset,
-                checkpoint,
-                dtype=dtype,
-                n=len(examples),
-                layers=layers,
-                d_model=d_model,
-                meta=rest,
-                shards=tuple(shards),
-                **known,
-            )
-            self._commit(entry, examples)
+            size = {"dtype": dtype, "n": len(examples), "layers": layers, "d_model": d_model}
+            entry = Entry(dataset, checkpoint, meta=meta, shards=tuple(shards), **size, **own)  # type: ignore[arg-type]
+            with self._changing() as index:
+                replaced = index.entries.get(entry.key)
+                if dataset in index.tables:
+                    _same_examples(dataset, pd.read_parquet(self.folder / index.tables[dataset]), examples)
+                else:
+                    index.tables[dataset] = write_table(self.folder, dataset, examples)
+                index.entries[entry.key] = entry
+            self._delete([replaced] if replaced else [], [])
 
-        return ShardWriter(self.folder, f"{dataset}/{checkpoint}", len(examples), commit, shard_bytes)
+        return ShardWriter(self.folder, f"{dataset}/{checkpoint}", len(examples), commit, self._discard, shard_bytes)
+
+    @contextmanager
+    def append(
+        self, dataset: str, examples: pd.DataFrame, *, shard_bytes: int = SHARD_BYTES
+    ) -> Iterator[dict[tuple[str, str], ShardWriter]]:
+        """Add examples to a dataset, at all its checkpoints: they appear together when the context ends without an exception.
+
+            with store.append("truth", more) as writers:
+                writers["base", "resid_post"].add([0, 1], tensor)
+
+        Args:
+            dataset: one that the store has.
+            examples: the further ones, with the columns of those that are there.
+            shard_bytes: largest size of a shard.
+
+        Yields:
+            A writer for each (checkpoint, site), whose row 0 is the first of the further examples.
+
+        Raises:
+            UnknownNameError: no such dataset.
+            StoreError: other columns, an example that is there already, rows that never came at some checkpoint, values
+                unlike those that are there, or the dataset was changed by another process. Nothing is added then.
+        """
+        entries, known = self._index.of(dataset), self.examples(dataset)
+        examples = examples.reset_index(drop=True)
+        raise_all(merging.not_further(dataset, known, examples), StoreError, "these examples cannot be added:")
+        done: dict[Key, list[dict[str, Any]]] = {}
+
+        def writer(entry: Entry) -> ShardWriter:
+            def commit(shards: list[dict[str, Any]], *_: object) -> None:
+                done[entry.key] = shards
+
+            like = (entry.layers, entry.d_model, getattr(torch, entry.dtype))
+            name = f"{dataset}/{entry.checkpoint}"
+            return ShardWriter(self.folder, name, len(examples), commit, self._discard, shard_bytes, like)
+
+        try:
+            with ExitStack() as stack:
+                yield {(e.checkpoint, e.site): stack.enter_context(writer(e)) for e in entries.values()}
+            with self._changing() as index:
+                if index.of(dataset) != entries:
+                    raise StoreError(f"dataset {dataset!r} was changed by another process; open the store again.")
+                replaced, whole = index.tables[dataset], pd.concat([known, examples], ignore_index=True)
+                for key, entry in entries.items():
+                    shards = [{**shard, "first": entry.n} for shard in done[key]]
+                    index.entries[key] = merging.joined([entry], [*entry.shards, *shards], whole)
+                index.tables[dataset] = write_table(self.folder, dataset, whole)
+        except BaseException:
+            for shards in done.values():
+                self._discard((self.folder / shards[0]["file"]).parent)
+            raise
+        self._delete([], [replaced])
+
+    def merge(self, *folders: str | Path, append: bool = False) -> "ActivationStore":
+        """Take in what other stores hold, such as those that several workers collected; they stay as they are.
+
+        Args:
+            folders: the stores, each checked shard by shard.
+            append: workers shared out the examples of a dataset, so examples under the same dataset name are put one below
+                the other, in the order of the folders; otherwise they shared out checkpoints, datasets or sites.
+
+        Returns:
+            This store.
+
+        Raises:
+            StoreError: a folder without a store, a damaged one, or what does not belong together: other examples, models,
+                adapters, shapes or dtypes under the same names (with `append`: repeated examples, or other checkpoints).
+                The message lists every such case, and nothing is changed on disk.
+        """
+        others = [(Path(folder), self._other(Path(folder))) for folder in folders]
+
+        def plan(index: Index) -> merging.Plan:
+            made = merging.plan([(self.folder, index), *others], append)
+            raise_all(made.problems, StoreError, "these stores do not belong together; nothing was merged:")
+            return made
+
+        plan(Index.read(self.folder))  # before the first file is touched
+        taken: list[Path] = []
+        try:
+            with self._changing() as index:
+                replaced = plan(index).carry_out(self.folder, index, taken)
+        except BaseException:
+            for folder in taken:
+                self._discard(folder)
+            raise
+        self._delete([], replaced)
+        return self
 
     def drop(self, dataset: str, checkpoint: str | None = None) -> None:
         """Remove an entry, or a dataset with all its checkpoints, from the index and the disk.
@@ -207,95 +320,56 @@ class ActivationStore:
         Raises:
             UnknownNameError: there is nothing of that name.
         """
-        gone = [key for key in self._entries if key[0] == dataset and checkpoint in (None, key[1])]
+        gone = {key: e for key, e in self._index.of(dataset).items() if checkpoint in (None, e.checkpoint)}
         if not gone:
             self.entry(dataset, checkpoint or "")
-        removed = [self._entries.pop(key) for key in gone]
-        last = not any(name == dataset for name, _ in self._entries)
-        table = self._tables.pop(dataset, None) if last else None
-        self._write_index()
-        for entry in removed:
-            self._delete(entry)
-        if table:
-            (self.folder / table).unlink(missing_ok=True)
+        self._drop(gone)
 
-    # -- the index ------------------------------------------------------------------------------------------------
+    def _drop(self, gone: dict[Key, Entry]) -> None:
+        with self._changing() as index:
+            # what another process has put in their place stays
+            removed = [index.entries.pop(key) for key, entry in gone.items() if index.entries.get(key) == entry]
+            tables = [index.tables.pop(dataset) for dataset in list(index.tables) if not index.of(dataset)]
+        self._delete(removed, tables)
 
-    def _read_index(self) -> tuple[dict[tuple[str, str], Entry], dict[str, str]]:
-        path = self.folder / INDEX
-        if not path.exists():
-            return {}, {}
+    def _other(self, folder: Path) -> Index:
+        if not (folder / INDEX).is_file():
+            raise StoreError(f"there is no store in {folder}: it has no {INDEX}.")
+        if folder.resolve() == self.folder.resolve():
+            raise StoreError(f"the store {folder} cannot be merged into itself; name the others.")
+        return ActivationStore(folder)._index
+
+    @contextmanager
+    def _changing(self) -> Iterator[Index]:
+        with changing(self.folder) as index:
+            yield index
+        self._index = index
+
+    @contextmanager
+    def _as_opened(self) -> Iterator[None]:
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            found = [Entry(**{**row, "shards": tuple(row["shards"])}) for row in raw["entries"]]
-            return {(entry.dataset, entry.checkpoint): entry for entry in found}, dict(raw["examples"])
-        except (ValueError, KeyError, TypeError) as error:
+            yield
+        except FileNotFoundError as error:
             raise StoreError(
-                f"the index {path} cannot be read ({error}); restore it, or delete the folder and collect again."
+                f"the store {self.folder} was changed by another process since it was opened; open it again ({error})."
             ) from error
 
-    def _write_index(self) -> None:
-        half = self.folder / f".{INDEX}.half"
-        listed = {"entries": [asdict(entry) for entry in self._entries.values()], "examples": self._tables}
-        half.write_text(json.dumps(listed, indent=1), encoding="utf-8")
-        half.replace(self.folder / INDEX)
-
-    def _commit(self, entry: Entry, examples: pd.DataFrame) -> None:
-        # another process may have added entries since this one opened the store
-        self._entries, self._tables = self._read_index()
-        replaced = self._entries.get((entry.dataset, entry.checkpoint))
-        if entry.dataset in self._tables:
-            self._same_examples(entry.dataset, examples)
-        else:
-            table = f"{entry.dataset}/examples.parquet"
-            half = self.folder / f"{table}.half"
-            examples.to_parquet(half, index=False)
-            half.replace(self.folder / table)
-            self._tables[entry.dataset] = table
-        self._entries[entry.dataset, entry.checkpoint] = entry
-        self._write_index()
-        if replaced:
-            self._delete(replaced)
-
-    def _same_examples(self, dataset: str, examples: pd.DataFrame) -> None:
-        known = self.examples(dataset)
-        if list(known) != list(examples):
-            raise StoreError(
-                f"dataset {dataset!r} has examples with columns {list(known)}, not {list(examples)}; use another name or drop it first."
-            )
-        if len(known) != len(examples):
-            raise StoreError(
-                f"dataset {dataset!r} has {len(known)} examples, not {len(examples)}; use another name or drop it first."
-            )
-        # types may change on the way through parquet, what is said may not
-        differs = (known.astype("string").fillna("") != examples.astype("string").fillna("")).any(axis=1)
-        if differs.any():
-            row = int(differs.to_numpy().argmax())
-            raise StoreError(
-                f"dataset {dataset!r} has other examples: row {row} is {known.iloc[row].to_dict()} in the store and "
-                f"{examples.iloc[row].to_dict()} now; use another name or drop it first."
-            )
-
-    def _problems(self, entry: Entry, verify: bool) -> list[str]:
-        problems = []
-        for shard in entry.shards:
-            path = self.folder / shard["file"]
-            if not path.is_file():
-                problems.append(f"{shard['file']}: missing")
-            elif path.stat().st_size != shard["bytes"]:
-                problems.append(f"{shard['file']}: {path.stat().st_size} bytes, expected {shard['bytes']}")
-            elif verify and sha256_of(path) != shard["sha256"]:
-                problems.append(f"{shard['file']}: its contents changed (sha256 differs)")
-        if entry.dataset not in self._tables or not (self.folder / self._tables[entry.dataset]).is_file():
-            problems.append(f"{entry.dataset}/examples.parquet: missing")
-        return problems
-
-    def _delete(self, entry: Entry) -> None:
-        for folder in {(self.folder / shard["file"]).parent for shard in entry.shards}:
+    def _discard(self, folder: Path) -> None:
+        """Remove a folder that was not finished; if it came into the index before the interruption, it is whole."""
+        name = folder.relative_to(self.folder).as_posix()
+        if not any(name in entry.folders for entry in Index.read(self.folder).entries.values()):
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # other entries are there
+                folder.parent.rmdir()
+
+    def _delete(self, entries: list[Entry], tables: list[str]) -> None:
+        for folder in {folder for entry in entries for folder in entry.folders}:
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        for table in tables:
+            (self.folder / table).unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _same_examples(dataset: str, known: pd.DataFrame, new: pd.DataFrame) -> None:
+    problem = other_examples(dataset, known, new)
+    if problem:
+        raise StoreError(f"{problem}; use another name or drop it first.")

@@ -1,66 +1,79 @@
-"""ShardWriter: streams batches of activations to shards, so that memory holds one shard at most.
+"""ShardWriter: streams batches of activations straight to shards, so that memory holds no more than the batch.
 
-Made by `ActivationStore.writer`; it knows files and rows, and hands what it wrote to the store when it ends well.
+Made by `ActivationStore.writer`; it knows files and rows, and hands what it wrote to the store when it ends well. A shard is
+a safetensors file whose size is known from the start, since every row must come: rows are written to their place in it.
 
     with store.writer("truth", "base", examples=table) as w:
         w.add([4, 0], tensor)                                # (rows, layer, d_model)
 """
 
-import hashlib
-import shutil
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save
 from torch import Tensor
 
+from elm_interp.activations.index import sha256_of
 from elm_interp.errors import StoreError
 
 SHARD_BYTES = 64 * 2**20
 """Largest size of a shard's activations."""
 
+_KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+"""What safetensors calls a dtype."""
+
+Like = tuple[int, int, torch.dtype]
+"""Layers, width and dtype."""
 Commit = Callable[[list[dict[str, Any]], int, int, str], None]
 """Takes the shards, the number of layers, the width and the dtype."""
 
 
 class ShardWriter:
-    """A context that takes rows in any order, each once."""
+    """A context that takes rows in any order, each once.
 
-    def __init__(self, root: Path, name: str, n: int, commit: Commit, shard_bytes: int = SHARD_BYTES) -> None:
-        self._root, self._name, self._commit, self._shard_bytes = root, name, commit, shard_bytes
+    Args:
+        root: folder of the store.
+        name: of what is written, for its folder and for messages.
+        n: rows that must come.
+        commit: takes what was written, once all of it is there.
+        discard: removes a folder that no index names.
+        shard_bytes: largest size of a shard.
+        like: what the values must be; by default whatever comes first.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        n: int,
+        commit: Commit,
+        discard: Callable[[Path], None],
+        shard_bytes: int = SHARD_BYTES,
+        like: Like | None = None,
+    ) -> None:
+        self._root, self._name, self._commit, self._discard = root, name, commit, discard
+        self._shard_bytes, self._like = shard_bytes, like
         self._seen = torch.zeros(n, dtype=torch.bool)
-        self._pending: list[tuple[Tensor, Tensor]] = []
-        self._shards: list[dict[str, Any]] = []
-        self._like: tuple[int, int, torch.dtype] | None = None
+        self._shards: list[_Shard] = []
         self._folder: Path | None = None
 
     def __enter__(self) -> "ShardWriter":
-        # a fresh folder, since an entry of the same name must stay readable until this one is whole
-        for number in range(10**6):
-            folder = self._root / f"{self._name}.{number}"
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            self._folder = folder
-            return self
-        raise StoreError(f"no free folder for {self._name} in {self._root}.")
+        self._folder = fresh_folder(self._root, self._name)
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        whole = False
         try:
             if kind is None:
                 self._finish()
-        except BaseException:
-            kind = kind or StoreError
-            raise
+                whole = True
         finally:
-            if kind is not None and self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._remove_if_empty(self._folder.parent)
-            self._pending.clear()
+            if not whole and self._folder is not None:
+                self._discard(self._folder)
+            self._folder = None
 
     def add(self, rows: Sequence[int] | Int[Tensor, " rows"], values: Float[Tensor, "rows layer d_model"]) -> None:
         """Add activations of some examples.
@@ -74,11 +87,19 @@ class ShardWriter:
         values = values.detach().cpu()
         self._check(index, values)
         self._seen[index] = True
+        while len(index):
+            if not self._shards or not self._shards[-1].room:
+                self._shards.append(self._next_shard(self._folder, values))
+            shard = self._shards[-1]
+            room = shard.room
+            shard.put(index[:room], values[:room])
+            index, values = index[room:], values[room:]
+
+    def _next_shard(self, folder: Path, values: Tensor) -> "_Shard":
         per_shard = max(1, self._shard_bytes // (values[0].numel() * values.element_size()))
-        for part, piece in zip(index.split(per_shard), values.split(per_shard), strict=True):
-            if sum(len(r) for r, _ in self._pending) + len(part) > per_shard:
-                self._flush()
-            self._pending.append((part, piece))
+        left = len(self._seen) - sum(shard.rows for shard in self._shards)
+        path = folder / f"shard-{len(self._shards):05d}.safetensors"
+        return _Shard(path, min(per_shard, left), (values.shape[1], values.shape[2], values.dtype))
 
     def _check(self, index: Tensor, values: Tensor) -> None:
         n = len(self._seen)
@@ -86,6 +107,8 @@ class ShardWriter:
             raise StoreError(
                 f"activations are (rows, layer, d_model) for at least one row; found {tuple(values.shape)} for {len(index)} rows."
             )
+        if values.dtype not in _KINDS:
+            raise StoreError(f"activations are {values.dtype}; expected one of {', '.join(map(str, _KINDS))}.")
         if int(index.min()) < 0 or int(index.max()) >= n:
             raise StoreError(
                 f"rows {int(index.min())} to {int(index.max())} were added, but {self._name} has examples 0 to {n - 1}."
@@ -99,34 +122,68 @@ class ShardWriter:
         if like != self._like:
             raise StoreError(f"(layers, d_model, dtype) changed within {self._name}: {like}, before {self._like}.")
 
-    def _flush(self) -> None:
-        if not self._pending or self._folder is None:
-            return
-        rows = torch.cat([r for r, _ in self._pending])
-        values = torch.cat([v for _, v in self._pending]).transpose(0, 1).contiguous()
-        self._pending.clear()
-        path = self._folder / f"shard-{len(self._shards):05d}.safetensors"
-        data = save({"rows": rows, "activations": values})
-        path.write_bytes(data)
-        self._shards.append(
-            {
-                "file": path.relative_to(self._root).as_posix(),
-                "rows": len(rows),
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-        )
-
     def _finish(self) -> None:
         if self._like is None or not bool(self._seen.all()):
             missing = (~self._seen).nonzero()[:, 0].tolist()
             raise StoreError(
                 f"{len(missing)} of {len(self._seen)} examples of {self._name} were never added, such as row {missing[0] if missing else 'any'}."
             )
-        self._flush()
+        shards = []
+        for shard in self._shards:
+            file = shard.path.relative_to(self._root).as_posix()
+            size, digest = shard.path.stat().st_size, sha256_of(shard.path)
+            shards.append({"file": file, "rows": shard.rows, "first": 0, "bytes": size, "sha256": digest})
         layers, d_model, dtype = self._like
-        self._commit(self._shards, layers, d_model, str(dtype).removeprefix("torch."))
+        self._commit(shards, layers, d_model, str(dtype).removeprefix("torch."))
 
-    def _remove_if_empty(self, folder: Path) -> None:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+
+class _Shard:
+    """A safetensors file of (layer, rows, d_model), made whole at once and filled from the first row on."""
+
+    def __init__(self, path: Path, rows: int, like: Like) -> None:
+        layers, d_model, dtype = like
+        self.path, self.rows, self._filled = path, rows, 0
+        self._row_bytes = d_model * dtype.itemsize
+        size = layers * rows * self._row_bytes
+        told = {
+            "rows": {"dtype": "I64", "shape": [rows], "data_offsets": [0, 8 * rows]},
+            "activations": {
+                "dtype": _KINDS[dtype],
+                "shape": [layers, rows, d_model],
+                "data_offsets": [8 * rows, 8 * rows + size],
+            },
+        }
+        header = json.dumps(told).encode()
+        header += b" " * (-len(header) % 8)
+        self._start = 8 + len(header)
+        with path.open("xb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(self._start + 8 * rows + size)
+
+    @property
+    def room(self) -> int:
+        """Rows that are still to come."""
+        return self.rows - self._filled
+
+    def put(self, index: Tensor, values: Tensor) -> None:
+        """Write the next rows: which examples they are, and layer by layer what was read."""
+        by_layer = values.transpose(0, 1).contiguous().view(torch.uint8).numpy()
+        with self.path.open("r+b") as file:
+            file.seek(self._start + 8 * self._filled)
+            file.write(index.numpy().tobytes())
+            for layer, piece in enumerate(by_layer):
+                file.seek(self._start + 8 * self.rows + (layer * self.rows + self._filled) * self._row_bytes)
+                file.write(piece.tobytes())
+        self._filled += len(index)
+
+
+def fresh_folder(root: Path, name: str) -> Path:
+    """A new folder for an entry: one of the same name must stay readable until this one is whole."""
+    for number in range(10**6):
+        folder = root / f"{name}.{number}"
+        try:
+            folder.mkdir(parents=True)
+        except (FileExistsError, FileNotFoundError):  # another process made it, or removed an empty one around it
+            continue
+        return folder
+    raise StoreError(f"no free folder for {name} in {root}.")

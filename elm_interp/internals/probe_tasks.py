@@ -156,7 +156,7 @@ def _activations(
         # what is stored under this name may be of other texts, weights or site
         made_from = fingerprint(subject.lm, dataset, subject.adapter, site=site)
         if subject.store.has(dataset.name, checkpoint, made_from):
-            return subject.store.tensor(dataset.name, checkpoint)
+            return subject.store.tensor(dataset.name, checkpoint, site=site)
 
     def read() -> Tensor:
         with subject.on() as lm:

@@ -6,10 +6,12 @@ look as if it had never happened. Such an adapter is refused here, by name.
     config, weights = read_adapter("runs/demo/checkpoints/checkpoint-000075")
 """
 
+import re
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from elm_interp.errors import AdapterError
@@ -72,3 +74,18 @@ def adapter_folder(name: str | Path) -> Path:
 
 def _partner(key: str) -> str:
     return key.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
+
+
+def first_adapted_block(folder: str | Path, blocks: str) -> int:
+    """The lowest block that an adapter changes, 0 where it changes anything outside the blocks.
+
+    Args:
+        folder: of the adapter, or its hub id.
+        blocks: path of the list of blocks, from `find_layout`.
+
+    Raises:
+        AdapterError: no such adapter.
+    """
+    with safe_open(adapter_folder(folder) / WEIGHTS, framework="pt") as file:
+        found = [re.search(rf"(?:^|\.){re.escape(blocks)}\.(\d+)\.", key) for key in file.keys()]  # noqa: SIM118
+    return min(int(match[1]) if match else 0 for match in found)

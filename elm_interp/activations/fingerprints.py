@@ -1,0 +1,76 @@
+"""Fingerprints: what activations depend on, as short hashes, so that stale ones are never taken for those of other weights.
+
+store.has("truth", "base", fingerprint(lm, dataset, None))
+"""
+
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from elm_interp.activations.index import texts_hash
+from elm_interp.models import HookedLM
+from elm_interp.models.adapter_files import read_adapter
+
+if TYPE_CHECKING:
+    from elm_interp.activations.collect import Dataset
+
+
+class Origin(NamedTuple):
+    """The weights that activations come from."""
+
+    model: str
+    """A hash of the base."""
+    adapter: str
+    """A hash of the adapter, "none" for the bare base."""
+
+
+def fingerprint(lm: HookedLM, dataset: "Dataset", adapter: str | Path | None, *, site: str = "resid_post") -> str:
+    """A hash of all that a dataset's activations depend on: weights, dtype, adapter, site and positions, "-", and texts."""
+    return fingerprints(lm, {"": dataset}, origin(lm, adapter), site=site)[""]
+
+
+def fingerprints(lm: HookedLM, datasets: Mapping[str, "Dataset"], origin: Origin, *, site: str) -> dict[str, str]:
+    """The `fingerprint` of several datasets at one checkpoint."""
+    found = {}
+    for name, dataset in datasets.items():
+        state = f"{lm.name}|{lm.dtype}|{origin.model}|{origin.adapter}|{site}|{dataset.positions}|{dataset.skip}"
+        found[name] = f"{sha256(state.encode()).hexdigest()[:16]}-{texts_hash(dataset.stored_examples)}"
+    return found
+
+
+def origin(lm: HookedLM, adapter: str | Path | None) -> Origin:
+    """Hashes of a sample of every weight of the base (enough to tell models apart, and quick) and of an adapter's files.
+
+    Raises:
+        AdapterError: an adapter that cannot be used.
+    """
+    digest = sha256()
+    for name, weight in _base_parameters(lm):
+        step = max(1, weight.numel() // 64)
+        digest.update(name.encode())
+        digest.update(weight.detach().flatten()[::step].float().cpu().numpy().tobytes())
+    return Origin(digest.hexdigest()[:16], _adapter_hash(adapter))
+
+
+def _base_parameters(lm: HookedLM) -> Iterator[tuple[str, Tensor]]:
+    # peft wraps a module that it adapts, which adds ".base_layer" to the names of its own weights
+    for name, weight in lm.model.named_parameters():
+        if "lora_" not in name and not weight.is_meta:
+            yield name.replace(".base_layer", ""), weight
+
+
+def _adapter_hash(adapter: str | Path | None) -> str:
+    if adapter is None:
+        return "none"
+    config, weights = read_adapter(adapter)
+    digest = sha256(
+        f"{config.r}|{config.lora_alpha}|{config.use_rslora}|{config.rank_pattern}|{config.alpha_pattern}".encode()
+    )
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
