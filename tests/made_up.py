@@ -139,6 +139,15 @@ def methods():
     )
 
 
+def over_seconds():
+    """Two ways: one falls from 0.9 to 0.5 in 100 seconds, one to 0.8 in 300."""
+    rows = [("ours", 0, 0.9), ("ours", 50, 0.6), ("ours", 100, 0.5), ("slow", 300, 0.8), ("slow", 0, 0.9)]
+    return pd.DataFrame(
+        {"method": name, "seconds": at, "forget": v, "forget_low": v - 0.05, "forget_high": v + 0.05}
+        for name, at, v in rows
+    )
+
+
 def training(steps=40):
     decay = np.exp(-np.arange(1, steps + 1) / 10)
     return [

@@ -18,6 +18,7 @@ DRAWN = {
     "probe_by_layer": lambda **kw: plots.plot_probe_by_layer(made_up.probes(), **kw),
     "probe_heatmap": lambda **kw: plots.plot_probe_heatmap(made_up.probes(), **kw),
     "methods": lambda **kw: plots.plot_methods(made_up.methods(), chance=0.25, **kw),
+    "over_seconds": lambda **kw: plots.plot_over_seconds(made_up.over_seconds(), level=(0.5, "chance"), **kw),
     "norm_ratio": lambda **kw: plots.plot_norm_ratio(made_up.norms(), **kw),
     "layers": lambda **kw: plots.plot_layers(made_up.code_lengths(), "probe.association.code_length", **kw),
     "geometry": lambda **kw: plots.plot_geometry(made_up.geometry(), **kw),
@@ -241,6 +242,15 @@ def test_what_must_not_be_averaged_is_refused(column):
     mixed = pd.concat([made_up.probes(), made_up.probes().assign(**{column: "other"})])
     with pytest.raises(ConfigError, match=f"'{column}'.*filter the frame"):
         plots.plot_probe_by_layer(mixed)
+
+
+def test_seconds_are_in_order_and_a_missing_column_is_named():
+    drawn = lines(plots.plot_over_seconds(made_up.over_seconds()))
+    assert list(drawn) == ["ours", "slow"]
+    assert list(drawn["slow"].get_xdata()) == [0, 300]
+    assert list(drawn["slow"].get_ydata()) == [0.9, 0.8]
+    with pytest.raises(ConfigError, match="lacks retain, retain_low, retain_high"):
+        plots.plot_over_seconds(made_up.over_seconds(), "retain")
 
 
 def test_two_methods_in_one_figure_are_refused():

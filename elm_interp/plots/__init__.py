@@ -12,6 +12,7 @@ from elm_interp.plots.methods import plot_methods
 from elm_interp.plots.norms import plot_norm_ratio
 from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
 from elm_interp.plots.reading import HOW_TO_READ, Reading
+from elm_interp.plots.seconds import plot_over_seconds
 from elm_interp.plots.style import name_of, save
 from elm_interp.plots.training import plot_training
 from elm_interp.plots.transfer import plot_sparse, plot_transfer
@@ -26,6 +27,7 @@ __all__ = [
     "plot_layers",
     "plot_methods",
     "plot_norm_ratio",
+    "plot_over_seconds",
     "plot_probe_by_layer",
     "plot_probe_heatmap",
     "plot_progression",

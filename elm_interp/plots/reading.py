@@ -34,6 +34,12 @@ HOW_TO_READ: dict[str, Reading] = {
         "Each method was trained with one choice of settings, and another may move its point; and what is not said "
         "in these questions may still be there inside.",
     ),
+    "over_seconds": Reading(
+        "Each line is one way of training, over the seconds that it has worked, with the 95 % interval of each measurement as a band; "
+        "the lower a line of forget questions comes, and the nearer the other stays to 1, the better the seconds were spent.",
+        "Seconds are those of one machine and one training seed; where a line ends early its training was through, "
+        "and what it would reach with other settings is not shown.",
+    ),
     "transfer": Reading(
         "On the erased model, a probe fitted to its own activations (filled) stands beside the base's probe (empty), on the same unseen facts: "
         "where both read the answer, it stands where it stood and is only not said; where the fresh one alone does, it was re-encoded; "

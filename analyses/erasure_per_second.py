@@ -1,0 +1,169 @@
+"""What a minute of erasing buys: forget questions and retain perplexity against seconds, ours and the straightforward form.
+
+    ours               the preset smollm2-135m; ends when it is through, if that is before the time is up
+    straightforward    `elm_interp.erase.plain` with the published hyper-parameters (the preset `paper`: η 500, rank 4,
+                       layers 4 to 7, AdamW 5e-5, 4 samples a step), float32; without the fluency term, whose text would
+                       take most of its time
+
+Seconds are of preparing targets and of training; loading, checkpoints and measuring stand outside.
+
+python analyses/erasure_per_second.py                   # figures/erasure_per_second.{png,svg,csv} and _manifest.json
+python analyses/erasure_per_second.py --seconds 20 --points 2 --out somewhere/
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+import elm_interp.evaluate  # noqa: F401 - registers metrics
+from elm_interp.data import Concept, load_concept, texts
+from elm_interp.erase.checkpoints import checkpoints
+from elm_interp.erase.elm import ELM
+from elm_interp.erase.plain import plain_step
+from elm_interp.erase.pools import draw
+from elm_interp.erase.trainer import Training, train
+from elm_interp.metrics import Subject, measure
+from elm_interp.models import HookedLM, load_model
+from elm_interp.plots import plot_over_seconds, save
+from elm_interp.plots.style import STYLE, WIDTH
+
+FIGURES = Path(__file__).parent.parent / "figures"
+METRICS = {"forget": "innocence.two_choice_pmi", "retain_ppl_ratio": "specificity.retain_ppl_ratio"}
+ACCUMULATE = 4
+"""Samples a step of the straightforward form."""
+
+
+class TimeIsUpError(Exception):
+    """Ends a training from within."""
+
+
+def main() -> None:
+    """Train both for the same time, measure along the way, and write table, figure and manifest."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--concept", default="harry-potter")
+    parser.add_argument("--seconds", type=float, default=300, help="of each")
+    parser.add_argument("--points", type=int, default=12, help="moments that are measured of each, about")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
+    given = parser.parse_args()
+    began = time.perf_counter()
+    concept, rows = load_concept(given.concept), []
+    for method, dtype, trained in (("ours", "auto", ours), ("straightforward", "float32", straightforward)):
+        lm = load_model(given.model, dtype=dtype)
+        base = Subject(lm, concept, seed=given.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            found = list(trained(lm, concept, given.seconds, given.points, given.seed, Path(folder)))
+            for seconds, samples, adapter in [(0.0, 0, None), *found]:
+                state = base.at(adapter, method="elm", step=samples)
+                rows.append({"method": method, "seconds": seconds, "samples": samples, **measured(state)})
+                print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False, header=len(rows) == 1), flush=True)
+        del lm, base
+    table = pd.DataFrame(rows)
+    with mpl.rc_context(STYLE):
+        figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 6), layout="constrained", sharex=True)
+        plot_over_seconds(table, "forget", level=(0.5, "chance"), label="Accuracy on forget questions", ax=upper)
+        plot_over_seconds(
+            table, "retain_ppl_ratio", level=(1, "unchanged"), label="Retain perplexity / base's", ax=lower
+        )
+        upper.set_xlabel("")
+    save(figure, given.out / "erasure_per_second")
+    table.to_csv(given.out / "erasure_per_second.csv", index=False, float_format="%.6g")
+    manifest = {
+        "command": " ".join(["python", "analyses/erasure_per_second.py", *sys.argv[1:]]),
+        "git": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=FIGURES.parent, capture_output=True, text=True
+        ).stdout.strip(),
+        "seconds": round(time.perf_counter() - began, 1),
+        "versions": {package: version(package) for package in ("elm-interp", "torch", "transformers", "peft")},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "metrics": METRICS,
+    }
+    (given.out / "erasure_per_second_manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def ours(
+    lm: HookedLM, concept: Concept, limit: float, points: int, seed: int, folder: Path
+) -> Iterator[tuple[float, int, Path | None]]:
+    """Seconds, forget passages seen and adapter of each checkpoint; before them those of the base, when its targets are there."""
+    objective, training = ELM.preset("smollm2-135m"), Training.preset("smollm2-135m")
+    began = time.perf_counter()
+    samples = objective.prepare(lm, concept, seed=seed)
+    prepared = time.perf_counter() - began
+    log = folder / "metrics.jsonl"
+
+    def spent(step: float) -> float:
+        lines = map(json.loads, log.read_text().splitlines())
+        return prepared + sum(line["seconds"] for line in lines if "seconds" in line and line["step"] <= step)
+
+    def clock(_: HookedLM) -> dict[str, float]:
+        if spent(torch.inf) > limit:
+            raise TimeIsUpError
+        return {}
+
+    often = replace(training, save_every=max(1, training.steps // points))
+    with suppress(TimeIsUpError):
+        train(lm, objective, samples, often, folder, seed=seed, evaluate=clock, evaluate_every=1)
+    yield prepared, 0, None
+    for found in checkpoints(folder / "checkpoints"):
+        yield spent(found.step), found.step * training.forget_batch, found.path
+
+
+def straightforward(
+    lm: HookedLM, concept: Concept, limit: float, points: int, seed: int, folder: Path
+) -> Iterator[tuple[float, int, Path]]:
+    """Seconds, forget passages seen and adapter, `points` times."""
+    objective, training = ELM.preset("paper"), Training.preset("paper")
+    forget, retain = (
+        lm.encode(texts(concept.passages(kind)), max_tokens=objective.max_tokens) for kind in ("forget", "retain")
+    )
+    classes = (concept.prompts("expert")[0], concept.prompts("novice")[0])
+    torch.manual_seed(seed)
+    weights = lm.adapters.attach(objective.adapter(lm))
+    optimizer = torch.optim.AdamW(weights, lr=training.lr, weight_decay=training.weight_decay)
+    spent, step, found = 0.0, 0, []
+    while spent < limit:
+        began = time.perf_counter()
+        step += 1
+        for pair in zip(draw(forget, ACCUMULATE, step, seed), draw(retain, ACCUMULATE, step, seed), strict=True):
+            plain_step(lm, objective, *pair, classes)
+        optimizer.step()
+        optimizer.zero_grad()
+        spent += time.perf_counter() - began
+        if spent >= limit * (len(found) + 1) / points:
+            path = folder / f"{step:06d}"
+            lm.adapters.save(path)
+            found.append((spent, step * ACCUMULATE, path))
+    lm.adapters.release()
+    yield from found
+
+
+def measured(subject: Subject) -> dict[str, float]:
+    """Each number with its interval; the base is its own measure."""
+    found = measure(subject, list(METRICS.values())).set_index("metric")
+    row: dict[str, float] = {}
+    for name, metric in METRICS.items():
+        one = found.loc[metric] if metric in found.index else {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}
+        row |= {name: one["value"], f"{name}_low": one["ci_low"], f"{name}_high": one["ci_high"]}
+    return row
+
+
+if __name__ == "__main__":
+    main()
