@@ -19,7 +19,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 	if [ -d notebooks ]; then $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks; fi
 
 setup: $(STAMP)

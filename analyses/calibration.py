@@ -9,16 +9,11 @@ each metric goes into the package, where `elm_interp.evidence` reads it.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+from common import FIGURES, ROOT, write_manifest
 
 from elm_interp.calibration import anchors, calibrate, one_value, summary
 from elm_interp.config import RunConfig
@@ -29,8 +24,6 @@ from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 from elm_interp.verdict import DESTROYED, GONE, HIDDEN, INTACT, judge
 
-ROOT = Path(__file__).parent.parent
-FIGURES = ROOT / "figures"
 TRUTH = {"original": INTACT, "gold": GONE, "hiding": HIDDEN, "random": DESTROYED}
 SHOWN = {
     "erased_domain": "knowledge.four_choice.erased_domain",
@@ -49,7 +42,6 @@ def main() -> None:
     )
     given = parser.parse_args()
     out = given.out
-    began = time.perf_counter()
     table = calibrate(range(given.seeds), progress=True)
     rows, known = anchors(table), summary(table)
     save(plot_calibration(rows), out / "calibration")
@@ -65,18 +57,7 @@ def main() -> None:
     counted = count(by_seed)
     counted.to_csv(out / "verdicts.csv", index=False, float_format="%.3g")
     print(counted.to_string(index=False))
-    manifest = {
-        "command": " ".join(["python", "analyses/calibration.py", *sys.argv[1:]]),
-        "git": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip(),
-        "seconds": round(time.perf_counter() - began, 1),
-        "versions": {name: version(name) for name in ("elm-interp", "torch", "transformers", "numpy", "scikit-learn")},
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "dtype": "float32",
-    }
-    (out / "calibration_manifest.json").write_text(json.dumps(manifest, indent=1))
+    write_manifest(out / "calibration_manifest.json", dtype="float32")
 
 
 def erased(seed: int) -> pd.DataFrame:

@@ -13,36 +13,30 @@ python analyses/erasure_per_second.py --seconds 20 --points 2 --out somewhere/
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from common import FIGURES, row_of, write_manifest
 
-import elm_interp.evaluate  # noqa: F401 - registers metrics
 from elm_interp.data import Concept, load_concept, texts
 from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.plain import plain_step
 from elm_interp.erase.pools import draw
 from elm_interp.erase.trainer import Training, train
-from elm_interp.metrics import Subject, measure
+from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.plots import plot_over_seconds, save
 from elm_interp.plots.style import STYLE, WIDTH
 
-FIGURES = Path(__file__).parent.parent / "figures"
 METRICS = {"forget": "innocence.two_choice_pmi", "retain_ppl_ratio": "specificity.retain_ppl_ratio"}
 ACCUMULATE = 4
 """Samples a step of the straightforward form."""
@@ -62,7 +56,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
     given = parser.parse_args()
-    began = time.perf_counter()
     concept, rows = load_concept(given.concept), []
     for method, dtype, trained in (("ours", "auto", ours), ("straightforward", "float32", straightforward)):
         lm = load_model(given.model, dtype=dtype)
@@ -84,19 +77,7 @@ def main() -> None:
         upper.set_xlabel("")
     save(figure, given.out / "erasure_per_second")
     table.to_csv(given.out / "erasure_per_second.csv", index=False, float_format="%.6g")
-    manifest = {
-        "command": " ".join(["python", "analyses/erasure_per_second.py", *sys.argv[1:]]),
-        "git": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=FIGURES.parent, capture_output=True, text=True
-        ).stdout.strip(),
-        "seconds": round(time.perf_counter() - began, 1),
-        "versions": {package: version(package) for package in ("elm-interp", "torch", "transformers", "peft")},
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "metrics": METRICS,
-    }
-    (given.out / "erasure_per_second_manifest.json").write_text(json.dumps(manifest, indent=1))
+    write_manifest(given.out / "erasure_per_second_manifest.json", metrics=METRICS)
 
 
 def ours(
@@ -157,12 +138,8 @@ def straightforward(
 
 def measured(subject: Subject) -> dict[str, float]:
     """Each number with its interval; the base is its own measure."""
-    found = measure(subject, list(METRICS.values())).set_index("metric")
-    row: dict[str, float] = {}
-    for name, metric in METRICS.items():
-        one = found.loc[metric] if metric in found.index else {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}
-        row |= {name: one["value"], f"{name}_low": one["ci_low"], f"{name}_high": one["ci_high"]}
-    return row
+    itself = {f"retain_ppl_ratio{end}": 1.0 for end in ("", "_low", "_high")}
+    return itself | row_of(subject, METRICS)
 
 
 if __name__ == "__main__":

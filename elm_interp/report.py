@@ -63,6 +63,15 @@ FIGURES = (
 MORE_FIGURES = (
     _probe("probe.truth", "Another probe: is the answer true?"),
     _probe("probe.choice", "Another probe: which option is right?"),
+    Figure(
+        "transfer",
+        "Suppressed or re-encoded: the base's probe on the erased model",
+        PROBES,
+        "probe",
+        partial(plots.plot_transfer, task="association"),
+        "transfer",
+        "probe.transferred.association",
+    ),
     Figure("training", "The loss", "metrics.jsonl", "erase", plots.plot_training, "training"),
 )
 """Folded away in the report, for those who ask."""

@@ -24,7 +24,7 @@ from elm_interp.erase.trainer import train
 from elm_interp.errors import ConfigError, RunFolderError
 from elm_interp.evaluate import PATTERNS, destroyed, samples, scorecard
 from elm_interp.evaluate import summary as summarise
-from elm_interp.internals import PROBE_TASKS, concept_datasets, probes_from_store, progression
+from elm_interp.internals import PROBE_TASKS, collect_baselines, concept_datasets, probes_from_store, progression
 from elm_interp.internals.datasets import LEAST_FACTS
 from elm_interp.memory import peak_gb, trim
 from elm_interp.metrics import measure
@@ -79,10 +79,16 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
 
 
 def collect(run: Run, *, progress: bool = True) -> None:
-    """Read the activations that the probes need, of the base and every checkpoint, into activations/; again where they are damaged."""
+    """Read the activations that the probes need, of the base and every checkpoint, into activations/; again where they are damaged.
+
+    Those of the probes' baselines are read as well, see `internals.collect_baselines`.
+    """
     store = ActivationStore(run.folder / "activations", repair=True)
     states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in run.checkpoints()}
-    collect_activations(run.lm, store, concept_datasets(run.concept, PROBE_TASKS), states, progress=progress)
+    datasets = concept_datasets(run.concept, PROBE_TASKS)
+    collect_activations(run.lm, store, datasets, states, progress=progress)
+    if datasets:
+        collect_baselines(run.lm, store, datasets, progress=progress)
 
 
 def probe(run: Run, *, progress: bool = True) -> None:

@@ -27,6 +27,22 @@ def probes(metric="probe.association", chance=0.5):
     return frame(rows)
 
 
+def baselines():
+    """What a probe reads from words alone, 0.7, and from layers never trained, 0.6."""
+    where = {**state(0), "seed": 0, "chance": 0.5}
+    never = [measurements("probe.random_init.association", 0.6, layer=i, site="resid_post", **where) for i in LAYERS]
+    return frame([*never, measurements("probe.embedding.association", 0.7, site="embed", **where)])
+
+
+def methods_by_layer():
+    """The base at 0.9, elm at 0.5, rmu at 0.6, at every layer."""
+    rows = []
+    for method, value in (("base", 0.9), ("elm", 0.5), ("rmu", 0.6)):
+        of = state(0 if method == "base" else 40) | {"method": method, "chance": 0.5, "site": "resid_post"}
+        rows += [measurements("probe.truth", value, layer=layer, seed=0, **of) for layer in LAYERS]
+    return frame(rows)
+
+
 def norms():
     rows = [
         measurements(f"norm.{text}", 30.0, **state(s), layer=i)
@@ -137,6 +153,19 @@ def methods():
         {"method": name, **{f"{k}{e}": v + d for k, v in (("forget", x), ("other", y)) for e, d in ends.items()}}
         for name, x, y in rows
     )
+
+
+def settings():
+    """Five settings of two methods; "worse" is beaten, "loud" does not write well, and the others make the front."""
+    rows = [
+        ("original", "original", 0.99, 0.98, True),
+        ("elm", "much", 0.3, 0.9, True),
+        ("elm", "worse", 0.35, 0.85, True),
+        ("elm", "loud", 0.2, 0.97, False),
+        ("rmu", "little", 0.8, 0.97, True),
+        ("rmu", "nan", float("nan"), 0.97, True),
+    ]
+    return pd.DataFrame(rows, columns=["method", "setting", "forget", "other", "seamless"])
 
 
 def over_seconds():

@@ -151,3 +151,15 @@ def test_tokenizing_leaves_the_callers_tokenizer_as_it_was(tiny_lm):
     batch = tiny_lm.tokenize(["Old Tamsin keeps the lamp", "a"], max_tokens=3)
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert state() == before
+
+
+def test_a_model_with_weights_never_trained_has_the_same_shape_and_changes_nothing_here(tiny_lm, batch):
+    before, state = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}, torch.get_rng_state()
+    first, second, other = (tiny_lm.reinitialised(seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[k], v) for k, v in tiny_lm.model.state_dict().items())
+    assert (first.n_layers, first.d_model, first.dtype) == (tiny_lm.n_layers, tiny_lm.d_model, tiny_lm.dtype)
+    assert torch.equal(first.logits(batch), second.logits(batch))
+    assert not torch.allclose(first.logits(batch), other.logits(batch))
+    assert not torch.allclose(first.logits(batch), tiny_lm.logits(batch))
+    assert not any(p.requires_grad for p in first.model.parameters())

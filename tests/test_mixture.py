@@ -160,6 +160,18 @@ def test_rmu_steers_each_concept_to_its_own_vector(tiny_lm, tiny_concept, second
         replace(objective, steerings={"dunholm": 1.0}).prepare(tiny_lm, tiny_concept)
 
 
+def test_rmu_keeps_each_concepts_own_passages_with_its_own_weight(tiny_lm, tiny_concept, second):
+    given = {"marrowgate": 12.0, "dunholm": 3.0}
+    objective = RMU(layer=2, layers=(1, 2), retain_weights=given, max_tokens=24)
+    for part in (tiny_concept, second):
+        samples = objective.prepare(tiny_lm, part)["retain"]
+        moved = [replace(s, target=s.target + 0.5) for s in samples]  # every entry is 0.5 off: a mean square of 0.25
+        loss = objective.loss(tiny_lm, moved)["retain"] * objective.weights()["retain"]
+        torch.testing.assert_close(loss.detach(), torch.tensor(given[part.name] * 0.25), rtol=1e-3, atol=0)
+    with pytest.raises(ConfigError, match="retain_weights has dunholm; add one for 'marrowgate'"):
+        replace(objective, retain_weights={"dunholm": 1.0}).prepare(tiny_lm, tiny_concept)
+
+
 def test_a_run_erases_a_mixture_and_scores_it(tiny_model_folder, tiny_concept, second, tmp_path):
     folders = [write_concept(concept, tmp_path / concept.name) for concept in (tiny_concept, second)]
     config = RunConfig(

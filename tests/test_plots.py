@@ -16,8 +16,11 @@ from elm_interp.plots.style import BASE, ERASED
 DRAWN = {
     "calibration": lambda **kw: plots.plot_calibration(made_up.calibration(), **kw),
     "probe_by_layer": lambda **kw: plots.plot_probe_by_layer(made_up.probes(), **kw),
+    "probe_baselines": lambda **kw: plots.plot_probe_by_layer(pd.concat([made_up.probes(), made_up.baselines()]), **kw),
     "probe_heatmap": lambda **kw: plots.plot_probe_heatmap(made_up.probes(), **kw),
     "methods": lambda **kw: plots.plot_methods(made_up.methods(), chance=0.25, **kw),
+    "methods_by_layer": lambda **kw: plots.plot_methods_by_layer(made_up.methods_by_layer(), "probe.truth", **kw),
+    "pareto": lambda **kw: plots.plot_pareto(made_up.settings(), chance=0.25, **kw),
     "over_seconds": lambda **kw: plots.plot_over_seconds(made_up.over_seconds(), level=(0.5, "chance"), **kw),
     "norm_ratio": lambda **kw: plots.plot_norm_ratio(made_up.norms(), **kw),
     "layers": lambda **kw: plots.plot_layers(made_up.code_lengths(), "probe.association.code_length", **kw),
@@ -90,7 +93,7 @@ def test_given_axes_are_drawn_on_and_no_figure_is_opened(name):
 
 def test_every_plot_says_how_to_read_it_and_what_it_cannot_show():
     names = {n.removeprefix("plot_") for n in plots.__all__ if n.startswith("plot_")}
-    assert names == set(plots.HOW_TO_READ) == set(DRAWN)
+    assert names == set(plots.HOW_TO_READ) == set(DRAWN) - {"probe_baselines"}
     assert all(len(text) > 60 for reading in plots.HOW_TO_READ.values() for text in reading)
 
 
@@ -125,6 +128,12 @@ def test_a_single_seed_keeps_the_interval_of_its_row():
 def test_chance_is_the_frames_own():
     curves = lines(plots.plot_probe_by_layer(made_up.probes("probe.choice", chance=0.25), "probe.choice"))
     assert set(curves["chance (0.25)"].get_ydata()) == {0.25}
+
+
+def test_the_baselines_of_a_probe_are_drawn_where_they_were_measured():
+    curves = lines(plots.plot_probe_by_layer(pd.concat([made_up.probes(), made_up.baselines()])))
+    assert set(curves["words alone"].get_ydata()) == {0.7}
+    assert np.allclose(curves["weights never trained"].get_ydata(), 0.6)
 
 
 def test_a_base_alone_can_be_drawn():
@@ -251,6 +260,26 @@ def test_seconds_are_in_order_and_a_missing_column_is_named():
     assert list(drawn["slow"].get_ydata()) == [0.9, 0.8]
     with pytest.raises(ConfigError, match="lacks retain, retain_low, retain_high"):
         plots.plot_over_seconds(made_up.over_seconds(), "retain")
+
+
+def test_the_front_is_what_nothing_beats():
+    front = plots.pareto_front([0.3, 0.35, 0.2, 0.8, 0.3, float("nan")], [0.9, 0.85, 0.7, 0.97, 0.9, 1.0])
+    assert front.tolist() == [True, False, True, True, True, False]
+    ax = plots.plot_pareto(made_up.settings())
+    (line,) = [line for line in ax.lines if line.get_label() == "front"]
+    assert line.get_xdata().tolist() == [0.3, 0.8]
+    assert "2 worse" in ax.texts[-1].get_text()
+    with pytest.raises(ConfigError, match="seamless"):
+        plots.plot_pareto(made_up.methods().assign(setting="x"))
+
+
+def test_each_method_has_its_line_by_layer():
+    curves = lines(plots.plot_methods_by_layer(made_up.methods_by_layer(), "probe.truth"))
+    for method, value in (("base", 0.9), ("elm", 0.5), ("rmu", 0.6)):
+        assert np.allclose(curves[method].get_ydata(), value)
+    assert curves["base"].get_color() == BASE
+    with pytest.raises(UnknownNameError, match=r"probe\.truht"):
+        plots.plot_methods_by_layer(made_up.methods_by_layer(), "probe.truht")
 
 
 def test_two_methods_in_one_figure_are_refused():

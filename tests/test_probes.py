@@ -14,6 +14,7 @@ from elm_interp.internals import (
     ProbeWeights,
     choose_strength,
     code_length,
+    collect_baselines,
     concept_datasets,
     fit_probes,
     probe_layers,
@@ -271,7 +272,7 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
     states = {"base": None, "step-000010": adapter}
     store = collect(tiny_lm, ActivationStore(tmp_path / "store"), concept_datasets(tiny_concept), states)
     subject = Subject(tiny_lm, tiny_concept).at(adapter, method="elm", step=10)
-    tasks = [f"probe.{task}" for task in PROBE_TASKS]
+    tasks = [f"probe.{task}" for task in PROBE_TASKS] + [f"probe.transferred.{task}" for task in PROBE_TASKS]
     computed = measure(subject, tasks)
     table = probes_from_store(ActivationStore(tmp_path / "store"), "step-000010")
     assert table.equals(probes_from_store(ActivationStore(tmp_path / "store"), "step-000010"))
@@ -290,13 +291,19 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
         "protocol",
     ]
     # texts that two tasks share are read in one batch for the store, so that numbers agree to rounding
-    pd.testing.assert_frame_equal(table[shared], computed[shared], rtol=1e-4, atol=1e-4)
+    order = ["metric", "layer", "seed"]
+    ours, theirs = (rows[shared].sort_values(order, ignore_index=True) for rows in (table, computed))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=1e-4)
     beside = ("", ".control", ".selectivity", ".majority", ".code_length")
-    assert set(table["metric"]) == {task + name for task in tasks for name in beside}
+    assert set(table["metric"]) == {task + name for task in tasks for name in beside} - {
+        f"{task}.code_length" for task in tasks if "transferred" in task
+    }
 
     monkeypatch.setattr(type(tiny_lm), "run_with_cache", lambda *_, **__: pytest.fail("a pass was run"))
     subject.store = store
-    assert measure(Subject(tiny_lm, tiny_concept, adapter, "elm", 10, store=store), tasks)[shared].equals(table[shared])
+    fresh, of_task = tasks[: len(PROBE_TASKS)], table["metric"].str.split(".").str[1].isin(PROBE_TASKS)
+    from_store = measure(Subject(tiny_lm, tiny_concept, adapter, "elm", 10, store=store), fresh)
+    assert from_store[shared].equals(table.loc[of_task, shared].reset_index(drop=True))
 
 
 def test_below_the_adapter_the_bases_probe_reads_as_it_did(tiny_lm, tiny_concept, tmp_path):
@@ -317,6 +324,23 @@ def test_the_embedding_baseline_has_no_layer_and_no_adapter_in_it(tiny_lm, tiny_
     ours, theirs = (measure(subject, "probe.embedding.choice") for subject in (base, erased))
     assert ours["layer"].isna().all()
     assert ours["value"].equals(theirs["value"])
+
+
+def test_the_base_in_a_store_has_its_baselines(tiny_lm, tiny_concept, tmp_path):
+    datasets = concept_datasets(tiny_concept, PROBE_TASKS)
+    store = collect(tiny_lm, ActivationStore(tmp_path), datasets, {"base": None})
+    without = probes_from_store(store, "base")
+    collect_baselines(tiny_lm, store, datasets)
+    table = probes_from_store(store, "base")
+    assert table[table["metric"].isin(without["metric"])].reset_index(drop=True).equals(without)
+    # words alone: as the metric, which reads them itself; never trained: every layer, and not what the base's layers give
+    words = measure(Subject(tiny_lm, tiny_concept), "probe.embedding.truth").query("metric == 'probe.embedding.truth'")
+    found = table[table["metric"] == "probe.embedding.truth"]
+    assert found["value"].tolist() == pytest.approx(words["value"].tolist())
+    assert found["layer"].isna().all()
+    never = table[table["metric"] == "probe.random_init.truth"]
+    assert sorted(never["layer"].unique()) == list(range(tiny_lm.n_layers))
+    assert not torch.equal(store.tensor("truth", "random_init"), store.tensor("truth", "base"))
 
 
 def test_a_stale_store_is_not_used(tiny_lm, tiny_concept, tmp_path):

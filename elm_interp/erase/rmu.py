@@ -15,7 +15,7 @@ that block are trained, so a step never runs what lies above it.
                                                                                    eight settings
 
 Several concepts are trained together as a mixture (`elm_interp.data.mixture`): each sample carries its own concept's vector,
-whose direction comes from the concept's name and whose length may be set for each by `steerings`.
+whose direction comes from the concept's name, and whose length and α may be set for each by `steerings` and `retain_weights`.
 
     objective = RMU.preset("paper")
 """
@@ -29,7 +29,6 @@ import torch
 from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor
-from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, texts
@@ -51,6 +50,8 @@ class Steered:
     """Token ids."""
     target: Float[Tensor, "#pos d_model"]
     """The hidden state to reach; one row stands for all tokens."""
+    share: float = 1.0
+    """Of the retain term's weight, how much this passage has."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +73,8 @@ class RMU:
     """Weight of the erase term."""
     retain_weight: float = 1200.0
     """α: weight of the retain term."""
+    retain_weights: dict[str, float] | None = None
+    """An α for each concept by name, for its own retain passages, instead of one for all."""
     modules: str = "mlp-out"
     """Which projections: "mlp-out" (the MLP's last), "attn", "mlp" or "attn+mlp"."""
     rank: int | None = None
@@ -107,8 +110,9 @@ class RMU:
             self, {"steering": 0, "erase_weight": 0, "retain_weight": 0, "rank": 1, "max_tokens": 2}
         )
         found += [
-            f"steerings has {c} for {name!r}; expected a finite number of at least 0"
-            for name, c in (self.steerings or {}).items()
+            f"{setting} has {c} for {name!r}; expected a finite number of at least 0"
+            for setting in ("steerings", "retain_weights")
+            for name, c in (getattr(self, setting) or {}).items()
             if not 0 <= c < math.inf
         ]
         if not self.alpha > 0:
@@ -125,7 +129,8 @@ class RMU:
 
     def weights(self) -> dict[str, float]:
         """The weight of each term."""
-        return {"erase": self.erase_weight, "retain": self.retain_weight}
+        retain = self.retain_weight if self.retain_weights is None else max(self.retain_weights.values(), default=0.0)
+        return {"erase": self.erase_weight, "retain": retain}
 
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
@@ -133,11 +138,15 @@ class RMU:
         """The vector of the concept for its forget passages, the frozen hidden states of the retain passages.
 
         Raises:
-            ConfigError: `steerings` has no coefficient for the concept.
+            ConfigError: `steerings` or `retain_weights` has no coefficient for the concept.
         """
-        if self.steerings is not None and concept.name not in self.steerings:
-            raise ConfigError(f"steerings has {', '.join(self.steerings) or 'none'}; add one for {concept.name!r}.")
+        for setting in ("steerings", "retain_weights"):
+            given = getattr(self, setting)
+            if given is not None and concept.name not in given:
+                raise ConfigError(f"{setting} has {', '.join(given) or 'none'}; add one for {concept.name!r}.")
         steering = self.steering if self.steerings is None else self.steerings[concept.name]
+        most = self.weights()["retain"]
+        share = 1.0 if self.retain_weights is None or not most else self.retain_weights[concept.name] / most
         forget, retain = concept.passages("forget"), concept.passages("retain")
         vector = steering * direction(lm.d_model, concept.name, seed)[None]
         rows = lm.encode(texts(retain), max_tokens=self.max_tokens)
@@ -151,7 +160,9 @@ class RMU:
                 Steered("erase", p.id, tuple(row), vector)
                 for p, row in zip(forget, lm.encode(texts(forget), max_tokens=self.max_tokens), strict=True)
             ],
-            "retain": [Steered("retain", p.id, tuple(row), h) for p, row, h in zip(retain, rows, kept, strict=True)],
+            "retain": [
+                Steered("retain", p.id, tuple(row), h, share) for p, row, h in zip(retain, rows, kept, strict=True)
+            ],
         }
 
     def loss(self, lm: HookedLM, samples: Sequence[Steered]) -> dict[str, Tensor]:
@@ -159,11 +170,10 @@ class RMU:
         states = self._states(lm, [s.ids for s in samples], grad=True)
         losses = {}
         for term in dict.fromkeys(s.term for s in samples):
-            chosen = [
-                (h.float(), s.target.to(h.device)) for h, s in zip(states, samples, strict=True) if s.term == term
-            ]
-            goal = torch.cat([target.float().expand(len(h), -1) for h, target in chosen])
-            losses[term] = mse_loss(torch.cat([h for h, _ in chosen]), goal)
+            chosen = [(h.float(), s) for h, s in zip(states, samples, strict=True) if s.term == term]
+            goal = torch.cat([s.target.to(h.device).float().expand(len(h), -1) for h, s in chosen])
+            share = torch.cat([h.new_full((len(h), 1), s.share) for h, s in chosen])
+            losses[term] = (share * (torch.cat([h for h, _ in chosen]) - goal).square()).mean()
         return losses
 
     def _states(

@@ -6,7 +6,7 @@ from elm_interp.internals.estimators import LogisticProbe, MeanDifferenceProbe, 
 from elm_interp.internals.linear_erasure import Leace, count_directions, fit_leace, probe_after_leace
 from elm_interp.internals.logistic import ProbeWeights, fit_probes
 from elm_interp.internals.norms import outlier_dimensions, token_norms
-from elm_interp.internals.probe_tasks import PROBE_TASKS, probes_from_store
+from elm_interp.internals.probe_tasks import PROBE_TASKS, collect_baselines, probes_from_store
 from elm_interp.internals.probes import probe_layers
 from elm_interp.internals.progression import progression
 from elm_interp.internals.similarity import (
@@ -34,6 +34,7 @@ __all__ = [
     "choose_strength",
     "cka",
     "code_length",
+    "collect_baselines",
     "concept_datasets",
     "cosine",
     "count_directions",

@@ -5,6 +5,7 @@ Each is read from an activation store without a model, or from a subject. Beside
 transferred  the base's probe, read on the erased model: where it fails and a fresh one does not, the knowledge was re-encoded;
              where both read it, it is as it was and only not said
 embedding    a probe of the mean token embedding: what the words of the text give away, without any layer
+random_init  a probe of the same architecture with weights that were never trained: what structure gives away
 leace        a probe of what a linear eraser left: the lower bound to hold an erased model against
 directions   how many directions carry the label
 sparse       what a few dimensions tell
@@ -13,7 +14,8 @@ sparse       what a few dimensions tell
     table = measure(erased, "probe.transferred.*")
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -21,16 +23,37 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_texts, fingerprint
+from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect, collect_texts, fingerprint
 from elm_interp.errors import unknown
 from elm_interp.internals.datasets import concept_datasets
 from elm_interp.internals.linear_erasure import count_directions, probe_after_leace
 from elm_interp.internals.probes import probe_layers
 from elm_interp.internals.sparse import probe_sparse
 from elm_interp.metrics import Rows, Subject, metric
+from elm_interp.models import HookedLM
 from elm_interp.results import frame
 
 PROBE_TASKS = ("truth", "association", "choice")
+RANDOM_INIT = "random_init"
+"""Name in a store of the model that was never trained."""
+WORDS = "-embedding"
+"""What the name of a dataset's token embeddings ends in: a dataset of its own, since it is read at other positions."""
+
+
+def collect_baselines(
+    lm: HookedLM, store: ActivationStore, datasets: Mapping[str, Dataset], *, progress: bool = False
+) -> None:
+    """Read what the baselines of the base's probes need: token embeddings, and the layers of a model never trained.
+
+    Args:
+        lm: the base.
+        store: where to; entries that are there already are left alone.
+        datasets: as for `collect`.
+        progress: show a bar.
+    """
+    words = {f"{name}{WORDS}": replace(dataset, positions="mean") for name, dataset in datasets.items()}
+    collect(lm, store, words, {checkpoint_name(None): None}, site="embed", progress=progress)
+    collect(lm.reinitialised(), store, datasets, {RANDOM_INIT: None}, progress=progress)
 
 
 def probes_from_store(
@@ -42,6 +65,9 @@ def probes_from_store(
     **options: Any,
 ) -> pd.DataFrame:
     """The probes of every task as a tidy frame, from stored activations alone, without a model; the same on every call.
+
+    Beside the fresh probe, `probe.TASK`, the base has its baselines `probe.embedding.TASK` and `probe.random_init.TASK` where
+    `collect_baselines` was called, and other checkpoints have the base's own probe, `probe.transferred.TASK`.
 
     Args:
         store: activations, from `collect` of `concept_datasets`.
@@ -62,10 +88,19 @@ def probes_from_store(
     held = {entry.dataset for entry in store.entries()}
     rows: list[dict[str, Any]] = []
     for task in tqdm([t for t in tasks if t in held], desc=f"probing {checkpoint}", leave=False, disable=not progress):
-        entry, examples = store.entry(task, checkpoint), store.examples(task)
-        where: dict[str, Any] = {"site": entry.site, "position": entry.positions, **options}
-        x = store.tensor(task, checkpoint)
-        rows += probe_layers(x, examples["label"], examples["fact"], metric=f"probe.{task}", **where)
+        base = checkpoint_name(None)
+        wanted: list[tuple[str, str, str, dict[str, Any]]] = [("", task, checkpoint, {})]
+        if checkpoint not in (base, RANDOM_INIT) and store.has(task, base):
+            wanted.append(("transferred.", task, checkpoint, {"fitted_to": store.tensor(task, base)}))
+        if checkpoint == base:
+            there = ((f"{task}{WORDS}", base, "embedding."), (task, RANDOM_INIT, "random_init."))
+            wanted += [(kind, name, of, {"code": False}) for name, of, kind in there if store.has(name, of)]
+        for kind, name, of, more in wanted:
+            entry, examples = store.entry(name, of), store.examples(name)
+            where: dict[str, Any] = {"site": entry.site, "position": entry.positions, **options, **more}
+            x = store.tensor(name, of)
+            found = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.{kind}{task}", **where)
+            rows += [{**row, "layer": None} for row in found] if kind == "embedding." else found
     return frame(rows)
 
 

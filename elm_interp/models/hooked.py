@@ -15,6 +15,7 @@ The numbers do not depend on the padding side or, beyond rounding, on what else 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -290,6 +291,22 @@ class HookedLM:
         return lora_config(
             self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout
         )
+
+    def reinitialised(self, seed: int = 1) -> "HookedLM":
+        """A model of the same architecture and tokenizer whose weights were never trained: what structure alone gives.
+
+        Raises:
+            BackendError: the weights are not here.
+        """
+        if self.is_remote:
+            raise BackendError("a remote model's weights are not here; load it without remote to initialise it anew.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = type(self.model)(deepcopy(self.model.config))
+        model.to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]  # as in `load_model`
+        model.eval().requires_grad_(False)
+        name = f"{self.name}, random weights"
+        return HookedLM(model, self.tokenizer, name=name, layout=self.layout, backend=self.backend)
 
     # -- native objects --------------------------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ save(plot_probe_by_layer(frame), "figures/probe_by_layer")
 
 from elm_interp.plots.behaviour import HEADLINE, plot_progression, plot_scorecard
 from elm_interp.plots.calibration import plot_calibration
-from elm_interp.plots.layers import plot_geometry, plot_layers
+from elm_interp.plots.layers import plot_geometry, plot_layers, plot_methods_by_layer
 from elm_interp.plots.methods import plot_methods
 from elm_interp.plots.norms import plot_norm_ratio
+from elm_interp.plots.pareto import pareto_front, plot_pareto
 from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
 from elm_interp.plots.reading import HOW_TO_READ, Reading
 from elm_interp.plots.seconds import plot_over_seconds
@@ -22,12 +23,15 @@ __all__ = [
     "HOW_TO_READ",
     "Reading",
     "name_of",
+    "pareto_front",
     "plot_calibration",
     "plot_geometry",
     "plot_layers",
     "plot_methods",
+    "plot_methods_by_layer",
     "plot_norm_ratio",
     "plot_over_seconds",
+    "plot_pareto",
     "plot_probe_by_layer",
     "plot_probe_heatmap",
     "plot_progression",

@@ -2,6 +2,7 @@
 
     ax = plot_layers(frame, "probe.association.code_length")
     ax = plot_geometry(frame, "cosine")
+    ax = plot_methods_by_layer(frame, "norm.forget")            # the one with a line for each of several methods
 
 Rows: one per layer (and seed) of the metric, of the base and of the erased model; of geometry, for forget and retain text.
 """
@@ -10,13 +11,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from elm_interp.errors import ConfigError
-from elm_interp.plots.frames import base_of, chance_of, erased_name, erased_of, over_seeds, rows_of
+from elm_interp.plots.frames import base_of, chance_of, erased_name, erased_of, over_seeds, rows_of, several
 from elm_interp.plots.style import (
     BASE,
     CHANCE,
     ERASED,
     FORGET,
+    MARKERS,
     RETAIN,
+    SERIES,
     axes,
     legend_above,
     name_of,
@@ -68,6 +71,43 @@ def plot_layers(frame: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> 
     if (chance := chance_of(rows)) is not None:
         ax.axhline(chance, color=CHANCE, linestyle="--", linewidth=1.1, label=f"chance ({chance:.2g})", zorder=1)
     ax.set_ylabel(f"{_unit(metric)}\n({name_of(metric)})")
+    return _finished(ax)
+
+
+@styled
+def plot_methods_by_layer(
+    frame: pd.DataFrame, metric: str, *, label: str | None = None, level: bool = True, ax: Axes | None = None
+) -> Axes:
+    """Any metric by layer, one line a method at its last step, beside the base.
+
+    Args:
+        frame: tidy rows of the metric, of the base and of several methods; others are left alone.
+        metric: which.
+        label: of what is drawn; by default the metric's unit and name.
+        level: draw the level of knowing nothing, where the rows agree on one.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        UnknownNameError: the frame has no such metric.
+        ConfigError: the rows mix models or sites, or have no layers.
+    """
+    of_metric = frame[frame["metric"] == metric]
+    sides = {method: rows_of(rows, metric) for method, rows in of_metric.groupby("method", sort=False)}
+    rows = base_of(rows_of(frame, metric)) if not sides else pd.concat(sides.values())
+    several(rows["model"].dropna(), "model")
+    if rows["layer"].isna().all():
+        raise ConfigError(f"{metric!r} has no layers in this frame, so there is nothing to draw it along.")
+    ax = axes(ax)
+    looks = zip((ERASED, *SERIES[1:]), MARKERS[1:], strict=False)
+    for method, side in sides.items():
+        colour, marker = (BASE, MARKERS[0]) if method == "base" else next(looks)
+        _line(ax, side[side["step"] == side["step"].max()], str(method), colour, marker)
+    if level and (chance := chance_of(rows)) is not None:
+        ax.axhline(chance, color=CHANCE, linestyle="--", linewidth=1.1, label=f"chance ({chance:.2g})", zorder=1)
+    ax.set_ylabel(label or f"{_unit(metric)}\n({name_of(metric)})")
     return _finished(ax)
 
 

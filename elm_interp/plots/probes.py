@@ -12,15 +12,19 @@ from matplotlib.axes import Axes
 
 from elm_interp.errors import ConfigError
 from elm_interp.plots.frames import base_of, chance_of, erased_name, erased_of, over_seeds, rows_of
-from elm_interp.plots.style import BASE, CHANCE, ERASED, axes, legend_above, name_of, styled, whole_numbers
+from elm_interp.plots.style import BASE, CHANCE, ERASED, SERIES, axes, legend_above, name_of, styled, whole_numbers
+
+BASELINES = (("random_init", "weights never trained", "-."), ("embedding", "words alone", (0, (1, 3))))
+"""What a probe reads without the knowledge: kind, legend, line."""
 
 
 @styled
 def plot_probe_by_layer(frame: pd.DataFrame, metric: str = "probe.association", *, ax: Axes | None = None) -> Axes:
-    """Probe accuracy by layer of the base and of the last step, with intervals over seeds, controls and chance.
+    """Probe accuracy by layer of the base and of the last step, with intervals over seeds, controls, baselines and chance.
 
     Args:
-        frame: tidy rows of the metric and, where there are any, of its control.
+        frame: tidy rows of the metric and, where there are any, of its control and of the baselines `probe.embedding.TASK`
+            (a level) and `probe.random_init.TASK` (a line).
         metric: which probe.
         ax: where to draw; a new figure by default.
 
@@ -49,6 +53,16 @@ def plot_probe_by_layer(frame: pd.DataFrame, metric: str = "probe.association", 
         if len(line):
             label = label.split(",")[0] + ", shuffled labels"
             ax.plot(line["layer"], line["mean"], color=colour, linestyle=":", linewidth=1.2, label=label, zorder=2)
+    for kind, label, style in BASELINES:
+        name = f"probe.{kind}.{metric.removeprefix('probe.')}"
+        if not (frame["metric"] == name).any():
+            continue
+        found = rows_of(frame, name)
+        if found["layer"].notna().any():
+            line = over_seeds(found, ["layer"])
+            ax.plot(line["layer"], line["mean"], color=SERIES[0], linestyle=style, linewidth=1.2, label=label, zorder=2)
+        else:
+            ax.axhline(found["value"].mean(), color=SERIES[0], linestyle=style, linewidth=1.2, label=label, zorder=1)
     if (seeds := rows["seed"].nunique()) > 1:
         # a line of nothing: it stands in the legend alone
         ax.plot([], [], color=CHANCE, alpha=0.3, linewidth=8, label=f"95 % over {seeds} seeds")

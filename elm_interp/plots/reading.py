@@ -23,7 +23,8 @@ HOW_TO_READ: dict[str, Reading] = {
     "probe_by_layer": Reading(
         "Each point is the accuracy, on questions it was not fitted on, of a linear probe that reads one layer; the band is "
         "the 95 % interval over seeds, the dotted lines are probes of the same kind fitted on shuffled labels, and the gap "
-        "between a solid line and its dotted one is what the probe read from the layer.",
+        "between a solid line and its dotted one is what the probe read from the layer; the black lines are what the words alone, and "
+        "the same layers with weights never trained, give away.",
         "A probe at its control level means “not decodable by this linear probe at this position”, not that the knowledge is gone; "
         "a probe above it does not mean that the model uses what the probe finds; and the band holds "
         "the choice of splits, not the choice of questions.",
@@ -34,11 +35,23 @@ HOW_TO_READ: dict[str, Reading] = {
         "Each method was trained with one choice of settings, and another may move its point; and what is not said "
         "in these questions may still be there inside.",
     ),
+    "methods_by_layer": Reading(
+        "Each line is one method's model, layer by layer, with 95 % intervals, beside the untouched base: a method whose line "
+        "leaves the base's for the erased concept and stays with it for the other one acts on the concept alone.",
+        "Each method was trained with one choice of settings; a probe at chance cannot show that the knowledge is gone, and "
+        "a norm that stays says nothing of direction.",
+    ),
     "over_seconds": Reading(
         "Each line is one way of training, over the seconds that it has worked, with the 95 % interval of each measurement as a band; "
         "the lower a line of forget questions comes, and the nearer the other stays to 1, the better the seconds were spent.",
         "Seconds are those of one machine and one training seed; where a line ends early its training was through, "
         "and what it would reach with other settings is not shown.",
+    ),
+    "pareto": Reading(
+        "Each numbered point is one setting of one method: to the left it says less of the erased concept, further up it keeps more of "
+        "everything else; filled where its text stays fluent, and the dashed line joins those of them that no other beats in both.",
+        "The points have intervals of several hundredths that are not drawn, so that neighbours on the front may change places; and "
+        "the front is that of the settings that were tried, on one seed.",
     ),
     "transfer": Reading(
         "On the erased model, a probe fitted to its own activations (filled) stands beside the base's probe (empty), on the same unseen facts: "

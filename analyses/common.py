@@ -1,0 +1,93 @@
+"""What every analysis does: a row of chosen metrics, and a manifest beside what it wrote."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import elm_interp.evaluate  # noqa: F401 - registers metrics
+from elm_interp.config import RunConfig
+from elm_interp.metrics import Subject, measure
+from elm_interp.models import load_model
+from elm_interp.runs import Run
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "figures"
+BEGAN = time.perf_counter()
+PACKAGES = ("elm-interp", "torch", "transformers", "peft", "numpy", "scikit-learn")
+
+ORGANISM = {
+    "forget": "knowledge.four_choice.erased_domain",
+    "other": "knowledge.four_choice.other_domains",
+}
+REAL = {"forget": "innocence.two_choice_pmi", "other": "specificity.general_pmi"}
+COMMON = {
+    "neighbours": "specificity.neighbours_pmi",
+    "retain_ppl_ratio": "specificity.retain_ppl_ratio",
+    "reverse_ppl_ratio": "seamlessness.reverse_ppl_ratio",
+    "distinct2_ratio": "seamlessness.distinct2_ratio",
+    "reverse_ppl": "seamlessness.reverse_ppl",
+    "distinct2": "seamlessness.distinct2",
+}
+"""Columns of the tables -> metrics: of organisms, of real models, of both."""
+
+
+def wanted(organism: bool) -> dict[str, str]:
+    """Columns of a table of methods -> metrics."""
+    return (ORGANISM if organism else REAL) | COMMON
+
+
+def row_of(subject: Subject, metrics: Mapping[str, str]) -> dict[str, float]:
+    """Each metric under its column's name, with its interval; those that the subject has not are left out."""
+    found = measure(subject, list(metrics.values())).set_index("metric")
+    row: dict[str, float] = {}
+    for name, metric in metrics.items():
+        if metric in found.index:
+            one = found.loc[metric]
+            row |= {name: one["value"], f"{name}_low": one["ci_low"], f"{name}_high": one["ci_high"]}
+    return row
+
+
+def run_of(folder: Path, model: str, method: str, seed: int, *, concept: str = "", preset: str = "") -> Run:
+    """The run of a method in a folder, begun or gone on with; concept and preset are by default those for the model."""
+    organism = model.startswith("organism:")
+    concept = concept or ("organism:spellcraft" if organism else "harry-potter")
+    preset = preset or ("organism" if organism else "smollm2-135m")
+    dtype = "float32" if organism else "auto"
+    config = RunConfig.preset(preset, method, model=model, concept=concept, seed=seed, dtype=dtype)
+    return Run.create(folder, config, resume=(folder / "config.json").is_file())
+
+
+def base_of(run: Run) -> Subject:
+    """The untouched model of a run, on weights of its own, for several runs to be compared on: what it says is scored once."""
+    config = run.config
+    return Subject(load_model(config.model, dtype=config.dtype, device=config.device), run.concept, seed=config.seed)
+
+
+def last_of(run: Run, base: Subject) -> Subject:
+    """The run's last checkpoint, on the base's weights."""
+    last = run.checkpoints()[-1]
+    return base.at(last.path, method=run.method, step=last.step)
+
+
+def write_manifest(path: Path, **more: Any) -> None:
+    """Command, revision, versions, machine and seconds since the start, beside what an analysis wrote."""
+    git = ["git", "describe", "--always", "--dirty"]
+    manifest = {
+        "command": " ".join(["python", f"analyses/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "git": subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "seconds": round(time.perf_counter() - BEGAN, 1),
+        "versions": {package: version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    path.write_text(json.dumps(manifest | more, indent=1) + "\n")

@@ -1,0 +1,142 @@
+"""Innocence against specificity, one point a setting: which settings are worth choosing, and what each option buys.
+
+python analyses/pareto.py                             # on the organism: figures/pareto_organism.{png,svg,csv}
+python analyses/pareto.py --model smollm2-135m        # Harry Potter: figures/pareto_smollm2-135m.{png,svg,csv}
+python analyses/pareto.py --model smollm2-135m --runs somewhere/ --only "η × 0.3" "η × 3"      # a part, or after a pause
+
+Settings differ from their method's preset for the model by what their name says; those that do not are left out. ELM's train
+for `--steps` steps where that is given. Each setting is erased in a run folder of its own under --runs and measured once: a
+call that finds a part of them goes on with the rest, and several calls may share the work. A setting counts as seamless where
+its reverse perplexity is at most 1.3 times the base's and its distinct-2 at least 0.85 of it.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from common import FIGURES, base_of, last_of, row_of, wanted, write_manifest
+
+from elm_interp.config import RunConfig
+from elm_interp.metrics import Subject
+from elm_interp.plots import plot_pareto, save
+from elm_interp.runs import Run, write_json
+from elm_interp.stages import run_stage
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How it differs from its method's preset for the model."""
+
+    method: str = "elm"
+    values: dict[str, Any] = field(default_factory=dict)
+    """Of the objective."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """That numbers of the objective are multiplied by."""
+
+
+PAPER: dict[str, Any] = {"eta": 500.0, "one_sided": False, "answers_weight": 0.0}
+"""The paper's target and terms on the preset's layers; fluency is left out, as in the presets."""
+SETTINGS = {
+    "preset": Setting(),
+    "plausible 0.001": Setting(values={"plausible": 0.001}),
+    "plausible 0.01": Setting(values={"plausible": 0.01}),
+    "η × 0.3": Setting(factors={"eta": 0.3}),
+    "η × 3": Setting(factors={"eta": 3.0}),
+    "one-sided": Setting(values={"one_sided": True}),
+    "two-sided": Setting(values={"one_sided": False}),
+    "retain × 0.5": Setting(factors={"retain_weight": 0.5}),
+    "retain × 2": Setting(factors={"retain_weight": 2.0}),
+    "answers × 0.5": Setting(factors={"answers_weight": 0.5}),
+    "no erase term": Setting(values={"erase_weight": 0.0}),
+    "no answers": Setting(values={"answers_weight": 0.0}),
+    "paper's target": Setting(values=PAPER),
+    "paper's target, plausible 0.01": Setting(values={**PAPER, "plausible": 0.01}),
+    "paper's target, one-sided": Setting(values={**PAPER, "one_sided": True}),
+    "rmu": Setting("rmu"),
+    "rmu, retain × 0.2": Setting("rmu", factors={"retain_weight": 0.2}),
+    "rmu, steering × 2": Setting("rmu", factors={"steering": 2.0}),
+    "repnoise": Setting("repnoise"),
+    "repnoise, ascent × 2": Setting("repnoise", factors={"ascent_weight": 2.0}),
+    "whp": Setting("whp"),
+    "whp, strength × 2": Setting("whp", factors={"strength": 2.0}),
+}
+PASSAGES = 4
+"""Forget and retain passages a step, at least, of ELM's settings that train on nothing else."""
+
+
+def main() -> None:
+    """Erase and measure what is missing, then write table, figure and manifest of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="organism:original", help="an organism, or a real model")
+    parser.add_argument("--only", nargs="+", metavar="SETTING", choices=list(SETTINGS), help="a part of the settings")
+    parser.add_argument("--steps", type=int, help="of ELM's settings; by default those of the preset")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, help="folder of the run folders, kept; by default a temporary one")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
+    given = parser.parse_args()
+    organism = given.model.startswith("organism:")
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = given.runs or Path(temporary)
+        base: list[Subject] = []
+        configs = {name: config_of(name, organism, given) for name in SETTINGS}
+        for number, (name, config) in enumerate(configs.items()):
+            folder = runs / f"{number:02d}_{config.objective.name}"
+            first = next(other for other in configs if configs[other] == config)
+            if name == first and name in (given.only or SETTINGS) and not (folder / "results" / "row.json").is_file():
+                erase_and_measure(folder, name, config, base)
+        rows = [json.loads(path.read_text()) for path in sorted(runs.glob("*/results/row.json"))]
+    table = pd.DataFrame(rows)
+    table["seamless"] = (table["reverse_ppl_ratio"] <= 1.3) & (table["distinct2_ratio"] >= 0.85)
+    name = f"pareto_{'organism' if organism else given.model}"
+    save(plot_pareto(table, chance=0.25 if organism else 0.5), given.out / name)
+    table.to_csv(given.out / f"{name}.csv", index=False, float_format="%.6g")
+    print(table[[c for c in table if not c.endswith(("_low", "_high"))]].round(3).to_string(index=False))
+    write_manifest(given.out / f"{name}_manifest.json", metrics=wanted(organism), steps=given.steps)
+
+
+def erase_and_measure(folder: Path, name: str, config: RunConfig, shared: list[Subject]) -> None:
+    """One setting: its run, and its row in results/row.json; the base's row stands beside the runs."""
+    run = Run.create(folder, config, resume=(folder / "config.json").is_file())
+    run_stage(run, "erase")
+    metrics = wanted(config.model.startswith("organism:"))
+    if not shared:
+        shared.append(base_of(run))
+    base, path = shared[0], folder.parent / "base" / "results" / "row.json"
+    if not path.is_file():
+        same = {f"{key}{end}": 1.0 for key in metrics if key.endswith("_ratio") for end in ("", "_low", "_high")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"method": "original", "setting": "original", **same, **row_of(base, metrics)})
+    row = {"method": run.method, "setting": name, **row_of(last_of(run, base), metrics)}
+    row |= {"seconds": run.load_json("timing")["erase_seconds"], "steps": config.training.steps}
+    run.save_json("row", row)
+    print(pd.DataFrame([row]).round(3).to_string(index=False), flush=True)
+
+
+def config_of(name: str, organism: bool, given: argparse.Namespace) -> RunConfig:
+    """The preset for the model, with what the setting changes."""
+    setting = SETTINGS[name]
+    concept = "organism:spellcraft" if organism else "harry-potter"
+    preset = RunConfig.preset(
+        "organism" if organism else "smollm2-135m",
+        setting.method,
+        model=given.model,
+        concept=concept,
+        seed=given.seed,
+        dtype="float32" if organism else "auto",
+    )
+    values = setting.values | {key: factor * getattr(preset.objective, key) for key, factor in setting.factors.items()}
+    objective, training = replace(preset.objective, **values), preset.training
+    if setting.method == "elm" and given.steps:
+        training = replace(training, steps=given.steps, save_every=given.steps)
+    if setting.method == "elm" and not objective.weights()["answers"]:
+        n = max(PASSAGES, training.forget_batch)
+        training = replace(training, forget_batch=n, retain_batch=n)
+    return replace(preset, objective=objective, training=training)
+
+
+if __name__ == "__main__":
+    main()

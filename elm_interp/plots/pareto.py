@@ -1,0 +1,90 @@
+"""Settings side by side: what each paid for what it erased, and which no other setting beats.
+
+    ax = plot_pareto(frame, x="forget", y="other", chance=0.5)
+
+Rows: one a setting, with columns method, setting, seamless, and the two that are drawn.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from elm_interp.errors import ConfigError
+from elm_interp.plots.methods import ANCHORS
+from elm_interp.plots.style import CHANCE, ERASED, MARKERS, SERIES, axes, legend_above, styled
+
+
+def pareto_front(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """Which points no other beats, where x should be low and y high: none is at least as good in both and better in one.
+
+    Args:
+        x: one number a point, less is better.
+        y: one number a point, more is better.
+
+    Returns:
+        A truth value a point; a point with a number that is not finite is never on the front.
+    """
+    points = np.stack([np.asarray(x, float), -np.asarray(y, float)], 1)
+    whole = np.isfinite(points).all(1)
+    no_worse = (points[:, None] <= points[None]).all(-1) & whole[:, None]
+    better = (points[:, None] < points[None]).any(-1)
+    return whole & ~(no_worse & better).any(0)
+
+
+@styled
+def plot_pareto(
+    frame: pd.DataFrame,
+    x: str = "forget",
+    y: str = "other",
+    *,
+    chance: float | None = None,
+    labels: tuple[str, str] = ("Accuracy on the erased concept", "Accuracy on everything else"),
+    ax: Axes | None = None,
+) -> Axes:
+    """One numbered point a setting; filled where the text stays fluent, and a line through those of them that no other beats.
+
+    Args:
+        frame: one row a setting; rows of the method "original" are the untouched model.
+        x: column of what should fall.
+        y: column of what should stay.
+        chance: level of knowing nothing, on the horizontal axis.
+        labels: of the two axes.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ConfigError: a column that is needed is missing.
+    """
+    missing = [name for name in ("method", "setting", "seamless", x, y) if name not in frame]
+    if missing:
+        raise ConfigError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}.")
+    ax = axes(ax, height=5.4)
+    if chance is not None:
+        ax.axvline(chance, color=CHANCE, linewidth=1, linestyle=":", label="chance")
+    anchors, settings = (part for _, part in frame.groupby(~frame["method"].isin(list(ANCHORS))))
+    for row in anchors.to_dict("records"):
+        colour, marker = ANCHORS[row["method"]]
+        ax.plot(row[x], row[y], color=colour, marker=marker, markersize=11, linestyle="", label=row["method"])
+    fluent = settings[settings["seamless"].astype(bool)]
+    best = fluent[pareto_front(fluent[x], fluent[y])].sort_values(x)
+    ax.step(best[x], best[y], where="post", color=CHANCE, linewidth=1.1, linestyle="--", label="front", zorder=1)
+    numbers = iter(range(1, len(settings) + 1))
+    looks = zip((ERASED, *SERIES[1:]), MARKERS, strict=False)
+    for (method, rows), (colour, marker) in zip(settings.groupby("method", sort=False), looks, strict=False):
+        for filled, part in rows.groupby(rows["seamless"].astype(bool)):
+            face = colour if filled else "none"
+            ax.scatter(part[x], part[y], s=34, marker=marker, edgecolors=colour, facecolors=face, zorder=3)
+        ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
+        for row, number in zip(rows.to_dict("records"), numbers, strict=False):
+            ax.annotate(str(number), (row[x], row[y]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    named = list(chain.from_iterable(rows["setting"] for _, rows in settings.groupby("method", sort=False)))
+    key = "\n".join(f"{number} {name}" for number, name in enumerate(named, 1))
+    ax.text(1.02, 1.0, key, transform=ax.transAxes, va="top", fontsize=8)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    legend_above(ax, columns=4)
+    return ax
