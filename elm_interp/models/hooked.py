@@ -303,7 +303,7 @@ class HookedLM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = type(self.model)(deepcopy(self.model.config))
-        model.to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]  # as in `load_model`
+        model.to(self.device, self.dtype)  # type: ignore[arg-type]  # as in `load_model`
         model.eval().requires_grad_(False)
         name = f"{self.name}, random weights"
         return HookedLM(model, self.tokenizer, name=name, layout=self.layout, backend=self.backend)
