@@ -19,7 +19,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 	if [ -d notebooks ]; then $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks; fi
 
 setup: $(STAMP)

@@ -4,9 +4,10 @@ python analyses/pareto.py                             # on the organism: figures
 python analyses/pareto.py --model smollm2-135m        # Harry Potter: figures/pareto_smollm2-135m.{png,svg,csv}
 python analyses/pareto.py --model smollm2-135m --runs somewhere/ --only "η × 0.3" "η × 3"      # a part, or after a pause
 
-Settings differ from their method's preset for the model by what their name says; those that do not are left out. ELM's train
-for `--steps` steps where that is given. Each setting is erased in a run folder of its own under --runs and measured once: a
-call that finds a part of them goes on with the rest, and several calls may share the work. A setting counts as seamless where
+Settings differ from their method's preset for the model by what their name says; those that do not are left out. ELM's, but for
+the preset itself, train for `--steps` steps where that is given. Each setting is erased in a run folder of its own under --runs
+(those of the presets are the runs of `compare_methods.py`) and measured once: a call that finds a part of them goes on with the
+rest, and several calls may share the work. A setting counts as seamless where
 its reverse perplexity is at most 1.3 times the base's and its distinct-2 at least 0.85 of it.
 """
 
@@ -21,6 +22,7 @@ import pandas as pd
 from common import FIGURES, base_of, last_of, row_of, wanted, write_manifest
 
 from elm_interp.config import RunConfig
+from elm_interp.erase.methods import METHODS
 from elm_interp.metrics import Subject
 from elm_interp.plots import plot_pareto, save
 from elm_interp.runs import Run, write_json
@@ -41,7 +43,7 @@ class Setting:
 PAPER: dict[str, Any] = {"eta": 500.0, "one_sided": False, "answers_weight": 0.0}
 """The paper's target and terms on the preset's layers; fluency is left out, as in the presets."""
 SETTINGS = {
-    "preset": Setting(),
+    "elm": Setting(),
     "plausible 0.001": Setting(values={"plausible": 0.001}),
     "plausible 0.01": Setting(values={"plausible": 0.01}),
     "η × 0.3": Setting(factors={"eta": 0.3}),
@@ -73,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="organism:original", help="an organism, or a real model")
     parser.add_argument("--only", nargs="+", metavar="SETTING", choices=list(SETTINGS), help="a part of the settings")
-    parser.add_argument("--steps", type=int, help="of ELM's settings; by default those of the preset")
+    parser.add_argument("--steps", type=int, help="of ELM's settings beside the preset; by default as many as it has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, help="folder of the run folders, kept; by default a temporary one")
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
@@ -84,11 +86,13 @@ def main() -> None:
         base: list[Subject] = []
         configs = {name: config_of(name, organism, given) for name in SETTINGS}
         for number, (name, config) in enumerate(configs.items()):
-            folder = runs / f"{number:02d}_{config.objective.name}"
+            folder = runs / (name if name in METHODS else f"setting_{number:02d}")
             first = next(other for other in configs if configs[other] == config)
             if name == first and name in (given.only or SETTINGS) and not (folder / "results" / "row.json").is_file():
                 erase_and_measure(folder, name, config, base)
-        rows = [json.loads(path.read_text()) for path in sorted(runs.glob("*/results/row.json"))]
+        rows = [json.loads(path.read_text()) for path in runs.glob("*/results/row.json")]
+    order = ["original", *SETTINGS]
+    rows.sort(key=lambda row: order.index(row["setting"]))
     table = pd.DataFrame(rows)
     table["seamless"] = (table["reverse_ppl_ratio"] <= 1.3) & (table["distinct2_ratio"] >= 0.85)
     name = f"pareto_{'organism' if organism else given.model}"
@@ -130,7 +134,7 @@ def config_of(name: str, organism: bool, given: argparse.Namespace) -> RunConfig
     )
     values = setting.values | {key: factor * getattr(preset.objective, key) for key, factor in setting.factors.items()}
     objective, training = replace(preset.objective, **values), preset.training
-    if setting.method == "elm" and given.steps:
+    if setting.method == "elm" and given.steps and name not in METHODS:
         training = replace(training, steps=given.steps, save_every=given.steps)
     if setting.method == "elm" and not objective.weights()["answers"]:
         n = max(PASSAGES, training.forget_batch)

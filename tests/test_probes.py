@@ -190,7 +190,7 @@ def test_the_scaler_sees_train_rows_alone(monkeypatch):
     x, labels, facts = planted()
     seen = []
     monkeypatch.setattr("elm_interp.internals.probes.scaler", lambda part: seen.append(part) or scaler(part))
-    probe_layers(x, labels, facts, seeds=1)
+    probe_layers(x, labels, facts, seeds=1, C=(0.01,))
     train, _ = split_by_group(facts, seed=0)
     assert len(seen) == 1
     assert torch.equal(seen[0], x[train].transpose(0, 1))

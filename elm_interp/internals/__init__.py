@@ -3,6 +3,7 @@
 from elm_interp.internals.code_length import code_length
 from elm_interp.internals.datasets import concept_datasets
 from elm_interp.internals.estimators import LogisticProbe, MeanDifferenceProbe, MLPProbe, RidgeProbe
+from elm_interp.internals.folds import fit_splits
 from elm_interp.internals.linear_erasure import Leace, count_directions, fit_leace, probe_after_leace
 from elm_interp.internals.logistic import ProbeWeights, fit_probes
 from elm_interp.internals.norms import outlier_dimensions, token_norms
@@ -42,6 +43,7 @@ __all__ = [
     "effective_rank",
     "fit_leace",
     "fit_probes",
+    "fit_splits",
     "outlier_dimensions",
     "pca_shift",
     "probe_after_leace",

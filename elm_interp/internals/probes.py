@@ -24,12 +24,14 @@ from torch import Tensor
 from elm_interp.errors import DataError
 from elm_interp.internals.code_length import code_length, entropy
 from elm_interp.internals.estimators import STRENGTH
-from elm_interp.internals.logistic import fit_probes
+from elm_interp.internals.folds import fit_splits
 from elm_interp.internals.splits import TEST_SHARE, scaler, shuffled_within, split_by_group
 from elm_interp.internals.strength import choose_strength, fit_with_strengths
 from elm_interp.results import bootstrap, measurements, wilson
 
 SEEDS = 5
+TOLERANCE = 1e-6
+"""Finer than scikit-learn's, so that no test row changes sides with the order of a sum."""
 
 
 def probe_layers(
@@ -90,15 +92,21 @@ def probe_layers(
     x = activations.float().transpose(0, 1)
     source = x if fitted_to is None else fitted_to.float().transpose(0, 1)
     rows, others = [], []
-    for seed in range(seeds):
-        train, test = split_by_group(groups, seed=seed, test_share=test_share)
-        both = torch.stack([y, shuffled_within(y, (train, test), seed)])
-        counts = both[0, train].bincount(minlength=classes)
-        if int((counts > 0).sum()) < 2:
+    splits = [split_by_group(groups, seed=seed, test_share=test_share) for seed in range(seeds)]
+    tasks = [torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)]
+    for seed, (train, _) in enumerate(splits):
+        if len(y[train].unique()) < 2:
             raise DataError(f"split {seed} leaves one class in its {len(train)} train examples; more facts are needed.")
-        if estimator is None:
+    together = None
+    if estimator is None and isinstance(C, int | float):
+        together = _all_splits(source, x, tasks, splits, C, classes)
+    for seed, ((train, test), both) in enumerate(zip(splits, tasks, strict=True)):
+        counts = both[0, train].bincount(minlength=classes)
+        if together is not None:
+            said = together[:, 2 * seed : 2 * seed + 2, test]
+        elif estimator is None:
             facts = [groups[i] for i in train.tolist()]
-            said = _logistic(source[:, train], x[:, test], both[:, train], facts, C, classes, seed)
+            said = _of_chosen_strength(source[:, train], x[:, test], both[:, train], facts, C, classes, seed)
         else:
             said = _each_layer(estimator, source[:, train], x[:, test], both[:, train])
         right = said.to(both.device) == both[:, test]
@@ -137,7 +145,23 @@ def check_labels(
     return torch.from_numpy(codes), max(len(names), 2)
 
 
-def _logistic(
+def _all_splits(
+    source: Float[Tensor, "layer example d_model"],
+    x: Float[Tensor, "layer example d_model"],
+    tasks: Sequence[Int[Tensor, "task example"]],
+    splits: Sequence[tuple[Int[Tensor, " train"], Int[Tensor, " test"]]],
+    C: float,
+    classes: int,
+) -> Int[Tensor, "layer split_task example"]:
+    """What logistic probes say of all rows, fitted to the train rows of each split, for all layers and labellings at once."""
+    labels = torch.cat(list(tasks)).to(x.device)
+    rows = torch.zeros_like(labels, dtype=torch.bool)
+    for i, (train, _) in enumerate(splits):
+        rows[2 * i : 2 * i + 2, train] = True
+    return fit_splits(source, labels, rows, C, classes=classes, tolerance=TOLERANCE).predict(x)
+
+
+def _of_chosen_strength(
     train: Float[Tensor, "layer train d_model"],
     test: Float[Tensor, "layer test d_model"],
     y: Int[Tensor, "task train"],
@@ -150,11 +174,9 @@ def _logistic(
     y = y.to(train.device)
     mean, spread = scaler(train)
     scaled, labels = (train - mean) / spread, y.expand(len(train), -1, -1)
-    if isinstance(C, int | float):
-        weights = fit_probes(scaled, labels, C, classes=classes)
-    else:
-        strengths = choose_strength(train, y[0], facts, C, seed=seed, classes=classes)
-        weights = fit_with_strengths(scaled, labels, strengths, classes=classes)
+    grid = [C] if isinstance(C, int | float) else C
+    strengths = choose_strength(train, y[0], facts, grid, seed=seed, classes=classes)
+    weights = fit_with_strengths(scaled, labels, strengths, classes=classes)
     return weights.predict((test - mean) / spread)
 
 
