@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import elm_interp.evaluate  # noqa: F401 - registers metrics
 from elm_interp.config import RunConfig
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import load_model
-from elm_interp.runs import Run
+from elm_interp.runs import Run, write_json
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "figures"
+ROW = "results/row.json"
+"""Where the row of a run is kept."""
 BEGAN = time.perf_counter()
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -66,10 +68,42 @@ def run_of(folder: Path, model: str, method: str, seed: int, *, concept: str = "
     return Run.create(folder, config, resume=(folder / "config.json").is_file())
 
 
-def base_of(run: Run) -> Subject:
-    """The untouched model of a run, on weights of its own, for several runs to be compared on: what it says is scored once."""
-    config = run.config
-    return Subject(load_model(config.model, dtype=config.dtype, device=config.device), run.concept, seed=config.seed)
+class Rows:
+    """Rows of runs in one folder, each measured once and kept beside its run, on one copy of the base's weights."""
+
+    def __init__(self, runs: Path, metrics: Mapping[str, str]) -> None:
+        self.runs, self.metrics = runs, metrics
+        self._base: Subject | None = None
+
+    def base(self, run: Run) -> Subject:
+        """The untouched model, on weights of its own: what it says is scored once for all runs."""
+        if self._base is None:
+            config = run.config
+            lm = load_model(config.model, dtype=config.dtype, device=config.device)
+            self._base = Subject(lm, run.concept, seed=config.seed)
+        return self._base
+
+    def of(self, run: Run) -> dict[str, Any]:
+        """The row of a run's last checkpoint, with its seconds and steps."""
+
+        def make() -> dict[str, Any]:
+            row = {"method": run.method, **row_of(last_of(run, self.base(run)), self.metrics)}
+            return row | {"seconds": run.load_json("timing")["erase_seconds"], "steps": run.config.training.steps}
+
+        return _kept(run.folder, make)
+
+    def of_base(self, run: Run) -> dict[str, Any]:
+        """The row of the untouched model, which is its own measure in ratios."""
+        same = {f"{key}{end}": 1.0 for key in self.metrics if key.endswith("_ratio") for end in ("", "_low", "_high")}
+        return _kept(self.runs / "base", lambda: {"method": "original", **same, **row_of(self.base(run), self.metrics)})
+
+
+def _kept(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    path = folder / ROW
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    return json.loads(path.read_text())
 
 
 def last_of(run: Run, base: Subject) -> Subject:

@@ -8,11 +8,12 @@ Distance to gold: mean KL(gold ‖ model) a token on held-out forget passages, a
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-from common import FIGURES, base_of, last_of, row_of, run_of, wanted, write_manifest
+from common import FIGURES, Rows, last_of, row_of, run_of, wanted, write_manifest
 
 from elm_interp.data import texts
 from elm_interp.erase.methods import METHODS
@@ -20,6 +21,7 @@ from elm_interp.evaluate import kl_divergences, read_passages
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.plots import plot_methods, save
+from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 
 
@@ -42,21 +44,21 @@ def main() -> None:
     given = parser.parse_args()
     organism = given.model.startswith("organism:")
     gold = load_model("organism:gold", dtype="float32") if organism else None
-    rows: list[dict] = []
+    table_rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
+        runs = given.runs or Path(temporary)
+        rows = Rows(runs, wanted(organism))
         for method in given.methods:
-            folder = (given.runs or Path(temporary)) / method
-            run = run_of(folder, given.model, method, given.seed, concept=given.concept, preset=given.preset)
+            run = run_of(runs / method, given.model, method, given.seed, concept=given.concept, preset=given.preset)
             run_stage(run, "erase")
-            if not rows:
-                base = base_of(run)
-                rows.append(row(base, "original", organism, gold))
-            rows.append(row(last_of(run, base), method, organism, gold, run.load_json("timing")["erase_seconds"]))
-            print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), flush=True)
-    if gold is not None:
-        beside = Subject(gold, run.concept, method="gold", seed=given.seed, base=base)
-        rows.append(row(beside, "gold", organism, gold))
-    table = pd.DataFrame(rows)
+            if not table_rows:
+                table_rows.append(rows.of_base(run) | distance(rows, run, None, gold))
+            table_rows.append(rows.of(run) | distance(rows, run, last_of, gold))
+            print(pd.DataFrame(table_rows[-1:]).round(3).to_string(index=False), flush=True)
+        if gold is not None:
+            beside = Subject(gold, run.concept, method="gold", seed=given.seed, base=rows.base(run))
+            table_rows.append({"method": "gold", **row_of(beside, wanted(organism)), "distance_to_gold": 0.0})
+    table = pd.DataFrame(table_rows).drop(columns=["setting"], errors="ignore")
     if gold is not None:
         table["distance_to_gold"] /= table["distance_to_gold"][0]
     name = f"compare_methods_{'organism' if organism else given.model}"
@@ -66,20 +68,19 @@ def main() -> None:
     write_manifest(given.out / f"{name}_manifest.json", metrics=wanted(organism))
 
 
-def row(subject: Subject, method: str, organism: bool, gold: HookedLM | None, seconds: float | None = None) -> dict:
-    """One row of the table."""
-    found = {"method": method, **row_of(subject, wanted(organism))}
-    if gold is not None:
-        found["distance_to_gold"] = distance(subject, gold)
-    return found | {"seconds": seconds}
-
-
-def distance(subject: Subject, gold: HookedLM) -> float:
-    """Mean KL(gold ‖ model) in nats a token on held-out forget passages."""
+def distance(
+    rows: Rows, run: Run, state: Callable[[Run, Subject], Subject] | None, gold: HookedLM | None
+) -> dict[str, float]:
+    """Mean KL(gold ‖ model) in nats a token on held-out forget passages, of the base or of one of its states."""
+    if gold is None:
+        return {}
+    base = rows.base(run)
+    subject = base if state is None else state(run, base)
     passages = texts(subject.concept.passages("forget", "held_out"))
     with subject.on() as lm:
         ours, theirs = read_passages(lm, passages), read_passages(gold, passages)
-        return float(torch.cat(kl_divergences(lm, theirs.hidden, ours.hidden, base_lm=gold)).mean())
+        found = torch.cat(kl_divergences(lm, theirs.hidden, ours.hidden, base_lm=gold))
+    return {"distance_to_gold": float(found.mean())}
 
 
 if __name__ == "__main__":

@@ -12,20 +12,18 @@ its reverse perplexity is at most 1.3 times the base's and its distinct-2 at lea
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from common import FIGURES, base_of, last_of, row_of, wanted, write_manifest
+from common import FIGURES, ROW, Rows, wanted, write_manifest
 
 from elm_interp.config import RunConfig
 from elm_interp.erase.methods import METHODS
-from elm_interp.metrics import Subject
 from elm_interp.plots import plot_pareto, save
-from elm_interp.runs import Run, write_json
+from elm_interp.runs import Run
 from elm_interp.stages import run_stage
 
 
@@ -83,16 +81,19 @@ def main() -> None:
     organism = given.model.startswith("organism:")
     with tempfile.TemporaryDirectory() as temporary:
         runs = given.runs or Path(temporary)
-        base: list[Subject] = []
+        measured, rows = Rows(runs, wanted(organism)), []
         configs = {name: config_of(name, organism, given) for name in SETTINGS}
         for number, (name, config) in enumerate(configs.items()):
             folder = runs / (name if name in METHODS else f"setting_{number:02d}")
             first = next(other for other in configs if configs[other] == config)
-            if name == first and name in (given.only or SETTINGS) and not (folder / "results" / "row.json").is_file():
-                erase_and_measure(folder, name, config, base)
-        rows = [json.loads(path.read_text()) for path in runs.glob("*/results/row.json")]
-    order = ["original", *SETTINGS]
-    rows.sort(key=lambda row: order.index(row["setting"]))
+            if name != first or (name not in (given.only or SETTINGS) and not (folder / ROW).is_file()):
+                continue
+            run = Run.create(folder, config, resume=(folder / "config.json").is_file())
+            run_stage(run, "erase")
+            if not rows:
+                rows.append(measured.of_base(run) | {"setting": "original"})
+            rows.append(measured.of(run) | {"setting": name})
+            print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), flush=True)
     table = pd.DataFrame(rows)
     table["seamless"] = (table["reverse_ppl_ratio"] <= 1.3) & (table["distinct2_ratio"] >= 0.85)
     name = f"pareto_{'organism' if organism else given.model}"
@@ -100,24 +101,6 @@ def main() -> None:
     table.to_csv(given.out / f"{name}.csv", index=False, float_format="%.6g")
     print(table[[c for c in table if not c.endswith(("_low", "_high"))]].round(3).to_string(index=False))
     write_manifest(given.out / f"{name}_manifest.json", metrics=wanted(organism), steps=given.steps)
-
-
-def erase_and_measure(folder: Path, name: str, config: RunConfig, shared: list[Subject]) -> None:
-    """One setting: its run, and its row in results/row.json; the base's row stands beside the runs."""
-    run = Run.create(folder, config, resume=(folder / "config.json").is_file())
-    run_stage(run, "erase")
-    metrics = wanted(config.model.startswith("organism:"))
-    if not shared:
-        shared.append(base_of(run))
-    base, path = shared[0], folder.parent / "base" / "results" / "row.json"
-    if not path.is_file():
-        same = {f"{key}{end}": 1.0 for key in metrics if key.endswith("_ratio") for end in ("", "_low", "_high")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"method": "original", "setting": "original", **same, **row_of(base, metrics)})
-    row = {"method": run.method, "setting": name, **row_of(last_of(run, base), metrics)}
-    row |= {"seconds": run.load_json("timing")["erase_seconds"], "steps": config.training.steps}
-    run.save_json("row", row)
-    print(pd.DataFrame([row]).round(3).to_string(index=False), flush=True)
 
 
 def config_of(name: str, organism: bool, given: argparse.Namespace) -> RunConfig:

@@ -99,7 +99,8 @@ def probe(run: Run, *, progress: bool = True) -> None:
     """
     if not concept_datasets(run.concept, PROBE_TASKS):
         warnings.warn(
-            f"{run.concept.name} has fewer than {LEAST_FACTS} questions about it: no probe is fitted.", stacklevel=2
+            f"{run.concept.name} has fewer than {LEAST_FACTS} questions about it, and passages: no probe is fitted.",
+            stacklevel=2,
         )
         run.save_results("probes", results.frame([]))
         return

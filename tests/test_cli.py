@@ -181,7 +181,8 @@ def test_a_concept_with_few_questions_runs_to_its_end_and_says_what_is_left_out(
     tiny_model_folder, tiny_concept, tmp_path
 ):
     few = {name: asked[:3] for name, asked in tiny_concept.questions.items()}
-    concept = write_concept(replace(tiny_concept, questions=few), tmp_path / "few")
+    passages = {"forget": tiny_concept.forget[:8], "retain": tiny_concept.retain[:8]}
+    concept = write_concept(replace(tiny_concept, questions=few, **passages), tmp_path / "few")
     with pytest.warns(UserWarning, match="no probe is fitted"):
         main(["run", "--out", str(tmp_path / "x"), *flags(tiny_model_folder, concept)])
     assert "too few questions of the kind that probe.association needs" in (tmp_path / "x" / "report.html").read_text()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import tiny
@@ -132,11 +134,16 @@ def test_the_fingerprint_changes_with_all_that_matters_and_nothing_else(tiny_lm,
 def test_the_datasets_of_a_concept_say_what_they_promise(tiny_concept):
     made = concept_datasets(tiny_concept)
     questions = {q.id: q for q in tiny_concept.ask("forget", "all")}
-    assert list(made) == ["truth", "association", "choice", "forget_text", "retain_text"]
+    assert list(made) == ["truth", "association", "choice", "about", "forget_text", "retain_text"]
     for name in ("truth", "association"):
         rows = made[name].examples
         assert rows.groupby("fact")["label"].apply(sorted).tolist() == [[0, 1]] * len(questions)
-        for text, row in zip(made[name].texts, rows.to_dict("records"), strict=True):
+        texts = (
+            made[name].texts
+            if name == "association"
+            else map(" ".join, zip(made[name].texts, made[name].answers, strict=True))
+        )
+        for text, row in zip(texts, rows.to_dict("records"), strict=True):
             q, said = questions[row["id"]], text.rpartition("Answer: ")[2]
             wrong = (q.outside,) if name == "association" else tuple(c for c in q.choices if c != q.right)
             assert said == q.right if row["label"] else said in wrong
@@ -144,9 +151,30 @@ def test_the_datasets_of_a_concept_say_what_they_promise(tiny_concept):
     q = questions[row["id"]]
     assert f"\n{'ABCD'[row['label']]}. {q.right}\n" in text
     assert text.endswith("Answer:")
+    assert made["about"].texts == made["forget_text"].texts + made["retain_text"].texts
+    assert made["about"].examples["label"].tolist() == [1] * len(made["forget_text"].texts) + [0] * len(
+        made["retain_text"].texts
+    )
     assert (made["forget_text"].positions, made["forget_text"].skip) == ("mean", 1)
     assert set(made["retain_text"].examples["split"]) == {"train", "held_out"}
     assert concept_datasets(tiny_concept)["truth"].texts == made["truth"].texts
+
+
+def test_a_paired_activation_is_the_logit_lens_part_by_part(tiny_lm, tmp_path):
+    answers = ("bread", "owl", "old tower")
+    with_answers = replace(dataset(), answers=answers)
+    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), {"a": with_answers, "b": dataset()}, {"base": None})
+    made, plain = store.tensor("a", "base"), store.tensor("b", "base")
+    for i, answer in enumerate(answers):
+        ids = tiny_lm.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+        way = torch.stack([tiny_lm.head.weight[token] for token in ids]).mean(0)
+        for layer in range(tiny_lm.n_layers):
+            state = plain[i, layer] / plain[i, layer].norm() * tiny_lm.d_model**0.5
+            torch.testing.assert_close(made[i, layer], state * way, atol=1e-5, rtol=1e-4)
+    others = replace(with_answers, answers=answers[::-1])
+    assert fingerprint(tiny_lm, with_answers, None) != fingerprint(tiny_lm, others, None)
+    with pytest.raises(DataError, match="answers"):
+        replace(dataset(), answers=("bread",))
 
 
 def test_a_text_that_two_datasets_share_is_read_once(tiny_lm, tmp_path, monkeypatch):

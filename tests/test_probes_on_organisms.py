@@ -70,3 +70,10 @@ def test_the_bases_probe_tells_a_hiding_model_from_a_re_encoded_one(subjects):
     assert best(subjects["hiding"], TRANSFERRED)[0] >= 0.85
     assert best(subjects["re-encoded"], TRANSFERRED)[0] <= 0.25
     assert best(subjects["gold"], TRANSFERRED)[0] <= 0.2
+
+
+def test_the_truth_probe_reads_what_is_known_or_hidden_and_not_what_was_never_learned(subjects):
+    found = {kind: best(subjects[kind], "probe.truth") for kind in ("original", "gold", "hiding")}
+    assert found["original"][0] >= 0.9
+    assert found["hiding"][0] >= 0.85
+    assert abs(found["gold"][0] - found["gold"][1]) <= 0.05

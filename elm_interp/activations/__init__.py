@@ -1,8 +1,25 @@
 """Activations: collected once from many checkpoints, kept on disk, read lazily."""
 
-from elm_interp.activations.collect import Dataset, checkpoint_name, collect, collect_texts
+from elm_interp.activations.collect import (
+    Dataset,
+    answer_directions,
+    checkpoint_name,
+    collect,
+    collect_texts,
+    paired,
+)
 from elm_interp.activations.fingerprints import fingerprint
 from elm_interp.activations.index import Entry
 from elm_interp.activations.store import ActivationStore
 
-__all__ = ["ActivationStore", "Dataset", "Entry", "checkpoint_name", "collect", "collect_texts", "fingerprint"]
+__all__ = [
+    "ActivationStore",
+    "Dataset",
+    "Entry",
+    "answer_directions",
+    "checkpoint_name",
+    "collect",
+    "collect_texts",
+    "fingerprint",
+    "paired",
+]

@@ -52,9 +52,13 @@ class Dataset:
     """Which token of each text, or their mean."""
     skip: int = 0
     """First tokens that the mean leaves out."""
+    answers: tuple[str, ...] | None = None
+    """One a text that each activation is paired with, see `paired`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "texts", tuple(self.texts))
+        if self.answers is not None and len(self.answers) != len(self.texts):
+            raise DataError(f"dataset {self.name!r} has {len(self.texts)} texts and {len(self.answers)} answers.")
         if len(self.texts) != len(self.examples) or not self.texts:
             raise DataError(
                 f"dataset {self.name!r} has {len(self.texts)} texts and {len(self.examples)} examples; "
@@ -63,8 +67,9 @@ class Dataset:
 
     @property
     def stored_examples(self) -> pd.DataFrame:
-        """The examples with a hash of each text, so that a store can refuse other texts under the same ids."""
-        return self.examples.assign(text_sha256=[sha256(text.encode()).hexdigest()[:16] for text in self.texts])
+        """The examples with a hash of each text and answer, so that a store can refuse others under the same ids."""
+        said = self.texts if self.answers is None else map("\n".join, zip(self.texts, self.answers, strict=True))
+        return self.examples.assign(text_sha256=[sha256(text.encode()).hexdigest()[:16] for text in said])
 
 
 def collect_texts(
@@ -102,6 +107,26 @@ def collect_texts(
             out = torch.empty(len(texts), *found.shape[1:])
         out[rows] = found
     return out
+
+
+def paired(
+    values: Float[Tensor, "example layer d_model"], directions: Float[Tensor, "example d_model"]
+) -> Float[Tensor, "example layer d_model"]:
+    """Activations at unit root mean square times what they are paired with, entry by entry; in their own dtype.
+
+    A linear reader of the product weighs how far the state points along the direction, dimension by dimension: with equal
+    weights it is the logit lens, with learned ones a probe of whether state and answer belong together.
+    """
+    x = values.float()
+    x = x * x.square().mean(-1, keepdim=True).add(1e-12).rsqrt()
+    return (x * directions[:, None].to(x)).to(values.dtype)
+
+
+def answer_directions(lm: HookedLM, answers: Sequence[str]) -> Float[Tensor, "example d_model"]:
+    """The mean of the unembedding's rows for the tokens of each answer, with a space before it; float32, on the CPU."""
+    rows = lm.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+    found = {tuple(ids): lm.head.weight[list(ids)].float().mean(0).cpu() for ids in rows}
+    return torch.stack([found[tuple(ids)] for ids in rows])
 
 
 def collect(
@@ -202,7 +227,8 @@ def _rest(store: ActivationStore, name: str, dataset: Dataset, wanted: Mapping[K
         return None
     if any(entries[key] != for_examples(found, known) for key, found in wanted.items()):
         return None
-    return replace(dataset, texts=dataset.texts[len(known) :], examples=dataset.examples[len(known) :])
+    answers = None if dataset.answers is None else dataset.answers[len(known) :]
+    return replace(dataset, texts=dataset.texts[len(known) :], examples=dataset.examples[len(known) :], answers=answers)
 
 
 @dataclass(frozen=True)
@@ -212,6 +238,8 @@ class _Plan:
     batches: list[tuple[list[int], Batch]]
     rows: list[dict[int, list[int]]]
     """For each dataset, where each text stands in it."""
+    directions: list[Tensor | None]
+    """For each dataset, what its examples are paired with."""
     positions: str | int
     skip: int
 
@@ -219,11 +247,12 @@ class _Plan:
         self, texts: list[int], values: Float[Tensor, "batch layer d_model"], writers: list[ShardWriter]
     ) -> None:
         """Give each dataset's writer what was read of its texts."""
-        for writer, rows_of in zip(writers, self.rows, strict=True):
+        for writer, rows_of, directions in zip(writers, self.rows, self.directions, strict=True):
             places = [(k, row) for k, text in enumerate(texts) for row in rows_of.get(text, ())]
             if places:
                 taken, rows = zip(*places, strict=True)
-                writer.add(rows, values[list(taken)])
+                found = values[list(taken)]
+                writer.add(rows, found if directions is None else paired(found, directions[list(rows)]))
 
 
 def _plan(lm: HookedLM, datasets: Sequence[Dataset], max_tokens: int) -> _Plan:
@@ -234,7 +263,8 @@ def _plan(lm: HookedLM, datasets: Sequence[Dataset], max_tokens: int) -> _Plan:
             found.setdefault(numbers[text], []).append(row)
     like = datasets[0]
     batches = prepare_batches(lm, list(numbers), skip=like.skip, max_tokens=max_tokens)
-    return _Plan(batches, rows, like.positions, like.skip)
+    directions = [None if d.answers is None else answer_directions(lm, d.answers) for d in datasets]
+    return _Plan(batches, rows, directions, like.positions, like.skip)
 
 
 def _alike(datasets: Mapping[str, Dataset], names: Sequence[str]) -> list[tuple[str, ...]]:

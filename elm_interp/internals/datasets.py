@@ -1,8 +1,12 @@
 """What probes and norms read: datasets made from a concept's questions and passages.
 
-truth        "Question: … Answer: …" with the right answer (label 1) and with a wrong one of the same world (label 0)
-association  the same, the wrong answer from outside the world: does the model know the world at all?
+truth        "Question: … Answer:", paired with the right answer (label 1) and with a wrong one of the same world (label 0):
+             does the state before an answer point at it? (see `activations.paired`; a model that was never asked whether
+             statements are true has no reason to compare, after an answer, what it reads with what it knows)
+association  "Question: … Answer: …" with the right answer (label 1) and with one from outside the world (label 0), read at its
+             last token: does the model know the world at all?
 choice       the question with lettered options, read where the answer comes next; label = index of the right one
+about        passages of the concept (label 1) and others (label 0): what is a text about?
 forget_text, retain_text    passages, as the mean over tokens without the first
 
 collect(lm, store, datasets(concept), {"base": None})
@@ -11,6 +15,7 @@ collect(lm, store, datasets(concept), {"base": None})
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from hashlib import sha256
 
 import pandas as pd
@@ -32,7 +37,7 @@ def concept_datasets(concept: Concept, names: Iterable[str] | None = None) -> di
 
     Args:
         concept: its forget questions of all splits, and passages.
-        names: which ("truth", "association", "choice", "forget_text", "retain_text"); None means all.
+        names: which ("truth", "association", "choice", "about", "forget_text", "retain_text"); None means all.
 
     Raises:
         UnknownNameError: no such dataset, with the closest name.
@@ -46,9 +51,11 @@ def concept_datasets(concept: Concept, names: Iterable[str] | None = None) -> di
 
 
 def truth(concept: Concept) -> Dataset | None:
-    """Each question with its right answer, and with one wrong choice, the same in every run."""
-    rows = [row for q in _asked(concept) for row in _statements(q, _wrong(q))]
-    return _dataset("truth", rows)
+    """Each question, paired with its right answer, and with one wrong choice, the same in every run."""
+    asked = _asked(concept)
+    answers = tuple(answer for q in asked for answer in (q.right, _wrong(q)))
+    found = _dataset("truth", [(q.prompt, q, label) for q in asked for label in (1, 0)])
+    return found and replace(found, answers=answers)
 
 
 def association(concept: Concept) -> Dataset | None:
@@ -69,6 +76,18 @@ def choice(concept: Concept) -> Dataset | None:
     return _dataset("choice", rows)
 
 
+def about(concept: Concept) -> Dataset | None:
+    """Passages to forget and passages to keep, each its own fact."""
+    forget, retain = forget_text(concept), retain_text(concept)
+    if forget is None or retain is None or min(len(forget.texts), len(retain.texts)) < LEAST_FACTS:
+        return None
+    parts = [
+        found.examples.assign(label=label, fact=kind + found.examples["fact"].astype(str))
+        for kind, label, found in (("forget ", 1, forget), ("retain ", 0, retain))
+    ]
+    return Dataset("about", forget.texts + retain.texts, pd.concat(parts, ignore_index=True), "mean", skip=1)
+
+
 def forget_text(concept: Concept) -> Dataset | None:
     """Passages to forget, held-out ones first."""
     return _text(concept, "forget")
@@ -83,6 +102,7 @@ _MAKERS: dict[str, Callable[[Concept], Dataset | None]] = {
     "truth": truth,
     "association": association,
     "choice": choice,
+    "about": about,
     "forget_text": forget_text,
     "retain_text": retain_text,
 }

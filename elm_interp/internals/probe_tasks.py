@@ -1,4 +1,4 @@
-"""The probe tasks of a concept: is a statement true, does an answer belong to the world, which option is right.
+"""The probe tasks of a concept: is an answer true, does an answer belong to the world, which option is right, what is a text about.
 
 Each is read from an activation store without a model, or from a subject. Beside the fresh probe, fitted to what it reads:
 
@@ -23,7 +23,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect, collect_texts, fingerprint
+from elm_interp.activations import (
+    ActivationStore,
+    Dataset,
+    answer_directions,
+    checkpoint_name,
+    collect,
+    collect_texts,
+    fingerprint,
+    paired,
+)
 from elm_interp.errors import unknown
 from elm_interp.internals.datasets import concept_datasets
 from elm_interp.internals.linear_erasure import count_directions, probe_after_leace
@@ -33,7 +42,7 @@ from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.results import frame
 
-PROBE_TASKS = ("truth", "association", "choice")
+PROBE_TASKS = ("truth", "association", "choice", "about")
 RANDOM_INIT = "random_init"
 """Name in a store of the model that was never trained."""
 WORDS = "-embedding"
@@ -106,7 +115,7 @@ def probes_from_store(
 
 @metric("probe.truth", better="down", chance=0.5)
 def truth(subject: Subject) -> Rows:
-    """Share of unseen facts whose right and wrong answers a linear probe tells apart, by layer."""
+    """Share of unseen facts for which a linear probe tells whether the state before an answer points at the right one, by layer."""
     return _probe(subject, "truth")
 
 
@@ -122,9 +131,15 @@ def choice(subject: Subject) -> Rows:
     return _probe(subject, "choice")
 
 
+@metric("probe.about", better="neither", chance=0.5)
+def about(subject: Subject) -> Rows:
+    """Share of unseen passages for which a linear probe tells whether they are about the concept, by layer."""
+    return _probe(subject, "about")
+
+
 @metric("probe.transferred.truth", better="down", chance=0.5, needs_base=True)
 def transferred_truth(subject: Subject) -> Rows:
-    """Share of unseen facts whose right and wrong answers the base's probe still tells apart, by layer."""
+    """Share of unseen facts for which the base's probe still tells whether the state points at the right answer, by layer."""
     return _transferred(subject, "truth")
 
 
@@ -140,9 +155,15 @@ def transferred_choice(subject: Subject) -> Rows:
     return _transferred(subject, "choice")
 
 
+@metric("probe.transferred.about", better="neither", chance=0.5, needs_base=True)
+def transferred_about(subject: Subject) -> Rows:
+    """Share of unseen passages for which the base's probe still tells whether they are about the concept, by layer."""
+    return _transferred(subject, "about")
+
+
 @metric("probe.embedding.truth", better="neither", chance=0.5)
 def embedding_truth(subject: Subject) -> Rows:
-    """Share of unseen facts whose right and wrong answers a probe tells apart by the words alone."""
+    """Share of unseen facts for which a probe tells right from wrong answers by the words of the question alone."""
     return _embedding(subject, "truth")
 
 
@@ -156,6 +177,12 @@ def embedding_association(subject: Subject) -> Rows:
 def embedding_choice(subject: Subject) -> Rows:
     """Share of unseen questions whose right letter a probe reads from the words alone."""
     return _embedding(subject, "choice")
+
+
+@metric("probe.embedding.about", better="neither", chance=0.5)
+def embedding_about(subject: Subject) -> Rows:
+    """Share of unseen passages for which a probe tells by the words alone whether they are about the concept."""
+    return _embedding(subject, "about")
 
 
 @metric("probe.leace", better="neither", cost="dear")
@@ -195,7 +222,9 @@ def _activations(
 
     def read() -> Tensor:
         with subject.on() as lm:
-            return collect_texts(lm, dataset.texts, site=site, positions=positions)
+            skip = dataset.skip if positions == "mean" else 0
+            found = collect_texts(lm, dataset.texts, site=site, positions=positions, skip=skip)
+            return found if dataset.answers is None else paired(found, answer_directions(lm, dataset.answers))
 
     return subject.memo(("probe", dataset.name, site, str(positions)), read)
 
