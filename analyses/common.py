@@ -90,20 +90,29 @@ class Rows:
             row = {"method": run.method, **row_of(last_of(run, self.base(run)), self.metrics)}
             return row | {"seconds": run.load_json("timing")["erase_seconds"], "steps": run.config.training.steps}
 
-        return _kept(run.folder, make)
+        return _kept(run.folder, self._origin(run) | {"config": run.config.to_dict()}, make)
 
     def of_base(self, run: Run) -> dict[str, Any]:
         """The row of the untouched model, which is its own measure in ratios."""
         same = {f"{key}{end}": 1.0 for key in self.metrics if key.endswith("_ratio") for end in ("", "_low", "_high")}
-        return _kept(self.runs / "base", lambda: {"method": "original", **same, **row_of(self.base(run), self.metrics)})
+        row = {"method": "original", **same}
+        return _kept(self.runs / "base", self._origin(run), lambda: row | row_of(self.base(run), self.metrics))
+
+    def _origin(self, run: Run) -> dict[str, Any]:
+        """What a row depends on, beside the run's own settings."""
+        config = run.config
+        of = {"model": config.model, "dtype": config.dtype, "seed": config.seed}
+        return of | {"concept": run.concept.fingerprint(), "metrics": dict(self.metrics)}
 
 
-def _kept(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _kept(folder: Path, of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     path = folder / ROW
-    if not path.is_file():
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if found.get("of") != of:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, make())
-    return json.loads(path.read_text())
+        found = {"of": of, "row": make()}
+        write_json(path, found)
+    return found["row"]
 
 
 def last_of(run: Run, base: Subject) -> Subject:

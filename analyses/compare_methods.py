@@ -58,7 +58,7 @@ def main() -> None:
         if gold is not None:
             beside = Subject(gold, run.concept, method="gold", seed=given.seed, base=rows.base(run))
             table_rows.append({"method": "gold", **row_of(beside, wanted(organism)), "distance_to_gold": 0.0})
-    table = pd.DataFrame(table_rows).drop(columns=["setting"], errors="ignore")
+    table = pd.DataFrame(table_rows)
     if gold is not None:
         table["distance_to_gold"] /= table["distance_to_gold"][0]
     name = f"compare_methods_{'organism' if organism else given.model}"

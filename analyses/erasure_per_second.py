@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--concept", default="harry-potter")
     parser.add_argument("--seconds", type=float, default=300, help="of each")
-    parser.add_argument("--points", type=int, default=12, help="moments that are measured of each, about")
+    parser.add_argument("--points", type=int, default=6, help="moments that are measured of each, about")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
     given = parser.parse_args()

@@ -92,8 +92,12 @@ def main() -> None:
             run_stage(run, "erase")
             if not rows:
                 rows.append(measured.of_base(run) | {"setting": "original"})
-            rows.append(measured.of(run) | {"setting": name})
+            shorter = name not in METHODS and config.objective == configs[config.objective.name].objective
+            shown = f"{config.objective.name}, {config.training.steps} steps" if shorter else name
+            rows.append(measured.of(run) | {"setting": shown})
             print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), flush=True)
+    if not rows:
+        parser.error("none of these settings differs from the others; nothing was measured.")
     table = pd.DataFrame(rows)
     table["seamless"] = (table["reverse_ppl_ratio"] <= 1.3) & (table["distinct2_ratio"] >= 0.85)
     name = f"pareto_{'organism' if organism else given.model}"

@@ -9,15 +9,16 @@ erase → evaluate → collect → probe → norms → progress → report
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from elm_interp import results
-from elm_interp.activations.collect import checkpoint_name
+from elm_interp.activations.collect import Dataset, checkpoint_name
 from elm_interp.activations.collect import collect as collect_activations
+from elm_interp.activations.index import other_examples
 from elm_interp.activations.store import ActivationStore
 from elm_interp.erase.prepared import prepared
 from elm_interp.erase.trainer import train
@@ -26,6 +27,7 @@ from elm_interp.evaluate import PATTERNS, destroyed, samples, scorecard
 from elm_interp.evaluate import summary as summarise
 from elm_interp.internals import PROBE_TASKS, collect_baselines, concept_datasets, probes_from_store, progression
 from elm_interp.internals.datasets import LEAST_FACTS
+from elm_interp.internals.probe_tasks import with_baselines
 from elm_interp.memory import peak_gb, trim
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
@@ -86,6 +88,8 @@ def collect(run: Run, *, progress: bool = True) -> None:
     store = ActivationStore(run.folder / "activations", repair=True)
     states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in run.checkpoints()}
     datasets = concept_datasets(run.concept, PROBE_TASKS)
+    for name in _outdated(store, datasets):
+        store.drop(name)
     collect_activations(run.lm, store, datasets, states, progress=progress)
     if datasets:
         collect_baselines(run.lm, store, datasets, progress=progress)
@@ -95,9 +99,10 @@ def probe(run: Run, *, progress: bool = True) -> None:
     """Fit layer probes on the stored activations of every checkpoint: results/probes.parquet. Loads no model.
 
     Raises:
-        RunFolderError: activations of a checkpoint were not collected.
+        RunFolderError: activations of a checkpoint, or of what the concept asks now, were not collected.
     """
-    if not concept_datasets(run.concept, PROBE_TASKS):
+    datasets = concept_datasets(run.concept, PROBE_TASKS)
+    if not datasets:
         warnings.warn(
             f"{run.concept.name} has fewer than {LEAST_FACTS} questions about it, and passages: no probe is fitted.",
             stacklevel=2,
@@ -105,6 +110,11 @@ def probe(run: Run, *, progress: bool = True) -> None:
         run.save_results("probes", results.frame([]))
         return
     store = _collected(run)
+    held = {entry.dataset for entry in store.entries()}
+    if old := [*_outdated(store, datasets), *(name for name in datasets if name not in held)]:
+        raise RunFolderError(
+            f"{run.folder} has no activations of {', '.join(old)} as {run.concept.name} asks now; read them with: elm-interp collect {run.folder}"
+        )
     tables = []
     for step in [0, *(c.step for c in run.checkpoints())]:
         rows = probes_from_store(store, checkpoint_name(step or None), PROBE_TASKS, progress=progress)
@@ -203,6 +213,16 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
 
 def _number(value: float, n: int = 1) -> dict[str, float | int | None]:
     return {"value": float(value), "ci_low": None, "ci_high": None, "n": n}
+
+
+def _outdated(store: ActivationStore, datasets: Mapping[str, Dataset]) -> list[str]:
+    """Datasets of the store whose examples are not those of today."""
+    held = {entry.dataset for entry in store.entries()}
+    return [
+        name
+        for name, dataset in with_baselines(datasets).items()
+        if name in held and other_examples(name, store.examples(name), dataset.stored_examples.reset_index(drop=True))
+    ]
 
 
 def _collected(run: Run) -> ActivationStore:

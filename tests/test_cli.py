@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from tiny import write_concept
 
+from elm_interp.activations import ActivationStore
 from elm_interp.cli import main
 from elm_interp.stages import STAGES
 
@@ -186,6 +187,23 @@ def test_a_concept_with_few_questions_runs_to_its_end_and_says_what_is_left_out(
     with pytest.warns(UserWarning, match="no probe is fitted"):
         main(["run", "--out", str(tmp_path / "x"), *flags(tiny_model_folder, concept)])
     assert "too few questions of the kind that probe.association needs" in (tmp_path / "x" / "report.html").read_text()
+
+
+def test_activations_of_other_questions_are_read_again_and_never_probed_as_todays(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "x")
+    store = ActivationStore(folder / "activations")
+    examples = store.examples("truth").assign(text_sha256="of other texts")
+    values = store.tensor("truth", "base")
+    store.drop("truth")
+    with store.writer("truth", "base", examples=examples, meta={"site": "resid_post", "positions": "last"}) as writer:
+        writer.add(range(len(examples)), values)
+    code, error = said(capsys, ["probe", str(folder)])
+    assert code == 2
+    assert "truth" in error and "elm-interp collect" in error  # noqa: PT018
+    main(["collect", str(folder)])
+    main(["probe", str(folder)])
+    before, after = (pd.read_parquet(f / "results" / "probes.parquet") for f in (run, folder))
+    assert set(before["metric"]) == set(after["metric"])
 
 
 def test_a_judge_scores_the_written_texts(run, tiny_model_folder, tmp_path):

@@ -328,19 +328,27 @@ def test_the_embedding_baseline_has_no_layer_and_no_adapter_in_it(tiny_lm, tiny_
 
 def test_the_base_in_a_store_has_its_baselines(tiny_lm, tiny_concept, tmp_path):
     datasets = concept_datasets(tiny_concept, PROBE_TASKS)
-    store = collect(tiny_lm, ActivationStore(tmp_path), datasets, {"base": None})
+    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
     without = probes_from_store(store, "base")
     collect_baselines(tiny_lm, store, datasets)
     table = probes_from_store(store, "base")
     assert table[table["metric"].isin(without["metric"])].reset_index(drop=True).equals(without)
     # words alone: as the metric, which reads them itself; never trained: every layer, and not what the base's layers give
     words = measure(Subject(tiny_lm, tiny_concept), "probe.embedding.truth").query("metric == 'probe.embedding.truth'")
+    assert (
+        table.loc[table["metric"].str.match(r"probe\.(embedding|random_init)|probe\.about"), "direction"] == "neither"
+    ).all()
     found = table[table["metric"] == "probe.embedding.truth"]
     assert found["value"].tolist() == pytest.approx(words["value"].tolist())
     assert found["layer"].isna().all()
     never = table[table["metric"] == "probe.random_init.truth"]
     assert sorted(never["layer"].unique()) == list(range(tiny_lm.n_layers))
-    assert not torch.equal(store.tensor("truth", "random_init"), store.tensor("truth", "base"))
+    assert not torch.equal(store.tensor("truth-random_init", "random_init"), store.tensor("truth", "base"))
+    # and what another worker collected can still be taken in
+    other = collect(
+        tiny_lm, ActivationStore(tmp_path / "other"), concept_datasets(tiny_concept, ["retain_text"]), {"base": None}
+    )
+    assert store.merge(other.folder).has("retain_text", "base")
 
 
 def test_a_stale_store_is_not_used(tiny_lm, tiny_concept, tmp_path):

@@ -31,9 +31,10 @@ from elm_interp.activations.store import ActivationStore
 from elm_interp.activations.trunk import Trunk, common_blocks, in_groups
 from elm_interp.activations.writer import ShardWriter
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.errors import DataError
+from elm_interp.errors import BackendError, DataError
 from elm_interp.models import Batch, HookedLM
 from elm_interp.models.batch import real_tokens
+from elm_interp.models.scoring import split_continuations
 
 SITE = "resid_post"
 Reduce = Callable[[Float[Tensor, "batch pos d_model"], Tensor], Tensor]
@@ -114,8 +115,9 @@ def paired(
 ) -> Float[Tensor, "example layer d_model"]:
     """Activations at unit root mean square times what they are paired with, entry by entry; in their own dtype.
 
-    A linear reader of the product weighs how far the state points along the direction, dimension by dimension: with equal
-    weights it is the logit lens, with learned ones a probe of whether state and answer belong together.
+    A linear reader of the product weighs how far the state points along the direction, dimension by dimension: with the final
+    norm's gains as weights it is the logit lens (of an RMSNorm), with learned ones a probe of whether state and answer belong
+    together.
     """
     x = values.float()
     x = x * x.square().mean(-1, keepdim=True).add(1e-12).rsqrt()
@@ -123,10 +125,17 @@ def paired(
 
 
 def answer_directions(lm: HookedLM, answers: Sequence[str]) -> Float[Tensor, "example d_model"]:
-    """The mean of the unembedding's rows for the tokens of each answer, with a space before it; float32, on the CPU."""
-    rows = lm.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
-    found = {tuple(ids): lm.head.weight[list(ids)].float().mean(0).cpu() for ids in rows}
-    return torch.stack([found[tuple(ids)] for ids in rows])
+    """The mean of the unembedding's rows for the tokens of each answer, as it follows a prompt; float32, on the CPU.
+
+    Raises:
+        BackendError: the unembedding is not here.
+        ValueError: an answer without a token.
+    """
+    if lm.is_remote:
+        raise BackendError("a remote model's unembedding is not here; leave out datasets with answers, such as truth.")
+    rows = {a: split_continuations(lm, "Answer:", [f" {a.strip()}"])[1][0] for a in dict.fromkeys(answers)}
+    found = {answer: lm.head.weight[ids].float().mean(0).cpu() for answer, ids in rows.items()}
+    return torch.stack([found[answer] for answer in answers])
 
 
 def collect(

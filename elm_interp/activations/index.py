@@ -25,6 +25,9 @@ LOCK = ".lock"
 Key = tuple[str, str, str]
 """Dataset, checkpoint, site."""
 
+RANDOM_INIT = "random_init"
+"""The checkpoint of a model that was never trained, whose weights are not the base's."""
+
 
 @dataclass(frozen=True)
 class Entry:

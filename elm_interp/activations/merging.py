@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from elm_interp.activations.index import (
+    RANDOM_INIT,
     Entry,
     Index,
     Key,
@@ -126,7 +127,7 @@ def _clashes(found: Sequence[tuple[Path, Entry]]) -> list[str]:
     for _, entry in found:
         where = f"dataset {entry.dataset!r} at site {entry.site!r}"
         rules += [
-            ("base models", "", entry.model),
+            ("base models", f"checkpoint {RANDOM_INIT!r}" if entry.checkpoint == RANDOM_INIT else "", entry.model),
             ("adapters", f"checkpoint {entry.checkpoint!r}", entry.adapter),
             ("dtypes", where, entry.dtype),
             ("(layers, d_model)", where, (entry.layers, entry.d_model)),

@@ -22,7 +22,7 @@ from elm_interp.internals.logistic import ProbeWeights, check, digits, inverse_o
 CACHE_NUMBERS = 2_000_000
 """Numbers of the matrices at work: more would not stay in a processor's cache from step to step."""
 TOLERANCE = 1e-3
-"""Half of it is the most that can be missing of the objective: 0.05 %, about what scikit-learn misses by default."""
+"""About half of it is missing of the objective at most: 0.05 %, near what scikit-learn misses by default."""
 SHORTENED = 0.05
 """Of the tolerance, where a preconditioner makes gradients shorter than what they stand for."""
 NEAR = 2.0

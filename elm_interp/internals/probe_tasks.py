@@ -14,6 +14,7 @@ sparse       what a few dimensions tell
     table = measure(erased, "probe.transferred.*")
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,8 @@ from elm_interp.activations import (
     fingerprint,
     paired,
 )
-from elm_interp.errors import unknown
+from elm_interp.activations.index import RANDOM_INIT
+from elm_interp.errors import BackendError, unknown
 from elm_interp.internals.datasets import concept_datasets
 from elm_interp.internals.linear_erasure import count_directions, probe_after_leace
 from elm_interp.internals.probes import probe_layers
@@ -43,10 +45,15 @@ from elm_interp.models import HookedLM
 from elm_interp.results import frame
 
 PROBE_TASKS = ("truth", "association", "choice", "about")
-RANDOM_INIT = "random_init"
-"""Name in a store of the model that was never trained."""
-WORDS = "-embedding"
-"""What the name of a dataset's token embeddings ends in: a dataset of its own, since it is read at other positions."""
+WORDS, NEVER = "-embedding", "-random_init"
+"""What the names of a dataset's token embeddings, and of its activations in a model never trained, end in: datasets of their own,
+so that a dataset keeps one place in the texts and one base."""
+
+
+def with_baselines(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The datasets and, under the names of their baselines, what those are read on."""
+    words = {f"{name}{WORDS}": replace(dataset, positions="mean") for name, dataset in datasets.items()}
+    return {**datasets, **words, **{f"{name}{NEVER}": dataset for name, dataset in datasets.items()}}
 
 
 def collect_baselines(
@@ -60,9 +67,15 @@ def collect_baselines(
         datasets: as for `collect`.
         progress: show a bar.
     """
-    words = {f"{name}{WORDS}": replace(dataset, positions="mean") for name, dataset in datasets.items()}
+    known = with_baselines(datasets)
+    words = {name: dataset for name, dataset in known.items() if name.endswith(WORDS)}
     collect(lm, store, words, {checkpoint_name(None): None}, site="embed", progress=progress)
-    collect(lm.reinitialised(), store, datasets, {RANDOM_INIT: None}, progress=progress)
+    try:
+        never = lm.reinitialised()
+    except BackendError as error:
+        warnings.warn(f"no baseline of weights never trained: {error}", stacklevel=2)
+        return
+    collect(never, store, {n: d for n, d in known.items() if n.endswith(NEVER)}, {RANDOM_INIT: None}, progress=progress)
 
 
 def probes_from_store(
@@ -99,14 +112,16 @@ def probes_from_store(
     for task in tqdm([t for t in tasks if t in held], desc=f"probing {checkpoint}", leave=False, disable=not progress):
         base = checkpoint_name(None)
         wanted: list[tuple[str, str, str, dict[str, Any]]] = [("", task, checkpoint, {})]
-        if checkpoint not in (base, RANDOM_INIT) and store.has(task, base):
+        if checkpoint != base and store.has(task, base):
             wanted.append(("transferred.", task, checkpoint, {"fitted_to": store.tensor(task, base)}))
         if checkpoint == base:
-            there = ((f"{task}{WORDS}", base, "embedding."), (task, RANDOM_INIT, "random_init."))
+            there = ((f"{task}{WORDS}", base, "embedding."), (f"{task}{NEVER}", RANDOM_INIT, "random_init."))
             wanted += [(kind, name, of, {"code": False}) for name, of, kind in there if store.has(name, of)]
         for kind, name, of, more in wanted:
             entry, examples = store.entry(name, of), store.examples(name)
             where: dict[str, Any] = {"site": entry.site, "position": entry.positions, **options, **more}
+            if task == "about" or kind in ("embedding.", "random_init."):
+                where["direction"] = "neither"
             x = store.tensor(name, of)
             found = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.{kind}{task}", **where)
             rows += [{**row, "layer": None} for row in found] if kind == "embedding." else found
@@ -134,7 +149,7 @@ def choice(subject: Subject) -> Rows:
 @metric("probe.about", better="neither", chance=0.5)
 def about(subject: Subject) -> Rows:
     """Share of unseen passages for which a linear probe tells whether they are about the concept, by layer."""
-    return _probe(subject, "about")
+    return _probe(subject, "about", direction="neither")
 
 
 @metric("probe.transferred.truth", better="down", chance=0.5, needs_base=True)
@@ -158,12 +173,12 @@ def transferred_choice(subject: Subject) -> Rows:
 @metric("probe.transferred.about", better="neither", chance=0.5, needs_base=True)
 def transferred_about(subject: Subject) -> Rows:
     """Share of unseen passages for which the base's probe still tells whether they are about the concept, by layer."""
-    return _transferred(subject, "about")
+    return _transferred(subject, "about", direction="neither")
 
 
 @metric("probe.embedding.truth", better="neither", chance=0.5)
 def embedding_truth(subject: Subject) -> Rows:
-    """Share of unseen facts for which a probe tells right from wrong answers by the words of the question alone."""
+    """Share of unseen facts for which a probe tells right from wrong answers by the words of both alone, without any layer."""
     return _embedding(subject, "truth")
 
 
@@ -224,7 +239,10 @@ def _activations(
         with subject.on() as lm:
             skip = dataset.skip if positions == "mean" else 0
             found = collect_texts(lm, dataset.texts, site=site, positions=positions, skip=skip)
-            return found if dataset.answers is None else paired(found, answer_directions(lm, dataset.answers))
+            if dataset.answers is None:
+                return found
+            kept = found if positions == "mean" else found.to(lm.dtype)  # as a store keeps them
+            return paired(kept, answer_directions(lm, dataset.answers)).float()
 
     return subject.memo(("probe", dataset.name, site, str(positions)), read)
 
@@ -247,12 +265,12 @@ def _tasks(subject: Subject, name: str, probe: Callable[..., list[dict[str, Any]
     return rows
 
 
-def _transferred(subject: Subject, task: str) -> Rows:
+def _transferred(subject: Subject, task: str, **options: Any) -> Rows:
     dataset = _dataset(subject, task)
     if dataset is None:
         return []
     fitted_to = _activations(subject.base, dataset)
-    return _probe(subject, task, f"probe.transferred.{task}", fitted_to=fitted_to)
+    return _probe(subject, task, f"probe.transferred.{task}", fitted_to=fitted_to, **options)
 
 
 def _embedding(subject: Subject, task: str) -> Rows:
@@ -260,6 +278,6 @@ def _embedding(subject: Subject, task: str) -> Rows:
     if dataset is None:
         return []
     x, examples = _activations(subject, dataset, site="embed", positions="mean"), dataset.examples
-    where: dict[str, Any] = {"site": "embed", "position": "mean"}
+    where: dict[str, Any] = {"site": "embed", "position": "mean", "direction": "neither"}
     rows = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.embedding.{task}", **where)
     return [{**row, "layer": None} for row in rows]

@@ -46,6 +46,7 @@ def probe_layers(
     fitted_to: Float[Tensor, "example layer d_model"] | None = None,
     estimator: ClassifierMixin | None = None,
     code: bool = True,
+    direction: str = "down",
     **columns: Any,
 ) -> list[dict[str, Any]]:
     """Probe accuracy on facts that the probe never saw, at every layer and for several splits.
@@ -63,6 +64,7 @@ def probe_layers(
             with its scaling, read on an erased model (compare with a fresh one: suppressed, or re-encoded?).
         estimator: a classifier of scikit-learn's kind to fit at each layer, instead of logistic probes of all layers at once.
         code: measure the length of an online code as well.
+        direction: which way is better for an eraser; "neither" where what is read need not go.
         columns: further columns of every row, such as `site`.
 
     Returns:
@@ -97,6 +99,7 @@ def probe_layers(
     for seed, (train, _) in enumerate(splits):
         if len(y[train].unique()) < 2:
             raise DataError(f"split {seed} leaves one class in its {len(train)} train examples; more facts are needed.")
+    grid: Sequence[float] = () if isinstance(C, int | float) else C
     together = None
     if estimator is None and isinstance(C, int | float):
         together = _all_splits(source, x, tasks, splits, C, classes)
@@ -106,19 +109,20 @@ def probe_layers(
             said = together[:, 2 * seed : 2 * seed + 2, test]
         elif estimator is None:
             facts = [groups[i] for i in train.tolist()]
-            said = _of_chosen_strength(source[:, train], x[:, test], both[:, train], facts, C, classes, seed)
+            said = _of_chosen_strength(source[:, train], x[:, test], both[:, train], facts, grid, classes, seed)
         else:
             said = _each_layer(estimator, source[:, train], x[:, test], both[:, train])
         right = said.to(both.device) == both[:, test]
         for layer, found in enumerate(right):
-            rows += _accuracies(metric, found, layer=layer, seed=seed, chance=chance, **columns)
-            others.append(_selectivity(metric, found, layer=layer, seed=seed, **columns))
+            rows += _accuracies(metric, found, direction, layer=layer, seed=seed, chance=chance, **columns)
+            others.append(_selectivity(metric, found, direction, layer=layer, seed=seed, **columns))
         common = int((both[0, test] == counts.argmax()).sum())
         shared = {"seed": seed, "n": len(test), "ci": wilson(common, len(test)), "chance": chance, **columns}
         others.append(measurements(f"{metric}.majority", common / len(test), direction="neither", **shared))
     if code and estimator is None and fitted_to is None:
         strength = C if isinstance(C, int | float) else STRENGTH
-        others += _code_lengths(f"{metric}.code_length", x, y, groups, classes, strength, columns)
+        shorter_is_more = "up" if direction == "down" else "neither"
+        others += _code_lengths(f"{metric}.code_length", shorter_is_more, x, y, groups, classes, strength, columns)
     return rows + others
 
 
@@ -166,7 +170,7 @@ def _of_chosen_strength(
     test: Float[Tensor, "layer test d_model"],
     y: Int[Tensor, "task train"],
     facts: Sequence[Any],
-    C: float | Sequence[float],
+    C: Sequence[float],
     classes: int,
     seed: int,
 ) -> Int[Tensor, "layer task test"]:
@@ -174,8 +178,7 @@ def _of_chosen_strength(
     y = y.to(train.device)
     mean, spread = scaler(train)
     scaled, labels = (train - mean) / spread, y.expand(len(train), -1, -1)
-    grid = [C] if isinstance(C, int | float) else C
-    strengths = choose_strength(train, y[0], facts, grid, seed=seed, classes=classes)
+    strengths = choose_strength(train, y[0], facts, C, seed=seed, classes=classes)
     weights = fit_with_strengths(scaled, labels, strengths, classes=classes)
     return weights.predict((test - mean) / spread)
 
@@ -190,23 +193,24 @@ def _each_layer(
     return torch.from_numpy(np.array(said))
 
 
-def _accuracies(metric: str, right: Bool[Tensor, "task test"], **columns: Any) -> list[dict[str, Any]]:
+def _accuracies(metric: str, right: Bool[Tensor, "task test"], better: str, **columns: Any) -> list[dict[str, Any]]:
     n = right.shape[1]
     return [
         measurements(metric + kind, count / n, n=n, ci=wilson(count, n), direction=direction, **columns)
-        for kind, count, direction in zip(("", ".control"), right.sum(-1).tolist(), ("down", "neither"), strict=True)
+        for kind, count, direction in zip(("", ".control"), right.sum(-1).tolist(), (better, "neither"), strict=True)
     ]
 
 
-def _selectivity(metric: str, right: Bool[Tensor, "task test"], **columns: Any) -> dict[str, Any]:
+def _selectivity(metric: str, right: Bool[Tensor, "task test"], better: str, **columns: Any) -> dict[str, Any]:
     gain = right[0].double() - right[1].double()
     value, half = float(gain.mean()), 1.96 * float(gain.std(correction=0)) / len(gain) ** 0.5
     ci = (value - half, value + half)
-    return measurements(f"{metric}.selectivity", value, ci=ci, n=len(gain), chance=0.0, direction="down", **columns)
+    return measurements(f"{metric}.selectivity", value, ci=ci, n=len(gain), chance=0.0, direction=better, **columns)
 
 
 def _code_lengths(
     name: str,
+    better: str,
     x: Float[Tensor, "layer example d_model"],
     y: Int[Tensor, " example"],
     groups: Sequence[Any],
@@ -215,7 +219,7 @@ def _code_lengths(
     columns: dict[str, Any],
 ) -> list[dict[str, Any]]:
     columns = {**columns, "protocol": f"logistic, C = {C:g}, online code over facts in a random order"}
-    shared = {"n": len(y), "seed": 0, "chance": entropy(y), "direction": "up"}
+    shared = {"n": len(y), "seed": 0, "chance": entropy(y), "direction": better}
     bits = code_length(x, y.to(x.device), groups, classes=classes, C=C).cpu().numpy()
     rows = []
     for layer, b in enumerate(bits):

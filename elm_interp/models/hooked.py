@@ -296,14 +296,18 @@ class HookedLM:
         """A model of the same architecture and tokenizer whose weights were never trained: what structure alone gives.
 
         Raises:
-            BackendError: the weights are not here.
+            BackendError: the weights are not here, or spread over several devices.
         """
         if self.is_remote:
             raise BackendError("a remote model's weights are not here; load it without remote to initialise it anew.")
+        if len({weight.device for weight in self.model.parameters()}) > 1:
+            raise BackendError(
+                "the model is spread over several devices; a second one would have to fit on one of them."
+            )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = type(self.model)(deepcopy(self.model.config))
-        model.to(self.device, self.dtype)  # type: ignore[arg-type]  # as in `load_model`
+            torch.default_generator.manual_seed(seed)  # the CPU's alone, which is given back
+            model = type(self.model)._from_config(deepcopy(self.model.config), dtype=self.dtype)
+        model.to(self.device)
         model.eval().requires_grad_(False)
         name = f"{self.name}, random weights"
         return HookedLM(model, self.tokenizer, name=name, layout=self.layout, backend=self.backend)

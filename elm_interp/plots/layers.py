@@ -7,6 +7,8 @@
 Rows: one per layer (and seed) of the metric, of the base and of the erased model; of geometry, for forget and retain text.
 """
 
+from itertools import cycle
+
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -101,7 +103,7 @@ def plot_methods_by_layer(
     if rows["layer"].isna().all():
         raise ConfigError(f"{metric!r} has no layers in this frame, so there is nothing to draw it along.")
     ax = axes(ax)
-    looks = zip((ERASED, *SERIES[1:]), MARKERS[1:], strict=False)
+    looks = cycle(zip((ERASED, *SERIES[1:]), MARKERS[1:], strict=False))
     for method, side in sides.items():
         colour, marker = (BASE, MARKERS[0]) if method == "base" else next(looks)
         _line(ax, side[side["step"] == side["step"].max()], str(method), colour, marker)

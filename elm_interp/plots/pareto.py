@@ -66,7 +66,8 @@ def plot_pareto(
     ax = axes(ax, height=5.4)
     if chance is not None:
         ax.axvline(chance, color=CHANCE, linewidth=1, linestyle=":", label="chance")
-    anchors, settings = (part for _, part in frame.groupby(~frame["method"].isin(list(ANCHORS))))
+    known = frame["method"].isin(list(ANCHORS))
+    anchors, settings = frame[known], frame[~known]
     for row in anchors.to_dict("records"):
         colour, marker = ANCHORS[row["method"]]
         ax.plot(row[x], row[y], color=colour, marker=marker, markersize=11, linestyle="", label=row["method"])
