@@ -123,9 +123,11 @@ def last_of(run: Run, base: Subject) -> Subject:
 
 def write_manifest(path: Path, **more: Any) -> None:
     """Command, revision, versions, machine and seconds since the start, beside what an analysis wrote."""
+    # a manifest is published, the user's folders need not be
+    said = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     git = ["git", "describe", "--always", "--dirty"]
     manifest = {
-        "command": " ".join(["python", f"analyses/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"analyses/{Path(sys.argv[0]).name}", *said]),
         "git": subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         "seconds": round(time.perf_counter() - BEGAN, 1),
         "versions": {package: version(package) for package in PACKAGES},

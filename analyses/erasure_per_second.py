@@ -68,6 +68,8 @@ def main() -> None:
                 print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False, header=len(rows) == 1), flush=True)
         del lm, base
     table = pd.DataFrame(rows)
+    given.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(given.out / "erasure_per_second.csv", index=False, float_format="%.6g")
     with mpl.rc_context(STYLE):
         figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 6), layout="constrained", sharex=True)
         plot_over_seconds(table, "forget", level=(0.5, "chance"), label="Accuracy on forget questions", ax=upper)
@@ -76,7 +78,6 @@ def main() -> None:
         )
         upper.set_xlabel("")
     save(figure, given.out / "erasure_per_second")
-    table.to_csv(given.out / "erasure_per_second.csv", index=False, float_format="%.6g")
     write_manifest(given.out / "erasure_per_second_manifest.json", metrics=METRICS)
 
 

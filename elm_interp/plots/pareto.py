@@ -6,7 +6,6 @@ Rows: one a setting, with columns method, setting, seamless, and the two that ar
 """
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -74,18 +73,36 @@ def plot_pareto(
     fluent = settings[settings["seamless"].astype(bool)]
     best = fluent[pareto_front(fluent[x], fluent[y])].sort_values(x)
     ax.step(best[x], best[y], where="post", color=CHANCE, linewidth=1.1, linestyle="--", label="front", zorder=1)
-    numbers = iter(range(1, len(settings) + 1))
     looks = zip((ERASED, *SERIES[1:]), MARKERS, strict=False)
+    named: list[dict] = []
     for (method, rows), (colour, marker) in zip(settings.groupby("method", sort=False), looks, strict=False):
         for filled, part in rows.groupby(rows["seamless"].astype(bool)):
             face = colour if filled else "none"
             ax.scatter(part[x], part[y], s=34, marker=marker, edgecolors=colour, facecolors=face, zorder=3)
         ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
-        for row, number in zip(rows.to_dict("records"), numbers, strict=False):
-            ax.annotate(str(number), (row[x], row[y]), xytext=(4, 3), textcoords="offset points", fontsize=8)
-    named = list(chain.from_iterable(rows["setting"] for _, rows in settings.groupby("method", sort=False)))
-    key = "\n".join(f"{number} {name}" for number, name in enumerate(named, 1))
+        named += rows.to_dict("records")
+    for place, numbers in _together([(row[x], row[y]) for row in named]).items():
+        said = ", ".join(str(i + 1) for i in numbers)
+        ax.annotate(said, place, xytext=(4, 3), textcoords="offset points", fontsize=8)
+    key = "\n".join(f"{number} {row['setting']}" for number, row in enumerate(named, 1))
     ax.text(1.02, 1.0, key, transform=ax.transAxes, va="top", fontsize=8)
     ax.set(xlabel=labels[0], ylabel=labels[1])
     legend_above(ax, columns=4)
     return ax
+
+
+def _together(points: Sequence[tuple[float, float]]) -> dict[tuple[float, float], list[int]]:
+    """Numbers of the points that share a label, since theirs would touch, at the place of the rightmost."""
+    wide, high = (np.nanmax(v) - np.nanmin(v) or 1.0 for v in np.array(points).T) if points else (1.0, 1.0)
+    groups: list[list[int]] = []
+    for i, (x, y) in enumerate(points):
+        if not np.isfinite((x, y)).all():
+            continue
+        near = (g for g in groups if any(
+            abs(points[j][0] - x) < 0.035 * wide and abs(points[j][1] - y) < 0.025 * high for j in g
+        ))  # fmt: skip
+        if (group := next(near, None)) is None:
+            groups.append([i])
+        else:
+            group.append(i)
+    return {points[max(group, key=lambda j: points[j][0])]: group for group in groups}
