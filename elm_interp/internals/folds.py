@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from elm_interp.internals.logistic import ProbeWeights, check, digits, inverse_of_one_plus, minimise, product
+from elm_interp.internals.logistic import Examples, ProbeWeights, check, digits, inverse_of_one_plus, minimise, product
 
 CACHE_NUMBERS = 2_000_000
 """Numbers of the matrices at work: more would not stay in a processor's cache from step to step."""
@@ -114,27 +114,7 @@ def _fit(
     return own.coef(a), bias
 
 
-class _Examples:
-    """Where theta is a, (batch, problem, class, n), with w = (scaled x)ᵀa; the inner product of two weights is aᵀ K a'."""
-
-    def linear(self, theta: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def zero(self, target: Tensor) -> Tensor:
-        return torch.zeros_like(target)
-
-    def gradient(self, theta: Tensor, residual: Tensor) -> Tensor:
-        return theta - residual
-
-    def precondition(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        # none: what a factorisation of the Gram matrix costs pays for all the steps that it would save
-        return gradient, self.linear(gradient)
-
-    def inner(self, left: Tensor, right: Tensor, right_linear: Tensor) -> Tensor:
-        return (left * right_linear).sum((-1, -2))
-
-
-class _Own(_Examples):
+class _Own(Examples):
     """With the scaling of each problem, by products with x."""
 
     def __init__(self, x: Tensor, scale: Tensor) -> None:
@@ -148,7 +128,7 @@ class _Own(_Examples):
         return product(theta, self.x) * self.width
 
 
-class _Shared(_Examples):
+class _Shared(Examples):
     """With the Gram matrix of all rows, as if all problems scaled alike."""
 
     def __init__(self, x: Tensor) -> None:

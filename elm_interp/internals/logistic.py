@@ -16,6 +16,7 @@ the same x; weights are (batch, [task,] class, d_model), one class row for two c
     weights.predict(x)
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -156,8 +157,32 @@ class Space(Protocol):
         """Inner product of the weights, (batch, task); `right_linear` are the latents of the second."""
 
 
-class _Dual:
+class Examples(ABC):
     """Where theta is a, (batch, task, class, n), with w = Xᵀa; the inner product of two weights is aᵀ K a'."""
+
+    @abstractmethod
+    def linear(self, theta: Tensor) -> Tensor:
+        """Latents of the examples, K a."""
+
+    def zero(self, target: Tensor) -> Tensor:
+        """Theta of no weights."""
+        return torch.zeros_like(target)
+
+    def gradient(self, theta: Tensor, residual: Tensor) -> Tensor:
+        """Of loss and penalty, as theta."""
+        return theta - residual
+
+    def precondition(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Not at all, where what a factorisation of K costs pays for all the steps that it would save."""
+        return gradient, self.linear(gradient)
+
+    def inner(self, left: Tensor, right: Tensor, right_linear: Tensor) -> Tensor:
+        """Inner product of the weights."""
+        return (left * right_linear).sum((-1, -2))
+
+
+class _Dual(Examples):
+    """With the Gram matrix and a preconditioner."""
 
     def __init__(self, x: Tensor, curvature: float) -> None:
         self.x, self.gram = x, x @ x.mT
@@ -165,21 +190,12 @@ class _Dual:
         diagonal += RIDGE[x.dtype] * diagonal.mean(-1, keepdim=True)
         self.inverse = inverse_of_one_plus(curvature * self.gram)
 
-    def zero(self, target: Tensor) -> Tensor:
-        return torch.zeros_like(target)
-
     def linear(self, theta: Tensor) -> Tensor:
         return product(theta, self.gram)
-
-    def gradient(self, theta: Tensor, residual: Tensor) -> Tensor:
-        return theta - residual
 
     def precondition(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         ahead = product(gradient, self.inverse)
         return ahead, self.linear(ahead)
-
-    def inner(self, left: Tensor, right: Tensor, right_linear: Tensor) -> Tensor:
-        return (left * right_linear).sum((-1, -2))
 
     def coef(self, theta: Tensor) -> Tensor:
         return product(theta, self.x)

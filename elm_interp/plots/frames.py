@@ -37,6 +37,17 @@ def rows_of(frame: pd.DataFrame, metrics: Iterable[str] | str) -> pd.DataFrame:
     return rows
 
 
+def need_columns(frame: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse a frame without these columns.
+
+    Raises:
+        ConfigError: naming those that are missing and those that are there.
+    """
+    missing = [name for name in names if name not in frame]
+    if missing:
+        raise ConfigError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}.")
+
+
 def several(values: pd.Series, column: str) -> None:
     """Refuse a column with more than one value.
 

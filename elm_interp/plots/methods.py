@@ -8,7 +8,7 @@ Rows: one per method, with columns method, and for each of the two axes NAME, NA
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elm_interp.errors import ConfigError
+from elm_interp.plots.frames import need_columns
 from elm_interp.plots.style import BASE, CHANCE, ERASED, MARKERS, SERIES, axes, legend_above, styled
 
 ANCHORS = {"original": (BASE, "*"), "base": (BASE, "*"), "gold": (CHANCE, "*")}
@@ -41,10 +41,7 @@ def plot_methods(
     Raises:
         ConfigError: a column that is needed is missing.
     """
-    needed = ["method", *(f"{name}{end}" for name in (x, y) for end in ("", "_low", "_high"))]
-    missing = [name for name in needed if name not in frame]
-    if missing:
-        raise ConfigError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}.")
+    need_columns(frame, ["method", *(f"{name}{end}" for name in (x, y) for end in ("", "_low", "_high"))])
     ax = axes(ax)
     if chance is not None:
         ax.axvline(chance, color=CHANCE, linewidth=1, linestyle=":", label="chance")

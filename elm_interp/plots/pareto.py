@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elm_interp.errors import ConfigError
+from elm_interp.plots.frames import need_columns
 from elm_interp.plots.methods import ANCHORS
 from elm_interp.plots.style import CHANCE, ERASED, MARKERS, SERIES, axes, legend_above, styled
 
@@ -59,9 +59,7 @@ def plot_pareto(
     Raises:
         ConfigError: a column that is needed is missing.
     """
-    missing = [name for name in ("method", "setting", "seamless", x, y) if name not in frame]
-    if missing:
-        raise ConfigError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}.")
+    need_columns(frame, ("method", "setting", "seamless", x, y))
     ax = axes(ax, height=5.4)
     if chance is not None:
         ax.axvline(chance, color=CHANCE, linewidth=1, linestyle=":", label="chance")

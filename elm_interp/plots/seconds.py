@@ -8,7 +8,7 @@ Rows: one a method and moment, with columns method, seconds, and NAME, NAME_low,
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elm_interp.errors import ConfigError
+from elm_interp.plots.frames import need_columns
 from elm_interp.plots.style import CHANCE, ERASED, MARKERS, SERIES, axes, legend_above, styled
 
 
@@ -36,10 +36,7 @@ def plot_over_seconds(
     Raises:
         ConfigError: a column that is needed is missing.
     """
-    needed = ["method", "seconds", value, f"{value}_low", f"{value}_high"]
-    missing = [name for name in needed if name not in frame]
-    if missing:
-        raise ConfigError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}.")
+    need_columns(frame, ["method", "seconds", value, f"{value}_low", f"{value}_high"])
     ax = axes(ax)
     looks = zip((ERASED, *SERIES), MARKERS, strict=False)
     for (method, rows), (colour, marker) in zip(frame.groupby("method", sort=False), looks, strict=False):
