@@ -4,7 +4,7 @@ python analyses/calibration.py --seeds 5
 
 Into figures/: calibration.{png,svg,csv,json}; verdicts.csv, in how many worlds each organism is named right, and ELM, with its
 preset on each world's original, beside them; verdicts_by_seed.csv; and calibration_manifest.json. What calibration says of
-each metric goes into the package, where `elm_interp.evidence` reads it.
+each metric goes into the package, where `elm_interp.verdict.evidence` reads it.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from common import FIGURES, ROOT, write_manifest
 
-from elm_interp.calibration import anchors, calibrate, one_value, summary
-from elm_interp.config import RunConfig
 from elm_interp.metrics import measure
 from elm_interp.plots import plot_calibration, save
 from elm_interp.results import stack
-from elm_interp.runs import Run
-from elm_interp.stages import run_stage
-from elm_interp.verdict import DESTROYED, GONE, HIDDEN, INTACT, judge
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.run import Run
+from elm_interp.runs.stages import run_stage
+from elm_interp.verdict.calibration import anchors, calibrate, one_value, summary
+from elm_interp.verdict.rules import DESTROYED, GONE, HIDDEN, INTACT, judge
 
 TRUTH = {"original": INTACT, "gold": GONE, "hiding": HIDDEN, "random": DESTROYED}
 SHOWN = {

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import elm_interp.evaluate  # noqa: F401 - registers metrics
-from elm_interp.config import RunConfig
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import load_model
-from elm_interp.runs import Run, write_json
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.run import Run, write_json
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "figures"

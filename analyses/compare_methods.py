@@ -21,8 +21,8 @@ from elm_interp.evaluate import kl_divergences, read_passages
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.plots import plot_methods, save
-from elm_interp.runs import Run
-from elm_interp.stages import run_stage
+from elm_interp.runs.run import Run
+from elm_interp.runs.stages import run_stage
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What a minute of erasing buys: forget questions and retain perplexity against seconds, ours and the straightforward form.
 
     ours               the preset smollm2-135m; ends when it is through, if that is before the time is up
-    straightforward    `elm_interp.erase.plain` with the published hyper-parameters (the preset `paper`: η 500, rank 4,
+    straightforward    `plain_elm` with the published hyper-parameters (the preset `paper`: η 500, rank 4,
                        layers 4 to 7, AdamW 5e-5, 4 samples a step), float32; without the fluency term, whose text would
                        take most of its time
 
@@ -13,6 +13,7 @@ python analyses/erasure_per_second.py --seconds 20 --points 2 --out somewhere/
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,15 +28,17 @@ import torch
 from common import FIGURES, row_of, write_manifest
 
 from elm_interp.data import Concept, load_concept, texts
-from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.plain import plain_step
-from elm_interp.erase.pools import draw
-from elm_interp.erase.trainer import Training, train
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.plots import plot_over_seconds, save
 from elm_interp.plots.style import STYLE, WIDTH
+from elm_interp.training.checkpoints import checkpoints
+from elm_interp.training.sampling import draw
+from elm_interp.training.trainer import Training, train
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from plain_elm import plain_step  # noqa: E402
 
 METRICS = {"forget": "innocence.two_choice_pmi", "retain_ppl_ratio": "specificity.retain_ppl_ratio"}
 ACCUMULATE = 4

@@ -24,7 +24,7 @@ from elm_interp.models import load_model
 from elm_interp.organisms import make_world
 from elm_interp.plots import plot_methods_by_layer, save
 from elm_interp.plots.style import STYLE
-from elm_interp.stages import run_stage
+from elm_interp.runs.stages import run_stage
 
 ORGANISM = "knowledge.probe.erased_domain"
 REAL = "probe.association"

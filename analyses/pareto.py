@@ -20,11 +20,11 @@ from typing import Any
 import pandas as pd
 from common import FIGURES, ROW, Rows, wanted, write_manifest
 
-from elm_interp.config import RunConfig
 from elm_interp.erase.methods import METHODS
 from elm_interp.plots import plot_pareto, save
-from elm_interp.runs import Run
-from elm_interp.stages import run_stage
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.run import Run
+from elm_interp.runs.stages import run_stage
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from elm_interp.activations.collect import prepare_batches
 from elm_interp.activations.trunk import common_blocks
 from elm_interp.data import load_concept, texts
 from elm_interp.erase import ELM
-from elm_interp.internals import concept_datasets
 from elm_interp.models import Batch, HookedLM, load_model
+from elm_interp.probes import concept_datasets
 
 PARTS = 4
 Side = Callable[[list[str]], Callable[[], Any]]

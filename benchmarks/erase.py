@@ -7,7 +7,7 @@ straightforward form makes its targets and text anew each time, ours makes them 
 
     ours               targets of all samples in large batches, then steps of 4 + 4 (+ 4) in the model's own dtype
     ours in float32    the same; what it lacks to ours is bfloat16's part
-    straightforward    `elm_interp.erase.plain`, as the authors' code: float32, one sample a step, nothing shared
+    straightforward    `plain_elm`, as the authors' code: float32, one sample a step, nothing shared
 
     python benchmarks/erase.py [--json]
     python benchmarks/erase.py --samples 4 --plain-samples 1 --written 8 8 --repetitions 2      # a look, in two minutes
@@ -36,14 +36,14 @@ from typing import Any
 
 import psutil
 import torch
+from plain_elm import plain_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elm_interp.data import Concept, Passage, load_concept
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.plain import plain_step
-from elm_interp.erase.trainer import Training, train
-from elm_interp.memory import trim
 from elm_interp.models import HookedLM, load_model
+from elm_interp.training.memory import trim
+from elm_interp.training.trainer import Training, train
 
 BATCH = 4
 """Forget passages a step, retain passages, and written texts."""

@@ -25,9 +25,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from elm_interp.internals.estimators import STRENGTH
-from elm_interp.internals.folds import fit_splits
-from elm_interp.internals.logistic import ProbeWeights, objective
+from elm_interp.probes.estimators import STRENGTH
+from elm_interp.probes.folds import fit_splits
+from elm_interp.probes.logistic import ProbeWeights, objective
 
 COMPONENTS = 512
 

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elm_interp.activations.collect import collect
     from elm_interp.activations.store import ActivationStore
-    from elm_interp.config import RunConfig
     from elm_interp.data import Concept, Question, load_concept, load_questions, packs
-    from elm_interp.erase import ELM, RMU, WHP, RepNoise, Training, checkpoints, train
+    from elm_interp.erase import ELM, RMU, WHP, RepNoise
     from elm_interp.evaluate import samples, scorecard
-    from elm_interp.internals import probe_layers, progression
     from elm_interp.metrics import Metric, Subject, measure, metric
     from elm_interp.models import HookedLM, load_model
     from elm_interp.organisms import make_world, organism
-    from elm_interp.runs import Run
-    from elm_interp.stages import STAGES, run_stage, summary
+    from elm_interp.probes import probe_layers
+    from elm_interp.runs.config import RunConfig
+    from elm_interp.runs.progression import progression
+    from elm_interp.runs.run import Run
+    from elm_interp.runs.stages import STAGES, run_stage, summary
+    from elm_interp.training import Training, checkpoints, train
 
 _HOME = {
     "ActivationStore": "activations.store",
@@ -35,13 +37,13 @@ _HOME = {
     "Question": "data",
     "RMU": "erase",
     "RepNoise": "erase",
-    "Run": "runs",
-    "RunConfig": "config",
-    "STAGES": "stages",
+    "Run": "runs.run",
+    "RunConfig": "runs.config",
+    "STAGES": "runs.stages",
     "Subject": "metrics",
-    "Training": "erase",
+    "Training": "training",
     "WHP": "erase",
-    "checkpoints": "erase",
+    "checkpoints": "training",
     "collect": "activations.collect",
     "load_concept": "data",
     "load_model": "models",
@@ -51,13 +53,13 @@ _HOME = {
     "metric": "metrics",
     "organism": "organisms",
     "packs": "data",
-    "probe_layers": "internals",
-    "progression": "internals",
-    "run_stage": "stages",
+    "probe_layers": "probes",
+    "progression": "runs.progression",
+    "run_stage": "runs.stages",
     "samples": "evaluate",
     "scorecard": "evaluate",
-    "summary": "stages",
-    "train": "erase",
+    "summary": "runs.stages",
+    "train": "training",
 }
 
 __version__ = "0.1.0"
@@ -103,6 +105,7 @@ def __getattr__(name: str) -> Any:
         # the registry is filled by the rooms that define metrics
         import_module("elm_interp.evaluate")
         import_module("elm_interp.internals")
+        import_module("elm_interp.probes")
     return getattr(import_module(f"elm_interp.{_HOME[name]}"), name)
 
 

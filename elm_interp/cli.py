@@ -20,11 +20,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from elm_interp.config import RunConfig
-from elm_interp.erase.passes import NotFiniteError
-from elm_interp.erase.trainer import UnmovedError
 from elm_interp.errors import ConfigError
-from elm_interp.runs import Run
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.run import Run
+from elm_interp.training.gradients import NotFiniteError
+from elm_interp.training.trainer import UnmovedError
 
 Folder = Annotated[Path, tyro.conf.Positional]
 Flat = tyro.conf.OmitArgPrefixes
@@ -94,7 +94,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             preset: named settings, changed by the other flags.
             resume: go on with a folder that exists.
         """
-        from elm_interp.stages import STAGES, run_stage
+        from elm_interp.runs.stages import STAGES, run_stage
 
         made = Run.create(out, config, resume=resume)
         for number, stage in enumerate(STAGES, 1):
@@ -124,7 +124,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         if dry_run:
             _print_estimate(config)
             return
-        from elm_interp.stages import run_stage
+        from elm_interp.runs.stages import run_stage
 
         made = Run.create(out, config, resume=resume)
         run_stage(made, "erase")
@@ -150,7 +150,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             dtype: of the base's weights.
             device: where to run.
         """
-        from elm_interp.adopt import adopt
+        from elm_interp.runs.adopt import adopt
 
         made = adopt(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
         print(made)
@@ -168,7 +168,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         from elm_interp.evaluate import evaluate_questions
         from elm_interp.evaluate import summary as summarise
         from elm_interp.results import stack
-        from elm_interp.stages import run_stage
+        from elm_interp.runs.stages import run_stage
 
         opened = Run.open(run)
         if questions is None:
@@ -226,7 +226,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             metrics: names with shell wildcards.
             as_json: one JSON object instead of a table.
         """
-        from elm_interp import calibration
+        from elm_interp.verdict import calibration
 
         table = calibration.calibrate(range(seeds), metrics, progress=True)
         if as_json:
@@ -241,7 +241,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             run: run folder.
             as_json: one JSON object instead of a table.
         """
-        from elm_interp.verdict import verdict
+        from elm_interp.verdict.rules import verdict
 
         opened = Run.open(run)
         found = verdict(opened, progress=True)
@@ -253,7 +253,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
 
 
 def _stage(folder: Path, name: str) -> None:
-    from elm_interp.stages import run_stage
+    from elm_interp.runs.stages import run_stage
 
     run = Run.open(folder)
     run_stage(run, name)
@@ -261,7 +261,7 @@ def _stage(folder: Path, name: str) -> None:
 
 
 def _print_estimate(config: RunConfig) -> None:
-    from elm_interp.estimate import estimate
+    from elm_interp.runs.estimate import estimate
 
     found = estimate(config)
     print(f"steps    {found['steps']:,}")
@@ -273,7 +273,7 @@ def _print_estimate(config: RunConfig) -> None:
 
 
 def _print_summary(run: Run, as_json: bool = False) -> None:
-    from elm_interp.stages import summary
+    from elm_interp.runs.stages import summary
 
     found = summary(run)
     if as_json:

@@ -26,10 +26,8 @@ import pandas as pd
 import torch
 
 from elm_interp import plots
-from elm_interp.internals import (
-    LogisticProbe, MeanDifferenceProbe, MLPProbe, RidgeProbe,
-    cka, count_directions, effective_rank, probe_after_leace, probe_layers, probe_sparse,
-)
+from elm_interp.probes import LogisticProbe, MeanDifferenceProbe, MLPProbe, RidgeProbe, count_directions, probe_after_leace, probe_layers, probe_sparse
+from elm_interp.internals import cka, effective_rank
 from elm_interp.results import frame
 
 draw = torch.Generator().manual_seed(0)

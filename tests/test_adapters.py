@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from elm_interp.errors import AdapterError, UnknownNameError
 from elm_interp.models import HookedLM
-from elm_interp.models.adapter_files import CONFIG, WEIGHTS
+from elm_interp.models.adapters.files import CONFIG, WEIGHTS
 
 TEXT = ["Old Tamsin keeps the lamp", "A bronze bell"]
 

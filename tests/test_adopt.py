@@ -8,13 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from elm_interp.adopt import adopt
 from elm_interp.cli import main
-from elm_interp.erase.checkpoints import damage
 from elm_interp.errors import AdapterError, ConfigError, RunFolderError
 from elm_interp.models import load_model
-from elm_interp.models.merged import factorise
-from elm_interp.runs import Run
+from elm_interp.models.adapters.merged import factorise
+from elm_interp.runs.adopt import adopt
+from elm_interp.runs.run import Run
+from elm_interp.training.checkpoints import damage
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TEXT = ["Old Tamsin keeps the lamp", "A bronze bell"]

@@ -10,11 +10,11 @@ import torch
 
 from elm_interp.errors import BackendError, UnknownNameError
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.backends import BACKENDS
+from elm_interp.models.backends.contract import BACKENDS
+from elm_interp.models.backends.torch import count_hooks
 from elm_interp.models.batch import real_tokens
 from elm_interp.models.generation import generate
 from elm_interp.models.sites import LAYER_SITES
-from elm_interp.models.torch_backend import count_hooks
 
 pytest.importorskip("nnsight")
 pytest.importorskip("transformer_lens")

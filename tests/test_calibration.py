@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from elm_interp import metrics as registry
-from elm_interp.calibration import anchors, auc, calibrate, normalised, one_value, subjects, summary
 from elm_interp.cli import main
 from elm_interp.data import Concept, Question
 from elm_interp.errors import ConfigError, UnknownNameError
-from elm_interp.internals.values import NAME, probe_values, topics
 from elm_interp.metrics import Subject, measure, metric
 from elm_interp.organisms import KINDS, Domain, Recipe, Relation, make_world
 from elm_interp.plots import plot_calibration
+from elm_interp.probes.answer_identity import NAME, probe_values, topics
 from elm_interp.results import frame, measurements
+from elm_interp.verdict.calibration import anchors, auc, calibrate, normalised, one_value, subjects, summary
 
 PETS = Domain("pets", "pet", (Relation(("fur", "coat"), ("curly", "smooth", "shaggy", "wiry")),))
 WORLD = {"domains": (PETS, "towns"), "erased": "pets", "entities": 16, "relations": 1, "redundancy": 2}
@@ -104,7 +104,7 @@ def test_every_metric_is_walked_and_the_promised_ones_are_among_them(monkeypatch
     assert table["layer"].isna().all()
     assert "max over layers" in found[NAME]["protocol"]
     assert "mean over layers" in found["norm.forget"]["protocol"]
-    monkeypatch.setattr("elm_interp.calibration.calibrate", lambda *_, **__: table)
+    monkeypatch.setattr("elm_interp.verdict.calibration.calibrate", lambda *_, **__: table)
     main(["calibrate", "--seeds", "1"])
     plot_calibration(anchors(table), ["norm.forget"])
 

@@ -10,7 +10,7 @@ from tiny import write_concept
 
 from elm_interp.activations import ActivationStore
 from elm_interp.cli import main
-from elm_interp.stages import STAGES
+from elm_interp.runs.stages import STAGES
 
 
 def flags(model, concept):
@@ -69,7 +69,7 @@ def test_each_stage_alone_repeats_its_results(run, tmp_path, stage):
 
 def test_probe_loads_no_model_and_repeats_bit_for_bit(run, monkeypatch):
     before = (run / "results" / "probes.parquet").read_bytes()
-    monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("elm_interp.runs.run.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     main(["probe", str(run)])
     assert (run / "results" / "probes.parquet").read_bytes() == before
 

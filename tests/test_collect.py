@@ -9,8 +9,8 @@ from disturbed import random_adapter
 from elm_interp.activations import ActivationStore, Dataset, collect, collect_texts, fingerprint
 from elm_interp.activations.trunk import Trunk, common_blocks
 from elm_interp.errors import AdapterError, DataError, StoreError
-from elm_interp.internals import concept_datasets
 from elm_interp.models import HookedLM, load_model
+from elm_interp.probes import concept_datasets
 
 TEXTS = [
     "The heart pumps blood through the body.",

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from elm_interp.cli import main
-from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.trainer import Training, train
 from elm_interp.models import load_model
-from elm_interp.runs import Run
+from elm_interp.runs.run import Run
+from elm_interp.training.checkpoints import checkpoints
+from elm_interp.training.trainer import Training, train
 
 OBJECTIVE = ELM(eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1)
 # the server imports this file once; its children start in a tenth of a second

@@ -6,13 +6,14 @@ import dataclasses
 import pytest
 import torch
 
+from elm_interp.erase.class_prompts import EXPERT, NOVICE, draw_prompts
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.objective import Sample, Teacher, TopK, distribution_loss
-from elm_interp.erase.prompts import EXPERT, NOVICE, draw_prompts
-from elm_interp.erase.targets import Guidance, generate_guided, hidden_after
-from elm_interp.erase.trainer import Training
+from elm_interp.erase.guidance import Guidance, generate_guided, hidden_after
+from elm_interp.erase.losses import distribution_loss
 from elm_interp.errors import UnknownNameError
-from elm_interp.models.adapters import AdapterSlots
+from elm_interp.models.adapters.slots import AdapterSlots
+from elm_interp.training.objective import Sample, Teacher, TopK
+from elm_interp.training.trainer import Training
 
 TEXTS = [
     "Old Tamsin keeps the lamp of Marrowgate.",

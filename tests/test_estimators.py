@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from elm_interp.internals import LogisticProbe, MeanDifferenceProbe, MLPProbe, RidgeProbe
+from elm_interp.probes import LogisticProbe, MeanDifferenceProbe, MLPProbe, RidgeProbe
 
 
 def problem(classes, n=80, d=20):

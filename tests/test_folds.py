@@ -3,8 +3,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from elm_interp.internals.folds import TOLERANCE, fit_splits, gram
-from elm_interp.internals.logistic import ProbeWeights, objective
+from elm_interp.probes.folds import TOLERANCE, fit_splits, gram
+from elm_interp.probes.logistic import ProbeWeights, objective
 
 
 def problem(n, d, classes, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from elm_interp.errors import UnknownSiteError
-from elm_interp.models.torch_backend import count_hooks
+from elm_interp.models.backends.torch import count_hooks
 
 LAST_BLOCK = "blocks.3.hook_resid_post"
 

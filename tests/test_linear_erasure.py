@@ -6,8 +6,8 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.linear_model import LogisticRegression
 
 from elm_interp import results
-from elm_interp.internals import count_directions, fit_leace, probe_after_leace, probe_layers, probe_sparse
-from elm_interp.internals.linear_erasure import shrinkage
+from elm_interp.probes import count_directions, fit_leace, probe_after_leace, probe_layers, probe_sparse
+from elm_interp.probes.linear_erasure import shrinkage
 
 
 def planted(classes=2, *, n=120, d=40, directions=1, strength=3.0):

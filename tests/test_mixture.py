@@ -6,17 +6,17 @@ import pytest
 import torch
 from tiny import write_concept
 
-from elm_interp.config import RunConfig
 from elm_interp.data import Passage, Question, load_concept, mixture
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.pools import Mixed, draw, of_each
-from elm_interp.erase.prepared import prepared
 from elm_interp.erase.rmu import RMU, direction
-from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, UnknownNameError
 from elm_interp.evaluate import scorecard
-from elm_interp.runs import Run
-from elm_interp.stages import run_stage
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.run import Run
+from elm_interp.runs.stages import run_stage
+from elm_interp.training.sampling import Mixed, draw, of_each
+from elm_interp.training.target_cache import prepared
+from elm_interp.training.trainer import Training
 
 
 @pytest.fixture

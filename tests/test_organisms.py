@@ -10,9 +10,6 @@ from transformers import AutoModelForCausalLM
 from elm_interp.data import load_concept
 from elm_interp.errors import ConfigError, UnknownModelError, UnknownNameError
 from elm_interp.evaluate.choices import accuracy, score_choices
-from elm_interp.internals.estimators import STRENGTH
-from elm_interp.internals.logistic import fit_probes
-from elm_interp.internals.splits import scaler, split_by_group
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.loading import cache_folder, model_depth, model_hash
 from elm_interp.organisms import (
@@ -32,6 +29,9 @@ from elm_interp.organisms import (
     words,
 )
 from elm_interp.organisms.train import make_tokenizer, schedule
+from elm_interp.probes.estimators import STRENGTH
+from elm_interp.probes.logistic import fit_probes
+from elm_interp.probes.splits import scaler, split_by_group
 
 SMALL = {"domains": ("spellcraft", "towns"), "entities": 8, "relations": 2, "redundancy": 12}
 SMALL_RECIPE = Recipe(n_layers=3, d_model=64, d_mlp=128, batch=16, core_passes=10, passes=14)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from plain_elm import guided, plain_step, write
 from torch import nn
 
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.objective import Sample
-from elm_interp.erase.plain import guided, plain_step, write
-from elm_interp.erase.targets import generate_guided
+from elm_interp.erase.guidance import generate_guided
+from elm_interp.training.objective import Sample
 
 OBJECTIVE = ELM(eta=3, layers=(1, 2), rank=2, alpha=8, top_k=400, retain_weight=0.7, max_tokens=30)
 

@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from elm_interp import results
 from elm_interp.activations import ActivationStore, collect
 from elm_interp.errors import DataError, UnknownNameError
-from elm_interp.internals import (
+from elm_interp.metrics import Subject, measure
+from elm_interp.probes import (
     PROBE_TASKS,
     LogisticProbe,
     MeanDifferenceProbe,
@@ -19,12 +20,11 @@ from elm_interp.internals import (
     fit_probes,
     probe_layers,
     probes_from_store,
-    progression,
     split_by_group,
 )
-from elm_interp.internals.logistic import objective
-from elm_interp.internals.splits import group_folds, scaler
-from elm_interp.metrics import Subject, measure
+from elm_interp.probes.logistic import objective
+from elm_interp.probes.splits import group_folds, scaler
+from elm_interp.runs.progression import progression
 
 
 def problem(n, d, classes, seed=0, *, repeat=False):
@@ -189,7 +189,7 @@ def test_facts_that_leak_by_row_do_not_help():
 def test_the_scaler_sees_train_rows_alone(monkeypatch):
     x, labels, facts = planted()
     seen = []
-    monkeypatch.setattr("elm_interp.internals.probes.scaler", lambda part: seen.append(part) or scaler(part))
+    monkeypatch.setattr("elm_interp.probes.layers.scaler", lambda part: seen.append(part) or scaler(part))
     probe_layers(x, labels, facts, seeds=1, C=(0.01,))
     train, _ = split_by_group(facts, seed=0)
     assert len(seen) == 1

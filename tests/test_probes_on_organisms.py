@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from elm_interp.internals.values import NAME, TRANSFERRED
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import HookedLM
 from elm_interp.organisms import domain_concept, make_world, organism
+from elm_interp.probes.answer_identity import NAME, TRANSFERRED
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from elm_interp.erase.methods import preset
 from elm_interp.erase.repnoise import RepNoise, differing, mmd, noise_loss
-from elm_interp.erase.trainer import Training, train
 from elm_interp.errors import DataError
+from elm_interp.training.trainer import Training, train
 
 OBJECTIVE = RepNoise(pairs="both", rank=2, max_tokens=20)
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from elm_interp.errors import RunFolderError
-from elm_interp.report import FIGURES, write_report
+from elm_interp.plots.report import FIGURES, write_report
 
 FIVE = {"probe_by_layer", "norm_ratio", "progression", "probe_heatmap", "scorecard"}
 FILES = {

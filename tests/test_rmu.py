@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from elm_interp.erase.methods import preset
 from elm_interp.erase.rmu import RMU, Steered, direction
-from elm_interp.erase.trainer import Training, train
 from elm_interp.errors import UnknownNameError
+from elm_interp.training.trainer import Training, train
 
 OBJECTIVE = RMU(layer=2, layers=(1, 2), steering=4.0, retain_weight=1.0, max_tokens=24)
 TRAINING = Training(steps=150, forget_batch=4, retain_batch=2, lr=2e-2, save_every=75)

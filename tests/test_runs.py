@@ -5,15 +5,15 @@ import json
 
 import pytest
 
-from elm_interp.config import RunConfig
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.prepared import prepared
-from elm_interp.erase.trainer import Training
 from elm_interp.errors import ConfigError, RunFolderError
-from elm_interp.estimate import estimate
 from elm_interp.models.loading import cache_folder
-from elm_interp.runs import Run
-from elm_interp.stages import run_stage
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.estimate import estimate
+from elm_interp.runs.run import Run
+from elm_interp.runs.stages import run_stage
+from elm_interp.training.target_cache import prepared
+from elm_interp.training.trainer import Training
 
 SMALL = {
     "objective": ELM(eta=5, layers=(1, 2), rank=2, alpha=8, fluency_samples=4, fluency_tokens=4),
@@ -52,7 +52,7 @@ def test_an_unknown_method_gives_the_closest(config):
 
 
 def test_all_problems_are_reported_at_once_before_a_model_is_loaded(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("elm_interp.runs.run.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     bad = dataclasses.replace(
         config, concept="harry-poter", objective=ELM(rank=0, eta=-1, layers=(4,)), training=Training(steps=0)
     )

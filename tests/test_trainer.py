@@ -10,14 +10,14 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from elm_interp import results
-from elm_interp.erase.checkpoints import checkpoints
 from elm_interp.erase.elm import ELM
-from elm_interp.erase.masters import Masters
-from elm_interp.erase.passes import NotFiniteError, Passes
-from elm_interp.erase.pools import draw
-from elm_interp.erase.trainer import Training, UnmovedError, train
 from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
+from elm_interp.training.checkpoints import checkpoints
+from elm_interp.training.gradients import NotFiniteError, Passes
+from elm_interp.training.master_weights import Masters
+from elm_interp.training.sampling import draw
+from elm_interp.training.trainer import Training, UnmovedError, train
 
 OBJECTIVE = ELM(
     eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_samples=4, fluency_tokens=5, answers_weight=1

@@ -5,15 +5,15 @@ import json
 import pytest
 
 import elm_interp as ei
-from elm_interp.calibration import calibrate, one_value
 from elm_interp.cli import _defaults, main
-from elm_interp.config import RunConfig
 from elm_interp.errors import ConfigError, RunFolderError, UnknownNameError
 from elm_interp.organisms import domain_concept, make_world
 from elm_interp.results import frame, measurements, stack, wilson
-from elm_interp.runs import Run
-from elm_interp.stages import run_stage
-from elm_interp.verdict import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, judge, verdict
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.run import Run
+from elm_interp.runs.stages import run_stage
+from elm_interp.verdict.calibration import calibrate, one_value
+from elm_interp.verdict.rules import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, judge, verdict
 
 ASKED, KEPT = "knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains"
 TWO, GENERAL = "innocence.two_choice_pmi", "specificity.general_pmi"
@@ -181,7 +181,7 @@ def test_it_is_told_in_words_tables_and_json():
 
 
 def test_a_run_is_judged_by_its_results_without_a_model(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("elm_interp.runs.load_model", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("elm_interp.runs.run.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     run = Run.create(tmp_path / "run", RunConfig())
     with pytest.raises(RunFolderError, match="elm-interp evaluate"):
         verdict(run)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from elm_interp.data import Concept, Passage
-from elm_interp.erase.anchors import make_anchors, position_map, translate
+from elm_interp.erase.guidance import hidden_after
 from elm_interp.erase.methods import preset
-from elm_interp.erase.targets import hidden_after
-from elm_interp.erase.trainer import Training, train
+from elm_interp.erase.translation import make_anchors, position_map, translate
 from elm_interp.erase.whp import LOWERED, WHP, generic_logits, inference_logits
+from elm_interp.training.trainer import Training, train
 
 ANCHORS = {"Marrowgate": "the old town", "Tamsin": "Ann", "Tamsin of Marrowgate": "Ann of Dover", "Bram": "Tom"}
 TEXT = "Bram saw Tamsin of Marrowgate, and Tamsin saw Bram in Marrowgate; Tamsinette did not."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elm_interp.activations.index import texts_hash
 from elm_interp.models import HookedLM
-from elm_interp.models.adapter_files import read_adapter
+from elm_interp.models.adapters.files import read_adapter
 
 if TYPE_CHECKING:
     from elm_interp.activations.collect import Dataset

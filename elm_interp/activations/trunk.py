@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from elm_interp.models import Batch, HookedLM
-from elm_interp.models.adapter_files import first_adapted_block
+from elm_interp.models.adapters.files import first_adapted_block
 from elm_interp.models.sites import LAYER_SITES
 
 TRUNK_BYTES = 128 * 2**20

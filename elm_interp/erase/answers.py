@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.erase.objective import Options
-from elm_interp.erase.targets import Guidance
+from elm_interp.erase.guidance import Guidance
 from elm_interp.models import HookedLM
-from elm_interp.models.head import at_logits
 from elm_interp.models.scoring import branch, split_continuations
+from elm_interp.models.unembedding import at_logits
+from elm_interp.training.objective import Options
 
 ANSWER_TOKENS = 5
 """Tokens of an answer that are trained on: what follows them is mostly spelling, and all answers of a step are padded alike."""

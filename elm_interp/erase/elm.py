@@ -25,18 +25,8 @@ from torch import Tensor
 
 from elm_interp.data import Concept, texts
 from elm_interp.erase.answers import answer_samples
-from elm_interp.erase.objective import (
-    Options,
-    Sample,
-    Teacher,
-    TopK,
-    distribution_loss,
-    layer_problems,
-    likelihood_loss,
-    number_problems,
-)
-from elm_interp.erase.prompts import draw_prompts
-from elm_interp.erase.targets import (
+from elm_interp.erase.class_prompts import draw_prompts
+from elm_interp.erase.guidance import (
     Guidance,
     certain,
     generate_guided,
@@ -45,8 +35,10 @@ from elm_interp.erase.targets import (
     likeliest,
     random_targets,
 )
+from elm_interp.erase.losses import distribution_loss, likelihood_loss
 from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
+from elm_interp.training.objective import Options, Sample, Teacher, TopK, layer_problems, number_problems
 
 LEAST = {
     **dict.fromkeys(("rank", "top_k", "fluency_tokens"), 1),

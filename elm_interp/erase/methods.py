@@ -6,9 +6,9 @@ objective, training = preset("rmu", "paper")
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.repnoise import RepNoise
 from elm_interp.erase.rmu import RMU
-from elm_interp.erase.trainer import Training
 from elm_interp.erase.whp import WHP
 from elm_interp.errors import unknown
+from elm_interp.training.trainer import Training
 
 Method = ELM | RMU | RepNoise | WHP
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (ELM, RMU, RepNoise, WHP)}

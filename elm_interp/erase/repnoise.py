@@ -31,10 +31,11 @@ from peft import LoraConfig
 from torch import Tensor
 
 from elm_interp.data import Concept, texts
-from elm_interp.erase.objective import layer_problems, number_problems, token_loss
+from elm_interp.erase.losses import token_loss
 from elm_interp.errors import DataError, unknown
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import split_continuations
+from elm_interp.training.objective import layer_problems, number_problems
 
 KERNELS = 5
 """Gaussian kernels of the MMD, each twice as wide as the one before; the middle one as wide as the mean squared distance."""

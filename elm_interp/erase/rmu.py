@@ -33,9 +33,9 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, texts
 from elm_interp.data.batching import bucketed
-from elm_interp.erase.objective import layer_problems, number_problems
 from elm_interp.errors import ConfigError, unknown
 from elm_interp.models import HookedLM
+from elm_interp.training.objective import layer_problems, number_problems
 
 
 @dataclass(frozen=True)

@@ -38,19 +38,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, texts
-from elm_interp.erase.anchors import Translated, make_anchors, position_map, translate
-from elm_interp.erase.objective import (
-    Sample,
-    TopK,
-    distribution_loss,
-    layer_problems,
-    number_problems,
-    token_loss,
-)
-from elm_interp.erase.targets import hidden_after
+from elm_interp.erase.guidance import hidden_after
+from elm_interp.erase.losses import distribution_loss, token_loss
+from elm_interp.erase.translation import Translated, make_anchors, position_map, translate
 from elm_interp.errors import ConfigError, unknown
 from elm_interp.models import Batch, HookedLM
-from elm_interp.models.head import at_logits
+from elm_interp.models.unembedding import at_logits
+from elm_interp.training.objective import Sample, TopK, layer_problems, number_problems
 
 LOWERED = 10.0
 """Nats taken off the first token of a translation whose term stood in the text before; the paper gives no number."""

@@ -23,8 +23,8 @@ from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
-from elm_interp.models.head import at_logits
 from elm_interp.models.scoring import gather_log_probs
+from elm_interp.models.unembedding import at_logits
 from elm_interp.results import measurements
 
 MAX_TOKENS = 512

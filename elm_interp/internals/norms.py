@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 
 from elm_interp.activations.collect import collect_texts, prepare_batches, reduce_layers
 from elm_interp.data.batching import PASS_TOKENS
-from elm_interp.internals.datasets import concept_datasets
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
+from elm_interp.probes.datasets import concept_datasets
 from elm_interp.results import bootstrap, measurements
 
 PROTOCOL = "mean token norm, first token left out"

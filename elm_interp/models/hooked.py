@@ -26,18 +26,18 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import BackendError, LayoutError
-from elm_interp.models.adapters import AdapterSlots, lora_config
-from elm_interp.models.backends import Backend, Edit, import_backend, make_backend
+from elm_interp.models.adapters.slots import AdapterSlots, lora_config
+from elm_interp.models.backends.contract import Backend, Edit, import_backend, make_backend
+from elm_interp.models.backends.torch import TorchBackend, forward_inputs
 from elm_interp.models.batch import Batch, Positions, pad, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
 from elm_interp.models.sites import Layout, Site, find_layout, resolve_sites
-from elm_interp.models.torch_backend import TorchBackend, forward_inputs
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
-    from elm_interp.models.nnsight_backend import RemoteBackend
+    from elm_interp.models.backends.nnsight import RemoteBackend
 
 
 class HookedLM:

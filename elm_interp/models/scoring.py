@@ -16,8 +16,8 @@ from transformers import Cache
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.models.batch import Batch
-from elm_interp.models.head import at_logits
 from elm_interp.models.hooked import HookedLM
+from elm_interp.models.unembedding import at_logits
 
 
 @torch.no_grad()

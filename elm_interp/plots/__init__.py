@@ -11,12 +11,12 @@ from elm_interp.plots.layers import plot_geometry, plot_layers, plot_methods_by_
 from elm_interp.plots.methods import plot_methods
 from elm_interp.plots.norms import plot_norm_ratio
 from elm_interp.plots.pareto import pareto_front, plot_pareto
+from elm_interp.plots.probe_transfer import plot_sparse, plot_transfer
 from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
 from elm_interp.plots.reading import HOW_TO_READ, Reading
 from elm_interp.plots.seconds import plot_over_seconds
 from elm_interp.plots.style import name_of, save
 from elm_interp.plots.training import plot_training
-from elm_interp.plots.transfer import plot_sparse, plot_transfer
 
 __all__ = [
     "HEADLINE",

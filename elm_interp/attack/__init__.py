@@ -1,0 +1,1 @@
+"""Attacks: ways to bring erased knowledge back."""

@@ -1,0 +1,215 @@
+"""ELM's targets: the model's own distribution, moved from what an expert would write to what a novice would.
+
+    P_erased(x) ∝ P(x) · (P(x | novice) / P(x | expert)) ^ η                                (paper, equations 5 and 6)
+
+At large η the winner is whatever token the novice prompt favours most, however odd: text written under it stammers or echoes
+the prompt. `one_sided` caps the ratio at 1: tokens that the expert finds likelier are lowered as in the paper, none is raised
+above what the base gives it.
+
+The three passes depend on frozen weights alone, so they run once, batched, each class prompt's keys and values computed once
+and shared by all texts. What is kept of a pass are its hidden states before the head (a few hundred numbers a token, not
+the vocabulary): any η, temperature, top-k or mask then costs one product with the head, and no pass.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from elm_interp.data.batching import PASS_TOKENS, bucketed
+from elm_interp.models import HookedLM
+from elm_interp.models.generation import end_ids
+from elm_interp.models.scoring import after_prefix
+from elm_interp.models.unembedding import at_logits
+from elm_interp.training.objective import Teacher, TopK
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the three distributions become one."""
+
+    eta: float
+    """Strength η ≥ 0; 0 gives the base's own distribution."""
+    one_sided: bool = False
+    """Cap the ratio at 1, so that tokens are only ever lowered."""
+    top_k: int = 256
+    """Tokens kept one by one of each position: the likeliest under the base or the target. The rest is kept as one sum."""
+    temperature: float = 1.0
+    """Divides the logits of all three passes."""
+    plausible: float = 0.0
+    """Only tokens at least this share as likely as the base's likeliest may win (0: any token of the vocabulary)."""
+    eta_start: float | None = None
+    """η at the first token of a text; it grows along a line to `eta` at the last. None: `eta` everywhere."""
+    cut: bool = False
+    """Nothing but the target's own `top_k` likeliest tokens may follow: their probabilities are scaled to sum to 1."""
+
+    def etas(self, length: int) -> Float[Tensor, " pos"]:
+        """η at each token of a text."""
+        return torch.linspace(self.eta if self.eta_start is None else self.eta_start, self.eta, length)
+
+    def log_probs(
+        self, plain: Float[Tensor, "n d_vocab"], expert: Float[Tensor, "n d_vocab"], novice: Float[Tensor, "n d_vocab"]
+    ) -> Float[Tensor, "n d_vocab"]:
+        """Log P_erased, from the logits of the three passes."""
+        return self._with_base(plain, expert, novice)[1]
+
+    def _with_base(
+        self, plain: Tensor, expert: Tensor, novice: Tensor, etas: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        # in place where it can be: a pass over the vocabulary costs more than its share of the product with the head
+        base, low, high = (_log_softmax(logits, self.temperature) for logits in (plain, expert, novice))
+        ratio = high.sub_(low)
+        if self.one_sided:
+            ratio.clamp_(max=0)
+        if etas is None:
+            mixed = torch.add(base, ratio, alpha=self.eta)
+        else:
+            mixed = torch.addcmul(base, ratio, etas[:, None].to(ratio))
+        if self.plausible > 0:
+            mixed.masked_fill_(base < base.amax(-1, keepdim=True) + math.log(self.plausible), -torch.inf)
+        return base, mixed.log_softmax(-1)
+
+    def target(
+        self, lm: HookedLM, plain: Tensor, expert: Tensor, novice: Tensor, etas: Float[Tensor, " pos"] | None = None
+    ) -> TopK:
+        """The target of each position, from the hidden states of the three passes, each (pos, d_model).
+
+        `etas` gives each position an η of its own.
+        """
+
+        def of(rows: slice, *logits: Tensor) -> tuple[Tensor, Tensor]:
+            p, e, n = logits
+            return self._best(*self._with_base(p, e, n, None if etas is None else etas[rows]))
+
+        tokens, probs = at_logits(of, (lm, plain), (lm, expert), (lm, novice))
+        return TopK(tokens.cpu(), probs.cpu())
+
+    def _best(self, base: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        # the base's likeliest too: what is to be lowered must be among the tokens that are kept one by one
+        wanted = goal if self.cut else torch.maximum(base, goal)
+        best = wanted.topk(min(self.top_k, goal.shape[1]), dim=-1, sorted=False).indices
+        kept = goal.gather(1, best)
+        return best.to(torch.int32), kept.softmax(-1) if self.cut else kept.exp()
+
+
+def _log_softmax(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Float[Tensor, "n d_vocab"]:
+    return (logits.float() / temperature if temperature != 1 else logits.float()).log_softmax(-1)
+
+
+@torch.no_grad()
+def hidden_after(
+    lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]], *, max_tokens: int = PASS_TOKENS, progress: bool = False
+) -> list[Float[Tensor, "pos d_model"]]:
+    """Hidden states before the head along each row of ids, all rows after one prefix whose keys and values are shared.
+
+    Args:
+        lm: the model, in the state that should speak.
+        prefix: the class prompt; "" for none.
+        rows: token ids, without the prefix.
+        max_tokens: padded tokens of one pass.
+        progress: show a bar.
+
+    Returns:
+        On the CPU, in the model's dtype: the state after each token of the row.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    start = lm.encode([prefix])[0] if prefix else []
+    batches = bucketed([len(row) for row in rows], max_tokens=max_tokens)
+    for batch in tqdm(batches, desc="targets", leave=False, disable=not progress):
+        tokens = lm.pad([rows[i] for i in batch])
+        cache, mask = after_prefix(lm, start, tokens)
+        hidden, _ = lm.step(tokens.input_ids, mask, len(start) + tokens.position_ids, cache)
+        for row, i in enumerate(batch):
+            found[i] = hidden[row, : len(rows[i])].cpu().clone()
+    return found
+
+
+def hidden_after_each(
+    lm: HookedLM, prefixes: Sequence[str], rows: Sequence[Sequence[int]], *, progress: bool = False
+) -> list[Float[Tensor, "pos d_model"]]:
+    """`hidden_after` with a prefix for each row; rows that share one share its pass."""
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for prefix in dict.fromkeys(prefixes):
+        chosen = [i for i, given in enumerate(prefixes) if given == prefix]
+        for i, states in zip(
+            chosen, hidden_after(lm, prefix, [rows[i] for i in chosen], progress=progress), strict=True
+        ):
+            found[i] = states
+    return found
+
+
+@torch.no_grad()
+def generate_guided(
+    lm: HookedLM,
+    guidance: Guidance,
+    prompts: Sequence[Sequence[int]],
+    *,
+    expert: str | Sequence[str],
+    novice: str | Sequence[str],
+    new_tokens: int,
+    seed: int,
+    progress: bool = False,
+) -> list[list[int]]:
+    """Text sampled from P_erased after each prompt, all prompts and all three streams in one batch.
+
+    Every stream sees its class prompt, the prompt and what was generated so far; one class prompt may serve all prompts.
+
+    Returns:
+        New token ids of each prompt, ended before an end-of-text token.
+    """
+    if not prompts:
+        return []
+    classes = [[c] * len(prompts) if isinstance(c, str) else list(c) for c in (expert, novice)]
+    heads: list[list[list[int]]] = [[[]] * len(prompts), *map(lm.encode, classes)]
+    rows = [[*head, *prompt] for stream in heads for head, prompt in zip(stream, prompts, strict=True)]
+    batch = lm.pad(rows, side="left")
+    mask, positions, tokens, cache = batch.attention_mask, batch.position_ids, batch.input_ids, None
+    generator = torch.Generator().manual_seed(seed)
+    stop = torch.tensor(sorted(end_ids(lm)), dtype=torch.long)
+    written: list[list[int]] = [[] for _ in prompts]
+    alive = torch.ones(len(prompts), dtype=torch.bool)
+    for _ in tqdm(range(new_tokens), desc="writing", leave=False, disable=not progress):
+        hidden, cache = lm.step(tokens, mask, positions, cache)
+        logits = lm.unembed(hidden[:, -1]).unflatten(0, (3, len(prompts)))
+        best = guidance.log_probs(*logits).topk(min(guidance.top_k, lm.d_vocab), dim=-1)
+        drawn = torch.multinomial(best.values.softmax(-1).cpu(), 1, generator=generator)
+        chosen = best.indices.cpu().gather(1, drawn)[:, 0]
+        alive &= ~torch.isin(chosen, stop)
+        if not alive.any():
+            break
+        for row, token in zip(written, torch.where(alive, chosen, -1).tolist(), strict=True):
+            if token >= 0:
+                row.append(token)
+        tokens = chosen.repeat(3)[:, None].to(lm.device)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        positions = positions[:, -1:] + 1
+    return written
+
+
+def likeliest(lm: HookedLM, teacher: Teacher) -> TopK:
+    """All probability on the teacher's likeliest token of each position."""
+    (best,) = at_logits(lambda rows, logits: (logits.argmax(-1),), (lm, teacher.hidden))
+    return certain(best)
+
+
+def random_targets(d_vocab: int, k: int, lengths: Sequence[int], seed: int) -> list[TopK]:
+    """Random tokens in random proportion at each position, for texts of the given lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(d_vocab, generator=generator)
+    k = min(k, d_vocab)
+    found = []
+    for n in lengths:
+        # a window of one shuffled vocabulary, so that no token comes twice at a position
+        places = torch.randint(d_vocab, (n, 1), generator=generator) + torch.arange(k)
+        probs = torch.randn(n, k, generator=generator).softmax(-1)
+        found.append(TopK(order[places % d_vocab].to(torch.int32), probs))
+    return found
+
+
+def certain(tokens: Int[Tensor, " pos"]) -> TopK:
+    """All probability on one token of each position."""
+    return TopK(tokens[:, None].to(torch.int32).cpu(), torch.ones(len(tokens), 1))

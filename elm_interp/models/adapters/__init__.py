@@ -1,0 +1,1 @@
+"""Adapters: peft files, and the slots that they are switched on in."""

@@ -1,0 +1,229 @@
+"""Layer probes: what a reader can still tell from the residual stream, layer by layer.
+
+A probe that succeeds shows that the knowledge is there to be read; one that fails shows only that this probe cannot read it.
+Each accuracy therefore stands beside its controls: the same probe on shuffled labels, which says what capacity alone achieves,
+and the commonest class. Beside both stands the length of an online code: not whether, but how easily it can be read.
+
+Shapes: activations are (example, layer, d_model). Splits are by fact, never by row, and the scaler sees train rows alone.
+
+    rows = probe_layers(x, labels, facts)                       # your own labels, of any kind
+    rows = probe_layers(x, labels, facts, fitted_to=base)       # does the base's probe still read the erased model?
+    rows = probe_layers(x, labels, facts, estimator=MLPProbe())
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.base import ClassifierMixin, clone
+from torch import Tensor
+
+from elm_interp.errors import DataError
+from elm_interp.probes.code_length import code_length, entropy
+from elm_interp.probes.estimators import STRENGTH
+from elm_interp.probes.folds import fit_splits
+from elm_interp.probes.penalty import choose_strength, fit_with_strengths
+from elm_interp.probes.splits import TEST_SHARE, scaler, shuffled_within, split_by_group
+from elm_interp.results import bootstrap, measurements, wilson
+
+SEEDS = 5
+TOLERANCE = 1e-6
+"""Finer than scikit-learn's, so that no test row changes sides with the order of a sum."""
+
+
+def probe_layers(
+    activations: Float[Tensor, "example layer d_model"],
+    labels: Sequence[Any],
+    groups: Sequence[Any] | None = None,
+    *,
+    metric: str = "probe",
+    seeds: int = SEEDS,
+    C: float | Sequence[float] = STRENGTH,
+    test_share: float = TEST_SHARE,
+    fitted_to: Float[Tensor, "example layer d_model"] | None = None,
+    estimator: ClassifierMixin | None = None,
+    code: bool = True,
+    direction: str = "down",
+    **columns: Any,
+) -> list[dict[str, Any]]:
+    """Probe accuracy on facts that the probe never saw, at every layer and for several splits.
+
+    Args:
+        activations: what to read.
+        labels: one an example, of any kind: numbers, names, booleans.
+        groups: the fact of each example; a fact is on one side of a split only. None: every example is a fact of its own.
+        metric: name of the rows; those beside them are named "{metric}.control" and so on, see below.
+        seeds: how many splits.
+        C: inverse strength of the penalty, on features standardised on the train rows; of several, each layer takes the one with
+            the best log-loss over inner folds of its train facts.
+        test_share: share of the facts that is held out.
+        fitted_to: what to fit on where it is not what is read, such as the base's activations on the same examples: its probe,
+            with its scaling, read on an erased model (compare with a fresh one: suppressed, or re-encoded?).
+        estimator: a classifier of scikit-learn's kind to fit at each layer, instead of logistic probes of all layers at once.
+        code: measure the length of an online code as well.
+        direction: which way is better for an eraser; "neither" where what is read need not go.
+        columns: further columns of every row, such as `site`.
+
+    Returns:
+        Rows for each seed and layer: the accuracy; that of ".control", whose labels are shuffled within the train rows and within
+        the test rows; and their difference, ".selectivity". A row for each seed: ".majority", the accuracy of always saying the
+        commonest train label. Rows for each layer: ".code_length", bits a label of an online code (logistic probes fitted to what
+        is read). `chance` is the share of the commonest class, and the entropy of the labels for the code; intervals are
+        Wilson's for accuracies, normal for selectivity, bootstrap over facts for the code.
+
+    Raises:
+        DataError: too few facts to split, a split that leaves one class, a missing label, or numbers that do not match.
+    """
+    groups = list(range(len(activations)) if groups is None else groups)
+    y, classes = check_labels(labels, activations, groups)
+    if fitted_to is not None and fitted_to.shape != activations.shape:
+        raise DataError(
+            f"activations to fit on have shape {tuple(fitted_to.shape)}, those to read {tuple(activations.shape)}; "
+            "expected the same examples, layers and width."
+        )
+    chance = float(y.bincount().max()) / len(y)
+    kind = (
+        "logistic, C " + (f"= {C:g}" if isinstance(C, int | float) else "by inner folds")
+        if estimator is None
+        else str(estimator)
+    )
+    columns = {"protocol": f"{kind}, {test_share:.0%} of facts held out", **columns}
+    x = activations.float().transpose(0, 1)
+    source = x if fitted_to is None else fitted_to.float().transpose(0, 1)
+    rows, others = [], []
+    splits = [split_by_group(groups, seed=seed, test_share=test_share) for seed in range(seeds)]
+    tasks = [torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)]
+    for seed, (train, _) in enumerate(splits):
+        if len(y[train].unique()) < 2:
+            raise DataError(f"split {seed} leaves one class in its {len(train)} train examples; more facts are needed.")
+    grid: Sequence[float] = () if isinstance(C, int | float) else C
+    together = None
+    if estimator is None and isinstance(C, int | float):
+        together = _all_splits(source, x, tasks, splits, C, classes)
+    for seed, ((train, test), both) in enumerate(zip(splits, tasks, strict=True)):
+        counts = both[0, train].bincount(minlength=classes)
+        if together is not None:
+            said = together[:, 2 * seed : 2 * seed + 2, test]
+        elif estimator is None:
+            facts = [groups[i] for i in train.tolist()]
+            said = _of_chosen_strength(source[:, train], x[:, test], both[:, train], facts, grid, classes, seed)
+        else:
+            said = _each_layer(estimator, source[:, train], x[:, test], both[:, train])
+        right = said.to(both.device) == both[:, test]
+        for layer, found in enumerate(right):
+            rows += _accuracies(metric, found, direction, layer=layer, seed=seed, chance=chance, **columns)
+            others.append(_selectivity(metric, found, direction, layer=layer, seed=seed, **columns))
+        common = int((both[0, test] == counts.argmax()).sum())
+        shared = {"seed": seed, "n": len(test), "ci": wilson(common, len(test)), "chance": chance, **columns}
+        others.append(measurements(f"{metric}.majority", common / len(test), direction="neither", **shared))
+    if code and estimator is None and fitted_to is None:
+        strength = C if isinstance(C, int | float) else STRENGTH
+        shorter_is_more = "up" if direction == "down" else "neither"
+        others += _code_lengths(f"{metric}.code_length", shorter_is_more, x, y, groups, classes, strength, columns)
+    return rows + others
+
+
+def check_labels(
+    labels: Sequence[Any], activations: Float[Tensor, "example layer d_model"], groups: Sequence[Any]
+) -> tuple[Int[Tensor, " example"], int]:
+    """Labels of any kind as 0, 1, …, and how many classes there are.
+
+    Raises:
+        DataError: a missing label, or numbers of examples that do not match.
+    """
+    if activations.ndim != 3 or not len(activations) == len(labels) == len(groups):
+        raise DataError(
+            f"activations of shape {tuple(activations.shape)}, {len(labels)} labels and {len(groups)} groups were given; "
+            "expected (example, layer, d_model), and a label and a group for each example."
+        )
+    found = np.asarray(labels)
+    missing = np.flatnonzero(pd.isna(found))
+    if len(missing):
+        raise DataError(
+            f"example {missing[0]} has no label ({len(missing)} of {len(found)} have none); leave them out."
+        )
+    names, codes = np.unique(found, return_inverse=True)
+    return torch.from_numpy(codes), max(len(names), 2)
+
+
+def _all_splits(
+    source: Float[Tensor, "layer example d_model"],
+    x: Float[Tensor, "layer example d_model"],
+    tasks: Sequence[Int[Tensor, "task example"]],
+    splits: Sequence[tuple[Int[Tensor, " train"], Int[Tensor, " test"]]],
+    C: float,
+    classes: int,
+) -> Int[Tensor, "layer split_task example"]:
+    """What logistic probes say of all rows, fitted to the train rows of each split, for all layers and labellings at once."""
+    labels = torch.cat(list(tasks)).to(x.device)
+    rows = torch.zeros_like(labels, dtype=torch.bool)
+    for i, (train, _) in enumerate(splits):
+        rows[2 * i : 2 * i + 2, train] = True
+    return fit_splits(source, labels, rows, C, classes=classes, tolerance=TOLERANCE).predict(x)
+
+
+def _of_chosen_strength(
+    train: Float[Tensor, "layer train d_model"],
+    test: Float[Tensor, "layer test d_model"],
+    y: Int[Tensor, "task train"],
+    facts: Sequence[Any],
+    C: Sequence[float],
+    classes: int,
+    seed: int,
+) -> Int[Tensor, "layer task test"]:
+    """What logistic probes of all layers and labellings say of the test rows; the strength is chosen on the first labelling."""
+    y = y.to(train.device)
+    mean, spread = scaler(train)
+    scaled, labels = (train - mean) / spread, y.expand(len(train), -1, -1)
+    strengths = choose_strength(train, y[0], facts, C, seed=seed, classes=classes)
+    weights = fit_with_strengths(scaled, labels, strengths, classes=classes)
+    return weights.predict((test - mean) / spread)
+
+
+def _each_layer(
+    estimator: ClassifierMixin, train: Tensor, test: Tensor, y: Int[Tensor, "task train"]
+) -> Int[Tensor, "layer task test"]:
+    said = [
+        [clone(estimator).fit(a, task).predict(b) for task in y.numpy()]
+        for a, b in zip(train.cpu().numpy(), test.cpu().numpy(), strict=True)
+    ]
+    return torch.from_numpy(np.array(said))
+
+
+def _accuracies(metric: str, right: Bool[Tensor, "task test"], better: str, **columns: Any) -> list[dict[str, Any]]:
+    n = right.shape[1]
+    return [
+        measurements(metric + kind, count / n, n=n, ci=wilson(count, n), direction=direction, **columns)
+        for kind, count, direction in zip(("", ".control"), right.sum(-1).tolist(), (better, "neither"), strict=True)
+    ]
+
+
+def _selectivity(metric: str, right: Bool[Tensor, "task test"], better: str, **columns: Any) -> dict[str, Any]:
+    gain = right[0].double() - right[1].double()
+    value, half = float(gain.mean()), 1.96 * float(gain.std(correction=0)) / len(gain) ** 0.5
+    ci = (value - half, value + half)
+    return measurements(f"{metric}.selectivity", value, ci=ci, n=len(gain), chance=0.0, direction=better, **columns)
+
+
+def _code_lengths(
+    name: str,
+    better: str,
+    x: Float[Tensor, "layer example d_model"],
+    y: Int[Tensor, " example"],
+    groups: Sequence[Any],
+    classes: int,
+    C: float,
+    columns: dict[str, Any],
+) -> list[dict[str, Any]]:
+    columns = {**columns, "protocol": f"logistic, C = {C:g}, online code over facts in a random order"}
+    shared = {"n": len(y), "seed": 0, "chance": entropy(y), "direction": better}
+    bits = code_length(x, y.to(x.device), groups, classes=classes, C=C).cpu().numpy()
+    rows = []
+    for layer, b in enumerate(bits):
+        # to 1e-4 bits: beyond, the number of threads would show
+        value, low, high = (round(float(number), 4) for number in (b.mean(), *bootstrap(b)))
+        rows.append(measurements(name, value, layer=layer, ci=(low, high), **shared, **columns))
+    return rows

@@ -1,0 +1,184 @@
+"""Erasing linearly: LEACE as the lower bound that a probe's accuracy is held against, and how many directions carry a label.
+
+LEACE (Belrose et al. 2023) is the smallest change of the activations, in the sense of their own covariance, after which no
+linear probe finds the label in the rows that it was fitted to. A probe fitted to those rows is constant whatever it was shown,
+so here the eraser and the probe see different facts: what is left is what a linear eraser really leaves on facts that it never
+saw. An erased model whose fresh probe stands above this line keeps more than a linear eraser would.
+
+The second count is INLP's (Ravfogel et al. 2020): fit a probe, project its directions out, and again until it reads no more than
+chance; one direction is a switch, many are knowledge spread out.
+
+Shapes: x is (layer, example, d_model), one eraser a layer.
+
+    eraser = fit_leace(x[:, train], y[train]); x = eraser(x)
+    rows = probe_after_leace(activations, labels, facts)
+    rows = count_directions(activations, labels, facts)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from elm_interp.probes.estimators import STRENGTH
+from elm_interp.probes.layers import SEEDS, check_labels
+from elm_interp.probes.logistic import fit_probes
+from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
+from elm_interp.results import measurements, wilson
+
+MOST = 32
+"""Rounds of projecting out, after which a count is given up."""
+
+
+@dataclass(frozen=True)
+class Leace:
+    """A linear eraser for each layer: x - (x - mean) readᵀ writeᵀ."""
+
+    mean: Float[Tensor, "layer 1 d_model"]
+    read: Float[Tensor, "layer rank d_model"]
+    write: Float[Tensor, "layer rank d_model"]
+
+    def __call__(self, x: Float[Tensor, "layer example d_model"]) -> Float[Tensor, "layer example d_model"]:
+        """The activations without what is linearly there of the label."""
+        return x - ((x - self.mean) @ self.read.mT) @ self.write
+
+
+def fit_leace(x: Float[Tensor, "layer example d_model"], y: Int[Tensor, " example"]) -> Leace:
+    """LEACE's closed form, on a covariance shrunk as Ledoit and Wolf (2004) do: with fewer examples than dimensions it is singular.
+
+    Args:
+        x: the rows to fit to.
+        y: labels 0, 1, ….
+    """
+    mean = x.mean(1, keepdim=True)
+    n, d = x.shape[1:]
+    one_hot = torch.nn.functional.one_hot(y).to(x)
+    # in the space of the rows: the covariance with the label lies in it, and outside it whitening only scales
+    u, s, v = torch.linalg.svd(x - mean, full_matrices=False)
+    share = shrinkage(x)[:, None]
+    variance = (1 - share) * s.square() / n + share * s.square().sum(-1, keepdim=True) / (n * d)
+    whitened = (s / variance.sqrt())[..., None] * (u.mT @ (one_hot - one_hot.mean(0)))
+    # centred one-hot columns sum to zero: one direction fewer than classes
+    basis = torch.linalg.svd(whitened, full_matrices=False)[0][..., : one_hot.shape[1] - 1].mT
+    return Leace(mean, (basis / variance.sqrt()[:, None]) @ v, (basis * variance.sqrt()[:, None]) @ v)
+
+
+def shrinkage(x: Float[Tensor, "layer example d_model"]) -> Float[Tensor, " layer"]:
+    """Ledoit and Wolf's share of a multiple of the identity in the estimate of a covariance."""
+    centred = x - x.mean(1, keepdim=True)
+    n, d = x.shape[1:]
+    gram = centred @ centred.mT if n <= d else centred.mT @ centred
+    squares = gram.square().sum((1, 2)) / n**2
+    trace = centred.square().sum((1, 2)) / n
+    noise = (centred.square().sum(-1).square().sum(-1) / n - squares) / n
+    spread = squares - trace.square() / d
+    return (noise.clamp(max=spread) / spread).nan_to_num(1)
+
+
+def probe_after_leace(
+    activations: Float[Tensor, "example layer d_model"],
+    labels: Sequence[Any],
+    groups: Sequence[Any],
+    *,
+    metric: str = "probe.leace",
+    seeds: int = SEEDS,
+    C: float = STRENGTH,
+    **columns: Any,
+) -> list[dict[str, Any]]:
+    """Accuracy of a probe on activations that LEACE erased, the eraser fitted to half of the train facts, the probe to the rest.
+
+    Args:
+        activations: what to erase from and read, usually the base's.
+        labels: as for `probe_layers`.
+        groups: the fact of each example.
+        metric: name of the rows.
+        seeds: how many splits; the test facts of each are those of `probe_layers`.
+        C: inverse strength of the penalty.
+        columns: further columns of every row.
+
+    Returns:
+        Rows, one for each seed and layer, with Wilson's interval; `chance` is the share of the commonest class.
+
+    Raises:
+        DataError: too few facts, or labels that do not fit.
+    """
+    y, classes = check_labels(labels, activations, groups)
+    shared = {"chance": float(y.bincount().max()) / len(y), "direction": "neither"}
+    shared |= {
+        "protocol": f"logistic, C = {C:g}, after LEACE on other facts, {TEST_SHARE:.0%} of facts held out",
+        **columns,
+    }
+    groups, x = list(groups), activations.double().transpose(0, 1)
+    y = y.to(x.device)
+    rows = []
+    for seed in range(seeds):
+        train, test = split_by_group(groups, seed=seed)
+        parts = split_by_group([groups[i] for i in train.tolist()], seed=seed, test_share=0.5)
+        erasing, fitting = (train[part] for part in parts)
+        mean, spread = scaler(x[:, erasing])
+        eraser = fit_leace((x[:, erasing] - mean) / spread, y[erasing])
+        fit, read = (eraser((x[:, part] - mean) / spread) for part in (fitting, test))
+        weights = fit_probes(fit, y[fitting].expand(len(x), -1), C, classes=classes)
+        for layer, count in enumerate((weights.predict(read) == y[test]).sum(-1).tolist()):
+            ci = wilson(count, len(test))
+            rows.append(measurements(metric, count / len(test), layer=layer, seed=seed, n=len(test), ci=ci, **shared))
+    return rows
+
+
+def count_directions(
+    activations: Float[Tensor, "example layer d_model"],
+    labels: Sequence[Any],
+    groups: Sequence[Any],
+    *,
+    metric: str = "probe.directions",
+    seeds: int = 1,
+    C: float = STRENGTH,
+    most: int = MOST,
+    **columns: Any,
+) -> list[dict[str, Any]]:
+    """Dimensions to project out, probe by probe, until accuracy on held-out facts is not above the commonest class.
+
+    Args:
+        activations: what to read.
+        labels: as for `probe_layers`.
+        groups: the fact of each example.
+        metric: name of the rows.
+        seeds: how many splits.
+        C: inverse strength of the penalty.
+        most: rounds after which a layer is given up; its value is then what was projected out until there.
+        columns: further columns of every row.
+
+    Returns:
+        Rows, one for each seed and layer. 0: the probe finds nothing from the start. A probe with K classes projects out K - 1.
+
+    Raises:
+        DataError: too few facts, or labels that do not fit.
+    """
+    y, classes = check_labels(labels, activations, groups)
+    x = activations.float().transpose(0, 1)
+    y, each = y.to(x.device), classes - 1
+    protocol = f"logistic, C = {C:g}, INLP until Wilson's interval holds the majority, at most {most * each}"
+    rows = []
+    for seed in range(seeds):
+        train, test = split_by_group(groups, seed=seed)
+        mean, spread = scaler(x[:, train])
+        z, majority = (x - mean) / spread, float(y[test].bincount().max()) / len(test)
+        counts = torch.full((len(x),), most * each)
+        left = torch.arange(len(x))
+        for done in range(most):
+            weights = fit_probes(z[left][:, train], y[train].expand(len(left), -1), C, classes=classes)
+            right = (weights.predict(z[left][:, test]) == y[test]).sum(-1).tolist()
+            above = torch.tensor([wilson(count, len(test))[0] > majority for count in right])
+            counts[left[~above]] = done * each
+            left = left[above]
+            if not len(left):
+                break
+            # the rows of several classes sum to zero, so one direction fewer than classes
+            basis = torch.linalg.svd(weights.coef[above].to(z), full_matrices=False)[2][:, :each]
+            z[left] -= (z[left] @ basis.mT) @ basis
+        shared = {"seed": seed, "n": len(test), "chance": 0.0, "direction": "down", "protocol": protocol, **columns}
+        rows += [measurements(metric, count, layer=layer, **shared) for layer, count in enumerate(counts.tolist())]
+    return rows

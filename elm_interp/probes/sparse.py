@@ -1,0 +1,84 @@
+"""The k-sparse probe: what k dimensions alone tell (Gurnee et al. 2023).
+
+A feature that a model keeps in a few neurons or dimensions is read by few; one that is spread over the stream needs many. The
+dimensions are those whose class means differ the most, chosen on the train rows.
+
+Shapes: activations are (example, layer, d_model).
+
+    rows = probe_sparse(x, labels, facts)        # metric "probe.sparse.k1", "probe.sparse.k4", …
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from elm_interp.probes.layers import SEEDS, check_labels
+from elm_interp.probes.logistic import fit_probes
+from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
+from elm_interp.results import measurements, wilson
+
+COUNTS = (1, 4, 16, 64)
+STRENGTH = 1.0
+"""C of the probes: a few standardised dimensions need no strong penalty."""
+
+
+def probe_sparse(
+    activations: Float[Tensor, "example layer d_model"],
+    labels: Sequence[Any],
+    groups: Sequence[Any],
+    *,
+    counts: Sequence[int] = COUNTS,
+    metric: str = "probe.sparse",
+    seeds: int = SEEDS,
+    **columns: Any,
+) -> list[dict[str, Any]]:
+    """Accuracy of probes that read the k dimensions of a layer which tell the classes apart best.
+
+    Args:
+        activations: what to read.
+        labels: as for `probe_layers`.
+        groups: the fact of each example.
+        counts: how many dimensions; those beyond the width are left out.
+        metric: the rows are named "{metric}.k{count}".
+        seeds: how many splits, the same as those of `probe_layers`.
+        columns: further columns of every row.
+
+    Returns:
+        Rows, one for each count, seed and layer, with Wilson's interval; `chance` is the share of the commonest class.
+
+    Raises:
+        DataError: too few facts, or labels that do not fit.
+    """
+    y, classes = check_labels(labels, activations, groups)
+    protocol = (
+        f"logistic on k dimensions chosen on the train rows, C = {STRENGTH:g}, {TEST_SHARE:.0%} of facts held out"
+    )
+    shared = {"chance": float(y.bincount().max()) / len(y), "direction": "down", "protocol": protocol, **columns}
+    x = activations.float().transpose(0, 1)
+    y = y.to(x.device)
+    rows = []
+    for seed in range(seeds):
+        train, test = split_by_group(groups, seed=seed)
+        mean, spread = scaler(x[:, train])
+        z = (x - mean) / spread
+        order = between_classes(z[:, train], y[train]).argsort(-1, descending=True)
+        for k in (k for k in counts if k <= z.shape[-1]):
+            few = z.gather(2, order[:, None, :k].expand(-1, z.shape[1], -1))
+            weights = fit_probes(few[:, train], y[train].expand(len(x), -1), STRENGTH, classes=classes)
+            for layer, right in enumerate((weights.predict(few[:, test]) == y[test]).sum(-1).tolist()):
+                where = {"layer": layer, "seed": seed, "n": len(test), "ci": wilson(right, len(test))}
+                rows.append(measurements(f"{metric}.k{k}", right / len(test), **where, **shared))
+    return rows
+
+
+def between_classes(
+    z: Float[Tensor, "layer example d_model"], y: Int[Tensor, " example"]
+) -> Float[Tensor, "layer d_model"]:
+    """Variance of each dimension's class means, each class weighed by its share."""
+    one_hot = torch.nn.functional.one_hot(y).to(z)
+    size = one_hot.sum(0)
+    means = (one_hot.T @ z) / size.clamp(min=1)[:, None]
+    return ((means - z.mean(1, keepdim=True)).square() * (size / len(y))[:, None]).sum(1)

@@ -1,0 +1,1 @@
+"""Runs: the folder, its stages, and everything that is made of it."""

@@ -1,0 +1,94 @@
+"""A run of models that somebody else erased: the authors' own outputs, without training.
+
+run = adopt("runs/theirs", ["checkpoint-final"], base="zephyr/", concept="harry-potter")
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from elm_interp.erase.elm import ELM
+from elm_interp.errors import ConfigError, RunFolderError
+from elm_interp.models.adapters.files import CONFIG, WEIGHTS, adapter_folder, read_adapter
+from elm_interp.models.adapters.merged import write_difference
+from elm_interp.runs.config import RunConfig
+from elm_interp.runs.run import Run, write_json
+from elm_interp.training.checkpoints import write_checkpoint
+from elm_interp.training.trainer import Training
+
+
+def adopt(
+    folder: str | Path,
+    sources: Sequence[str | Path],
+    *,
+    base: str | None = None,
+    concept: str = "harry-potter",
+    method: str = "elm",
+    **values: Any,
+) -> Run:
+    """A run of models that somebody else trained, so that every analysis works on them.
+
+    Args:
+        folder: run folder to make.
+        sources: LoRA folders (the authors' `checkpoint-final`), merged models, or hub ids of either; several are taken
+            as the checkpoints of one training, in order, as steps 1, 2, …
+        base: the model before; by default what the adapter says.
+        concept: what was erased.
+        method: name of the method, for tables and figures.
+        values: other fields of `RunConfig`, such as `dtype`.
+
+    Raises:
+        AdapterError: an adapter that does not fit the base, or has no effect; nothing is written then.
+        ConfigError: settings that cannot work; a merged model without its base.
+        RunFolderError: the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise RunFolderError(f"{folder} exists; choose another folder to adopt into.")
+    with tempfile.TemporaryDirectory() as temporary:
+        adapters = [as_adapter(source, base, Path(temporary) / str(i)) for i, source in enumerate(sources)]
+        if not adapters:
+            raise ConfigError("no source is given; name at least one adapter or model.")
+        read = [read_adapter(adapter) for adapter in adapters]
+        model = base or str(read[-1][0].base_model_name_or_path)
+        keys = [re.search(r"\.(\d+)\.", key) for _, weights in read for key in weights]
+        layers = tuple(sorted({int(found[1]) for found in keys if found}))
+        shape = ELM(layers=layers, rank=read[-1][0].r, alpha=float(read[-1][0].lora_alpha))
+        training = Training(steps=len(sources), save_every=1)
+        run = Run(folder, RunConfig(model, concept, objective=shape, training=training, **values))
+        run.config.check()
+        for adapter in adapters:
+            with run.lm.adapter(adapter):
+                pass  # loading checks that it fits
+        folder.mkdir(parents=True)
+        for step, (source, adapter) in enumerate(zip(sources, adapters, strict=True), 1):
+            copy = partial(_copy_adapter, adapter)
+            write_checkpoint(folder / "checkpoints", step, copy, {}, {"adopted_from": str(source)})
+    run.write_manifest()
+    write_json(folder / "adopted.json", {"method": method, "sources": list(map(str, sources))})
+    write_json(folder / "config.json", run.config.to_dict())
+    return run
+
+
+def as_adapter(source: str | Path, base: str | None, folder: Path) -> Path:
+    """The peft folder of a released adapter; of a merged model, its difference from the base, written into `folder`.
+
+    Raises:
+        AdapterError: neither, or a model that is no such base with other weights.
+        ConfigError: a merged model without its base.
+    """
+    found = adapter_folder(source)
+    if (found / CONFIG).is_file():
+        return found
+    if base is None:
+        raise ConfigError(f"{source} is no adapter; for a whole model, say by base= (--base) what it was made from.")
+    return write_difference(base, source, folder)
+
+
+def _copy_adapter(adapter: Path, folder: Path) -> None:
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(adapter / name, folder / name)

@@ -1,0 +1,60 @@
+"""Which samples a training step sees: a pure function of the pools, the seed and the step, so that a resume needs no cursor.
+
+    batch = draw(samples["erase"], 4, step, seed)
+
+The pools of several concepts become one that gives their samples in a ratio: of 5 to 1, each run of six holds five and one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elm_interp.data import Concept, Mixture
+from elm_interp.training.objective import Example
+
+
+@dataclass(frozen=True)
+class Mixed(Sequence[Example]):
+    """Pools that are drawn from in a ratio; as a sequence, one after the other."""
+
+    pools: tuple[Sequence[Example], ...]
+    ratio: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pools))
+
+    def __getitem__(self, index: Any) -> Any:
+        return [sample for pool in self.pools for sample in pool][index]
+
+
+def draw(pool: Sequence[Example], size: int, step: int, seed: int) -> list[Example]:
+    """The samples of a step (from 1): the pool is walked in a new random order each time round."""
+    return [_at(pool, index, seed) for index in range((step - 1) * size, step * size)] if pool else []
+
+
+def _at(pool: Sequence[Example], index: int, seed: int) -> Example:
+    if isinstance(pool, Mixed):
+        turn, place = divmod(index, sum(pool.ratio))
+        # the n-th of a share stands at (n + 1/2) / share of a turn, so that no part comes all at once
+        order = sorted(((n + 0.5) / share, part, n) for part, share in enumerate(pool.ratio) for n in range(share))
+        _, part, n = order[place]
+        return _at(pool.pools[part], turn * pool.ratio[part] + n, seed)
+    turn, place = divmod(index, len(pool))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+    return pool[int(torch.randperm(len(pool), generator=generator)[place])]
+
+
+def of_each(
+    concept: Concept, prepare: Callable[[Concept], Mapping[str, Sequence[Example]]]
+) -> Mapping[str, Sequence[Example]]:
+    """What `prepare` makes of a concept; of a mixture, what it makes of each part, to be drawn in the mixture's ratio."""
+    if not isinstance(concept, Mixture):
+        return prepare(concept)
+    made = [prepare(part) for part in concept.parts]
+    found: dict[str, Sequence[Example]] = {}
+    for term in dict.fromkeys(term for samples in made for term in samples):
+        there = [i for i, samples in enumerate(made) if samples.get(term)]
+        found[term] = Mixed(tuple(made[i][term] for i in there), tuple(concept.ratio[i] for i in there))
+    return found
