@@ -22,7 +22,7 @@ from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 from elm_interp.verdict.calibration import anchors, calibrate, one_value, summary
-from elm_interp.verdict.rules import DESTROYED, GONE, HIDDEN, INTACT, judge
+from elm_interp.verdict.rules import DESTROYED, GONE, HIDDEN, INTACT, verdict_from_rows
 
 TRUTH = {"original": INTACT, "gold": GONE, "hiding": HIDDEN, "random": DESTROYED}
 SHOWN = {
@@ -79,7 +79,7 @@ def verdicts(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     for seed, world in table.groupby("seed"):
         of = dict(list(world.groupby("method", sort=False)))
         for method, part in of.items():
-            one = judge(part, {side: of[side] for side in ("original", "gold")}, known)
+            one = verdict_from_rows(part, {side: of[side] for side in ("original", "gold")}, known)
             values = {e.metric: e.value for e in one.evidence}
             row = {"seed": seed, "model": method, "verdict": one.name, "truth": TRUTH.get(method)}
             row |= {column: values[metric] for column, metric in SHOWN.items()}

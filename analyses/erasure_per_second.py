@@ -33,12 +33,12 @@ from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.plots import plot_over_seconds, save
 from elm_interp.plots.style import STYLE, WIDTH
-from elm_interp.training.checkpoints import checkpoints
+from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.sampling import draw
 from elm_interp.training.trainer import Training, train
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from plain_elm import plain_step  # noqa: E402
+from plain_elm import plain_step
 
 METRICS = {"forget": "innocence.two_choice_pmi", "retain_ppl_ratio": "specificity.retain_ppl_ratio"}
 ACCUMULATE = 4
@@ -107,7 +107,7 @@ def ours(
     with suppress(TimeIsUpError):
         train(lm, objective, samples, often, folder, seed=seed, evaluate=clock, evaluate_every=1)
     yield prepared, 0, None
-    for found in checkpoints(folder / "checkpoints"):
+    for found in list_checkpoints(folder / "checkpoints"):
         yield spent(found.step), found.step * training.forget_batch, found.path
 
 

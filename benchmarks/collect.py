@@ -7,9 +7,9 @@ on the same part of the prompts in turn, the order changing each time; a ratio i
     peers                        on the same ready batches, over the bare passes: nnsight alone; TransformerLens alone, with
                                  names_filter and one position, and with the cache that it makes when asked for nothing;
                                  transformers' output_hidden_states
-    checkpoints_vs_forwards      `collect` of all checkpoints into a store on disk, over one bare pass each with its adapter on
+    checkpoints_vs_forwards      `collect_datasets` of all checkpoints into a store on disk, over one bare pass each with its adapter on
     checkpoints_vs_unshared      the same, over those passes less the blocks below the first adapted one, but for one
-    peak_extra_mb                most memory of `collect` into a store beyond what the loaded model takes (on a quarter of the
+    peak_extra_mb                most memory of `collect_datasets` into a store beyond what the loaded model takes (on a quarter of the
                                  prompts: peak_extra_mb_quarter)
 
 Adapters have the preset's layers and rank and random weights: what they say does not change how long they take.
@@ -32,7 +32,7 @@ import pandas as pd
 import psutil
 import torch
 
-from elm_interp.activations import ActivationStore, Dataset, collect, collect_texts
+from elm_interp.activations import ActivationStore, Dataset, collect_datasets, collect_texts
 from elm_interp.activations.collect import prepare_batches
 from elm_interp.activations.trunk import common_blocks
 from elm_interp.data import load_concept, texts
@@ -109,7 +109,9 @@ def compare_checkpoints(lm: HookedLM, prompts: list[str], adapters: Mapping[str,
 
     paths = list(adapters.values())
     forwards(paths[: len(paths) // 2])
-    ours = timed(lambda: collect(lm, ActivationStore(folder / "store"), {"prompts": dataset(prompts)}, adapters))
+    ours = timed(
+        lambda: collect_datasets(lm, ActivationStore(folder / "store"), {"prompts": dataset(prompts)}, adapters)
+    )
     forwards(paths[len(paths) // 2 :])
     shared = common_blocks(lm, paths, "resid_post")
     needed = 1 - shared / lm.n_layers * (len(paths) - 1) / len(paths)
@@ -248,7 +250,7 @@ def peak_extra_mb(lm: HookedLM, prompts: list[str], adapters: Mapping[str, Path]
         weight.sum()  # what lies in a file only is not in memory until it is used
 
     def run() -> None:
-        collect(lm, ActivationStore(folder), {"prompts": dataset(prompts)}, adapters)
+        collect_datasets(lm, ActivationStore(folder), {"prompts": dataset(prompts)}, adapters)
 
     if lm.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -13,20 +13,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elm_interp.activations.collect import collect
+    from elm_interp.activations.collect import collect_datasets
     from elm_interp.activations.store import ActivationStore
     from elm_interp.data import Concept, Question, load_concept, load_questions, packs
     from elm_interp.erase import ELM, RMU, WHP, RepNoise
-    from elm_interp.evaluate import samples, scorecard
+    from elm_interp.evaluate import samples, score_card
     from elm_interp.metrics import Metric, Subject, measure, metric
     from elm_interp.models import HookedLM, load_model
     from elm_interp.organisms import make_world, organism
     from elm_interp.probes import probe_layers
     from elm_interp.runs.config import RunConfig
-    from elm_interp.runs.progression import progression
+    from elm_interp.runs.progression import follow_metrics
     from elm_interp.runs.run import Run
     from elm_interp.runs.stages import STAGES, run_stage, summary
-    from elm_interp.training import Training, checkpoints, train
+    from elm_interp.training import Training, list_checkpoints, train
 
 _HOME = {
     "ActivationStore": "activations.store",
@@ -43,8 +43,8 @@ _HOME = {
     "Subject": "metrics",
     "Training": "training",
     "WHP": "erase",
-    "checkpoints": "training",
-    "collect": "activations.collect",
+    "list_checkpoints": "training",
+    "collect_datasets": "activations.collect",
     "load_concept": "data",
     "load_model": "models",
     "load_questions": "data",
@@ -54,10 +54,10 @@ _HOME = {
     "organism": "organisms",
     "packs": "data",
     "probe_layers": "probes",
-    "progression": "runs.progression",
+    "follow_metrics": "runs.progression",
     "run_stage": "runs.stages",
     "samples": "evaluate",
-    "scorecard": "evaluate",
+    "score_card": "evaluate",
     "summary": "runs.stages",
     "train": "training",
 }
@@ -78,8 +78,9 @@ __all__ = [
     "RunConfig",
     "Subject",
     "Training",
-    "checkpoints",
-    "collect",
+    "collect_datasets",
+    "follow_metrics",
+    "list_checkpoints",
     "load_concept",
     "load_model",
     "load_questions",
@@ -89,10 +90,9 @@ __all__ = [
     "organism",
     "packs",
     "probe_layers",
-    "progression",
     "run_stage",
     "samples",
-    "scorecard",
+    "score_card",
     "summary",
     "train",
 ]

@@ -150,9 +150,9 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             dtype: of the base's weights.
             device: where to run.
         """
-        from elm_interp.runs.adopt import adopt
+        from elm_interp.runs.adopt import adopt_models
 
-        made = adopt(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
+        made = adopt_models(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
         print(made)
 
     def evaluate(run: Folder, questions: Path | None = None, step: int | None = None, judge: str | None = None) -> None:
@@ -241,10 +241,10 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             run: run folder.
             as_json: one JSON object instead of a table.
         """
-        from elm_interp.verdict.rules import verdict
+        from elm_interp.verdict.rules import verdict_of
 
         opened = Run.open(run)
-        found = verdict(opened, progress=True)
+        found = verdict_of(opened, progress=True)
         opened.save_json("verdict", found.to_dict())
         print(json.dumps(found.to_dict(), indent=1) if as_json else found)
 
@@ -261,9 +261,9 @@ def _stage(folder: Path, name: str) -> None:
 
 
 def _print_estimate(config: RunConfig) -> None:
-    from elm_interp.runs.estimate import estimate
+    from elm_interp.runs.estimate import estimate_run
 
-    found = estimate(config)
+    found = estimate_run(config)
     print(f"steps    {found['steps']:,}")
     print(f"tokens   {found['tokens']:,}")
     print(

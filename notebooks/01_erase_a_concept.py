@@ -65,7 +65,7 @@ plots.plot_training(pd.read_json(folder / "metrics.jsonl", lines=True));
 
 # %%
 erased = base.at(last.path, method="elm", step=last.step)
-card = ei.scorecard(erased)
+card = ei.score_card(erased)
 plots.plot_scorecard(card);
 
 # %% [markdown]
@@ -93,8 +93,8 @@ plots.plot_norm_ratio(norms);
 # The same questions at every checkpoint.
 
 # %%
-states = [base, *(base.at(c.path, method="elm", step=c.step) for c in ei.checkpoints(folder / "checkpoints"))]
+states = [base, *(base.at(c.path, method="elm", step=c.step) for c in ei.list_checkpoints(folder / "checkpoints"))]
 watched = ["innocence.two_choice_pmi", "specificity.general_pmi", "specificity.neighbours_pmi"]
-course = ei.progression(states, watched)
+course = ei.follow_metrics(states, watched)
 plots.plot_progression(course)
 plt.show()

@@ -63,7 +63,7 @@ bridge = lm.as_transformer_lens()
 ids = batch.input_ids[:1, : int(batch.lengths[0])]
 _, cache = bridge.run_with_cache(ids)
 parts, labels = cache.decompose_resid(layer=-1, pos_slice=-1, return_labels=True)
-direction = lm.head.weight[int(lm.logits(batch)[0].argmax())]
+direction = lm.unembedding.weight[int(lm.logits(batch)[0].argmax())]
 pd.Series((parts[:, 0] @ direction).detach().numpy(), index=labels).sort_values().tail(5).rename("towards the next word")
 
 # %% [markdown]

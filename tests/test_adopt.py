@@ -12,7 +12,7 @@ from elm_interp.cli import main
 from elm_interp.errors import AdapterError, ConfigError, RunFolderError
 from elm_interp.models import load_model
 from elm_interp.models.adapters.merged import factorise
-from elm_interp.runs.adopt import adopt
+from elm_interp.runs.adopt import adopt_models
 from elm_interp.runs.run import Run
 from elm_interp.training.checkpoints import damage
 
@@ -55,7 +55,7 @@ def test_an_adopted_run_speaks_as_the_released_model(released, there, tiny_model
     if kind == "hub":
         source = "somebody/erased/checkpoint-final"
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(released))
-    run = adopt(tmp_path / "x", [source], base=base, **there)
+    run = adopt_models(tmp_path / "x", [source], base=base, **there)
     theirs = load_model(released / "merged", dtype="float32", device="cpu")
     with run.subject().on() as lm:
         torch.testing.assert_close(logits(lm), logits(theirs), atol=2e-4, rtol=1e-3)
@@ -66,7 +66,7 @@ def test_an_adopted_run_speaks_as_the_released_model(released, there, tiny_model
 
 
 def test_a_merged_lora_comes_back_with_its_rank(released, there, tiny_model_folder, tmp_path):
-    adopt(tmp_path / "x", [released / "merged"], base=str(tiny_model_folder), **there)
+    adopt_models(tmp_path / "x", [released / "merged"], base=str(tiny_model_folder), **there)
     config = json.loads((tmp_path / "x" / "checkpoints" / "checkpoint-000001" / "adapter_config.json").read_text())
     assert set(config["rank_pattern"].values()) == {4}
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_adopted_is_refused_and_nothing_is_written(released, ther
         (tmp_path / "nowhere", base, AdapterError, "no adapter folder"),
     ):
         with pytest.raises(error, match=message):
-            adopt(tmp_path / "x", [source], base=given, **there)
+            adopt_models(tmp_path / "x", [source], base=given, **there)
     assert not (tmp_path / "x").exists()
     with pytest.raises(RunFolderError, match="exists"):
-        adopt(released, [released / "checkpoint-final"], **there)
+        adopt_models(released, [released / "checkpoint-final"], **there)

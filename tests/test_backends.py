@@ -205,7 +205,7 @@ def test_what_is_trained_shows_at_once_and_gradients_are_the_same(tokenizer):
             with torch.no_grad():
                 lm.adapters.release()
                 torch.testing.assert_close(lm.logits(batch), base)
-                lm.head.weight *= 2
+                lm.unembedding.weight *= 2
                 torch.testing.assert_close(lm.logits(batch), 2 * base)
         for other in gradients[1:]:
             torch.testing.assert_close(other, gradients[0], atol=1e-3, rtol=1e-3)

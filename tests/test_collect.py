@@ -6,7 +6,7 @@ import tiny
 import torch
 from disturbed import random_adapter
 
-from elm_interp.activations import ActivationStore, Dataset, collect, collect_texts, fingerprint
+from elm_interp.activations import ActivationStore, Dataset, collect_datasets, collect_texts, fingerprint
 from elm_interp.activations.trunk import Trunk, common_blocks
 from elm_interp.errors import AdapterError, DataError, StoreError
 from elm_interp.models import HookedLM, load_model
@@ -65,7 +65,7 @@ def test_the_head_never_runs_and_only_asked_positions_are_kept(tiny_lm, monkeypa
 
 def test_collecting_over_adapters_equals_a_fresh_load_of_each(tiny_lm, tiny_model_folder, tmp_path):
     states = {"base": None} | {f"step-{k}": random_adapter(tiny_lm, tmp_path / f"a{k}", seed=k) for k in (1, 2)}
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset()}, states)
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset()}, states)
     seen = []
     for name, adapter in states.items():
         fresh = load_model(tiny_model_folder, adapter=adapter, dtype="float32", device="cpu")
@@ -79,16 +79,16 @@ def test_collecting_over_adapters_equals_a_fresh_load_of_each(tiny_lm, tiny_mode
 def test_what_is_there_and_whole_is_not_read_again(tiny_lm, tmp_path, monkeypatch):
     adapter = random_adapter(tiny_lm, tmp_path / "adapter", seed=1)
     store = ActivationStore(tmp_path / "store")
-    collect(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": adapter})
+    collect_datasets(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": adapter})
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
     passes = []
     inner = type(tiny_lm).run_with_cache
     monkeypatch.setattr(type(tiny_lm), "run_with_cache", lambda *a, **k: passes.append(1) or inner(*a, **k))
-    collect(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": adapter})
+    collect_datasets(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": adapter})
     assert not passes
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
     random_adapter(tiny_lm, tmp_path / "adapter", seed=2)
-    collect(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": adapter})
+    collect_datasets(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": adapter})
     assert len(passes) == 1
 
 
@@ -97,21 +97,21 @@ def test_texts_are_tokenised_once_for_all_checkpoints(tiny_lm, tmp_path, monkeyp
     calls = []
     inner = type(tiny_lm).encode
     monkeypatch.setattr(type(tiny_lm), "encode", lambda *a, **k: calls.append(1) or inner(*a, **k))
-    collect(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset()}, states)
+    collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset()}, states)
     assert len(calls) == 1
 
 
 def test_other_texts_under_the_same_ids_are_refused(tiny_lm, tmp_path):
-    store = collect(tiny_lm, ActivationStore(tmp_path), {"toy": dataset()}, {"base": None})
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path), {"toy": dataset()}, {"base": None})
     with pytest.raises(StoreError, match="row 0"):
-        collect(tiny_lm, store, {"toy": dataset(["Other", *TEXTS[1:]])}, {"base": None})
+        collect_datasets(tiny_lm, store, {"toy": dataset(["Other", *TEXTS[1:]])}, {"base": None})
 
 
 def test_a_broken_checkpoint_is_refused_before_any_pass(tiny_lm, tmp_path):
     store = ActivationStore(tmp_path / "store")
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match="lacks"):
-        collect(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": tmp_path / "empty"})
+        collect_datasets(tiny_lm, store, {"toy": dataset()}, {"base": None, "step-1": tmp_path / "empty"})
     assert store.entries() == []
 
 
@@ -163,7 +163,9 @@ def test_the_datasets_of_a_concept_say_what_they_promise(tiny_concept):
 def test_a_paired_activation_is_the_logit_lens_part_by_part(tiny_lm, tmp_path):
     answers = ("bread", "owl", "old tower")
     with_answers = replace(dataset(), answers=answers)
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), {"a": with_answers, "b": dataset()}, {"base": None})
+    store = collect_datasets(
+        tiny_lm, ActivationStore(tmp_path / "store"), {"a": with_answers, "b": dataset()}, {"base": None}
+    )
     made, plain = store.tensor("a", "base"), store.tensor("b", "base")
     for i, answer in enumerate(answers):
         ids = tiny_lm.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
@@ -184,7 +186,7 @@ def test_a_text_that_two_datasets_share_is_read_once(tiny_lm, tmp_path, monkeypa
     monkeypatch.setattr(
         type(tiny_lm), "run_with_cache", lambda lm, batch, **k: passes.append(len(batch)) or inner(lm, batch, **k)
     )
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
     assert sum(passes) == 4
     for name, about in datasets.items():
         assert torch.allclose(store.tensor(name, "base"), collect_texts(tiny_lm, about.texts), atol=1e-5)
@@ -202,7 +204,7 @@ def test_shared_blocks_give_the_bits_of_a_fresh_load_and_run_once(
     for layer, block in enumerate(tiny_lm.blocks):
         block.mlp.register_forward_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
     # a row a pass
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), about, states, max_tokens=1)
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), about, states, max_tokens=1)
     assert runs == [3, 9, 9, 9]
     assert not any("forward" in vars(block) for block in tiny_lm.blocks)
     for name, adapter in states.items():
@@ -264,7 +266,7 @@ def test_a_checkpoint_that_was_through_is_kept_after_an_interruption(tiny_lm, tm
     store = ActivationStore(tmp_path / "store")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(type(tiny_lm), "run_with_cache", interrupted)
-        collect(tiny_lm, store, {"toy": dataset()}, states)
+        collect_datasets(tiny_lm, store, {"toy": dataset()}, states)
     assert [e.checkpoint for e in ActivationStore(tmp_path / "store").entries()] == ["base", "step-1"]
     assert not list((tmp_path / "store").rglob("step-2*"))
     assert tiny_lm.adapters.current is None
@@ -273,33 +275,33 @@ def test_a_checkpoint_that_was_through_is_kept_after_an_interruption(tiny_lm, tm
 def test_what_workers_collected_and_merged_is_not_read_again(tiny_lm, tmp_path, monkeypatch):
     states = {"base": None, "step-1": random_adapter(tiny_lm, tmp_path / "a", seed=1)}
     for name, some in states.items():
-        collect(tiny_lm, ActivationStore(tmp_path / name), {"toy": dataset()}, {name: some})
+        collect_datasets(tiny_lm, ActivationStore(tmp_path / name), {"toy": dataset()}, {name: some})
     examples = dataset().examples
     for number, rows in enumerate((slice(0, 2), slice(2, 3))):
         part = Dataset("toy", TEXTS[rows], examples[rows])
-        collect(tiny_lm, ActivationStore(tmp_path / str(number)), {"toy": part}, states)
+        collect_datasets(tiny_lm, ActivationStore(tmp_path / str(number)), {"toy": part}, states)
     by_checkpoint = ActivationStore(tmp_path / "all").merge(tmp_path / "base", tmp_path / "step-1")
     by_example = ActivationStore(tmp_path / "0").merge(tmp_path / "1", append=True)
     assert torch.allclose(by_checkpoint.tensor("toy", "step-1"), by_example.tensor("toy", "step-1"), atol=1e-5)
     monkeypatch.setattr(type(tiny_lm), "run_with_cache", lambda *_, **__: pytest.fail("read again"))
     for store in (by_checkpoint, by_example):
-        collect(tiny_lm, store, {"toy": dataset()}, states)
+        collect_datasets(tiny_lm, store, {"toy": dataset()}, states)
         assert store.frame()["adapter"].is_unique
         assert store.frame()["model"].nunique() == 1
 
 
 def test_of_a_longer_dataset_only_the_further_texts_are_read(tiny_lm, tmp_path, monkeypatch):
     states = {"base": None, "step-1": random_adapter(tiny_lm, tmp_path / "a", seed=1)}
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset(TEXTS[:2])}, states)
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset(TEXTS[:2])}, states)
     with pytest.raises(StoreError, match="2 examples, not 3"):
-        collect(tiny_lm, store, {"toy": dataset()}, {"base": None})  # what would become of step-1?
+        collect_datasets(tiny_lm, store, {"toy": dataset()}, {"base": None})  # what would become of step-1?
     read, inner = [], type(tiny_lm).run_with_cache
     monkeypatch.setattr(
         type(tiny_lm), "run_with_cache", lambda lm, batch, **k: read.append(len(batch)) or inner(lm, batch, **k)
     )
-    collect(tiny_lm, store, {"toy": dataset()}, states)
+    collect_datasets(tiny_lm, store, {"toy": dataset()}, states)
     assert read == [1, 1]
-    collect(tiny_lm, store, {"toy": dataset()}, states)
+    collect_datasets(tiny_lm, store, {"toy": dataset()}, states)
     assert read == [1, 1]
     assert not list(store.folder.glob(".further*"))
     for name, adapter in states.items():

@@ -16,7 +16,7 @@ from elm_interp.cli import main
 from elm_interp.erase.elm import ELM
 from elm_interp.models import load_model
 from elm_interp.runs.run import Run
-from elm_interp.training.checkpoints import checkpoints
+from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.trainer import Training, train
 
 OBJECTIVE = ELM(eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1)
@@ -49,7 +49,7 @@ def finish(processes):
 
 
 def adapter(folder):
-    return load_file(checkpoints(folder / "checkpoints")[-1].path / "adapter_model.safetensors")
+    return load_file(list_checkpoints(folder / "checkpoints")[-1].path / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("deaths", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -74,7 +74,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_unbroken_adapter(
     unbroken, found = adapter(tmp_path / "a"), adapter(tmp_path / "b")
     assert unbroken.keys() == found.keys()
     assert all(torch.equal(unbroken[key], found[key]) for key in unbroken)
-    assert [c.step for c in checkpoints(root)] == list(range(1, steps + 1))
+    assert [c.step for c in list_checkpoints(root)] == list(range(1, steps + 1))
 
 
 def launched(**more):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import write_concept
 
-from elm_interp.data import Passage, Question, load_concept, mixture
+from elm_interp.data import Passage, Question, load_concept, mix_concepts
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.rmu import RMU, direction
 from elm_interp.errors import ConfigError, UnknownNameError
-from elm_interp.evaluate import scorecard
+from elm_interp.evaluate import score_card
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
@@ -32,7 +32,7 @@ def second(tiny_concept):
 
 
 def test_a_mixture_is_a_concept_of_all_passages_and_questions(tiny_concept, second):
-    both = mixture([tiny_concept, second], (5, 1))
+    both = mix_concepts([tiny_concept, second], (5, 1))
     assert both.name == "marrowgate+dunholm"
     assert len(both.forget) == 12 + 6
     assert len({p.id for p in both.forget + both.retain}) == len(both.forget) + len(both.retain)
@@ -41,7 +41,7 @@ def test_a_mixture_is_a_concept_of_all_passages_and_questions(tiny_concept, seco
     assert len(both.ask("general", "all")) == 8, "questions that both borrow count once"
     assert both.prompts("expert") == tiny_concept.prompts("expert") + second.prompts("expert")
     assert [p.text for p in both.retain] == [p.text for p in tiny_concept.retain], "passages that both keep count once"
-    assert both.fingerprint() != mixture([tiny_concept, second], (1, 1)).fingerprint()
+    assert both.fingerprint() != mix_concepts([tiny_concept, second], (1, 1)).fingerprint()
     few = both.sample(2)
     assert [len(part.passages("forget")) for part in few.parts] == [2, 2]
     assert few.ratio == (5, 1)
@@ -62,7 +62,7 @@ def test_what_one_part_erases_no_other_keeps(tiny_concept, second):
         question("Is it far?"),
     )
     sets = {**second.questions, "general": general, "neighbours": neighbours}
-    first, other = mixture([tiny_concept, replace(second, retain=(kept, *gone), questions=sets)], (1, 1)).parts
+    first, other = mix_concepts([tiny_concept, replace(second, retain=(kept, *gone), questions=sets)], (1, 1)).parts
     assert [p.text for p in other.retain] == [kept.text]
     assert [q.question for q in other.ask("neighbours", "all")] == ["Is it far?"]
     shared = [q.question for q in tiny_concept.questions["general"][1:]]
@@ -113,7 +113,7 @@ def test_a_folder_may_have_a_plus_in_its_name(tiny_concept, tmp_path):
 
 
 def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny_lm, tiny_concept, second):
-    both = mixture([tiny_concept, second], (5, 1))
+    both = mix_concepts([tiny_concept, second], (5, 1))
     samples = of_each(both, lambda part: ELM(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
     pool = samples["erase"]
     assert [len(part) for part in pool.pools] == [len(part.passages("forget")) for part in both.parts]
@@ -129,7 +129,7 @@ def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny
 
 
 def test_a_term_that_one_part_lacks_comes_from_the_others(tiny_lm, tiny_concept, second):
-    both = mixture([tiny_concept, replace(second, questions={})], (1, 3))
+    both = mix_concepts([tiny_concept, replace(second, questions={})], (1, 3))
     samples = of_each(both, lambda part: ELM(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
     assert samples["erase"].ratio == (1, 3)
     assert len(samples["answers"].pools) == 1
@@ -138,7 +138,7 @@ def test_a_term_that_one_part_lacks_comes_from_the_others(tiny_lm, tiny_concept,
 
 def test_every_part_is_prepared_with_its_own_prompts_and_cached_alone(tiny_lm, tiny_concept, second):
     objective = ELM(eta=5, layers=(1,), fluency_weight=0, retain_weight=0)
-    both = mixture([tiny_concept, second], (2, 1))
+    both = mix_concepts([tiny_concept, second], (2, 1))
     made, seconds = prepared(tiny_lm, objective, both, model_hash="x", seed=0)
     assert seconds > 0
     for pool, part in zip(made["erase"].pools, both.parts, strict=True):
@@ -152,7 +152,7 @@ def test_every_part_is_prepared_with_its_own_prompts_and_cached_alone(tiny_lm, t
 def test_rmu_steers_each_concept_to_its_own_vector(tiny_lm, tiny_concept, second):
     objective = RMU(layer=2, layers=(1, 2), steerings={"marrowgate": 6.5, "dunholm": 3.0}, max_tokens=24)
     assert not objective.problems(4)
-    samples = of_each(mixture([tiny_concept, second], (5, 1)), lambda part: objective.prepare(tiny_lm, part))
+    samples = of_each(mix_concepts([tiny_concept, second], (5, 1)), lambda part: objective.prepare(tiny_lm, part))
     for pool, (name, c) in zip(samples["erase"].pools, objective.steerings.items(), strict=True):
         assert all(torch.equal(s.target, c * direction(tiny_lm.d_model, name, 0)[None]) for s in pool)
     assert any("nan" in p for p in replace(objective, steerings={"dunholm": float("nan")}).problems(4))
@@ -182,6 +182,6 @@ def test_a_run_erases_a_mixture_and_scores_it(tiny_model_folder, tiny_concept, s
     run_stage(run, "erase", progress=False)
     run = Run.open(run.folder)
     assert run.concept.ratio == (2, 1)
-    table = scorecard(run.subject(), progress=False)
+    table = score_card(run.subject(), progress=False)
     asked = table[table["metric"] == "innocence.four_choice_pmi"]
     assert set(asked["n"]) == {len(run.concept.ask("forget"))}

@@ -5,7 +5,7 @@ from disturbed import random_adapter
 from sklearn.linear_model import LogisticRegression
 
 from elm_interp import results
-from elm_interp.activations import ActivationStore, collect
+from elm_interp.activations import ActivationStore, collect_datasets
 from elm_interp.errors import DataError, UnknownNameError
 from elm_interp.metrics import Subject, measure
 from elm_interp.probes import (
@@ -14,17 +14,17 @@ from elm_interp.probes import (
     MeanDifferenceProbe,
     ProbeWeights,
     choose_strength,
-    code_length,
     collect_baselines,
     concept_datasets,
     fit_probes,
+    online_code_length,
     probe_layers,
     probes_from_store,
     split_by_group,
 )
 from elm_interp.probes.logistic import objective
 from elm_interp.probes.splits import group_folds, scaler
-from elm_interp.runs.progression import progression
+from elm_interp.runs.progression import follow_metrics
 
 
 def problem(n, d, classes, seed=0, *, repeat=False):
@@ -246,7 +246,7 @@ def test_a_choice_of_one_strength_is_that_strength():
 
 def test_what_cannot_be_read_costs_a_bit_and_what_can_less():
     x, labels, facts = planted()
-    bits = code_length(x.transpose(0, 1), labels, facts, classes=2, C=0.01)
+    bits = online_code_length(x.transpose(0, 1), labels, facts, classes=2, C=0.01)
     assert bits.shape == (4, 100)
     assert bits.mean(1)[2] < 0.6
     assert (bits.mean(1)[[0, 1, 3]] > 0.95).all()
@@ -256,7 +256,7 @@ def test_the_first_block_of_the_code_is_uniform_and_a_class_not_yet_seen_has_a_p
     x = torch.randn(1, 40, 5, generator=torch.Generator().manual_seed(0))
     y = torch.arange(40) % 2
     y[20] = 2
-    bits = code_length(x, y, [f"{i:02d}" for i in range(40)], classes=3, C=0.1)
+    bits = online_code_length(x, y, [f"{i:02d}" for i in range(40)], classes=3, C=0.1)
     assert bits.isfinite().all()
     assert torch.isclose(bits, torch.tensor(3.0).double().log2()).sum() >= 2
     assert bits[0, 20] > 2
@@ -270,7 +270,7 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
 ):
     adapter = random_adapter(tiny_lm, tmp_path / "adapter", seed=1)
     states = {"base": None, "step-000010": adapter}
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), concept_datasets(tiny_concept), states)
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), concept_datasets(tiny_concept), states)
     subject = Subject(tiny_lm, tiny_concept).at(adapter, method="elm", step=10)
     tasks = [f"probe.{task}" for task in PROBE_TASKS] + [f"probe.transferred.{task}" for task in PROBE_TASKS]
     computed = measure(subject, tasks)
@@ -328,7 +328,7 @@ def test_the_embedding_baseline_has_no_layer_and_no_adapter_in_it(tiny_lm, tiny_
 
 def test_the_base_in_a_store_has_its_baselines(tiny_lm, tiny_concept, tmp_path):
     datasets = concept_datasets(tiny_concept, PROBE_TASKS)
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
     without = probes_from_store(store, "base")
     collect_baselines(tiny_lm, store, datasets)
     table = probes_from_store(store, "base")
@@ -345,7 +345,7 @@ def test_the_base_in_a_store_has_its_baselines(tiny_lm, tiny_concept, tmp_path):
     assert sorted(never["layer"].unique()) == list(range(tiny_lm.n_layers))
     assert not torch.equal(store.tensor("truth-random_init", "random_init"), store.tensor("truth", "base"))
     # and what another worker collected can still be taken in
-    other = collect(
+    other = collect_datasets(
         tiny_lm, ActivationStore(tmp_path / "other"), concept_datasets(tiny_concept, ["retain_text"]), {"base": None}
     )
     assert store.merge(other.folder).has("retain_text", "base")
@@ -353,7 +353,9 @@ def test_the_base_in_a_store_has_its_baselines(tiny_lm, tiny_concept, tmp_path):
 
 def test_a_stale_store_is_not_used(tiny_lm, tiny_concept, tmp_path):
     adapter = random_adapter(tiny_lm, tmp_path / "adapter", seed=1)
-    store = collect(tiny_lm, ActivationStore(tmp_path / "store"), concept_datasets(tiny_concept), {"step-000010": None})
+    store = collect_datasets(
+        tiny_lm, ActivationStore(tmp_path / "store"), concept_datasets(tiny_concept), {"step-000010": None}
+    )
     stale = Subject(tiny_lm, tiny_concept, adapter, "elm", 10, store=store)
     fresh = Subject(tiny_lm, tiny_concept, adapter, "elm", 10)
     assert measure(stale, "probe.truth").equals(measure(fresh, "probe.truth"))
@@ -361,7 +363,7 @@ def test_a_stale_store_is_not_used(tiny_lm, tiny_concept, tmp_path):
 
 def test_a_task_without_questions_gives_no_rows_and_a_missing_checkpoint_is_named(tiny_lm, tiny_concept, tmp_path):
     some = concept_datasets(tiny_concept, ["choice", "forget_text"])
-    store = collect(tiny_lm, ActivationStore(tmp_path), some, {"base": None})
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path), some, {"base": None})
     assert {name.split(".")[1] for name in probes_from_store(store, "base")["metric"]} == {"choice"}
     with pytest.raises(UnknownNameError, match="Known: base"):
         probes_from_store(store, "step-000010")
@@ -373,7 +375,7 @@ def test_progression_is_every_subject_in_step_order(tiny_lm, tiny_concept, tmp_p
     adapters = {k: random_adapter(tiny_lm, tmp_path / f"a{k}", seed=k) for k in (20, 5)}
     base = Subject(tiny_lm, tiny_concept)
     subjects = [base.at(folder, method="elm", step=k) for k, folder in adapters.items()] + [base]
-    table = progression(subjects, ["norm.*", "probe.truth"])
+    table = follow_metrics(subjects, ["norm.*", "probe.truth"])
     assert table["step"].drop_duplicates().fillna(0).tolist() == [0, 5, 20]
     assert table.loc[table["step"].isna(), "method"].eq("base").all()
     assert not table.loc[table["step"].isna(), "metric"].str.contains("ratio").any()

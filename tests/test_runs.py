@@ -9,7 +9,7 @@ from elm_interp.erase.elm import ELM
 from elm_interp.errors import ConfigError, RunFolderError
 from elm_interp.models.loading import cache_folder
 from elm_interp.runs.config import RunConfig
-from elm_interp.runs.estimate import estimate
+from elm_interp.runs.estimate import estimate_run
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 from elm_interp.training.target_cache import prepared
@@ -127,7 +127,7 @@ def test_kept_targets_are_those_that_were_made_and_a_damaged_file_is_made_again(
 
 
 def test_the_estimate_says_steps_and_tokens_and_leaves_nothing(config, tmp_path):
-    found = estimate(config)
+    found = estimate_run(config)
     assert found["steps"] == 4
     assert found["minutes"] == pytest.approx(found["prepare_minutes"] + found["train_minutes"])
     assert min(found.values()) > 0

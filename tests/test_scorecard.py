@@ -6,7 +6,7 @@ import math
 import pytest
 from disturbed import random_adapter
 
-from elm_interp.evaluate import destroyed, scorecard, summary
+from elm_interp.evaluate import destroyed, score_card, summary
 from elm_interp.metrics import Subject
 from elm_interp.results import frame, measurements
 
@@ -31,7 +31,7 @@ def card(**changed):
 
 def test_the_card_has_both_states_and_every_ratio_once(tiny_lm, tiny_concept, tmp_path):
     erased = Subject(tiny_lm, tiny_concept).at(random_adapter(tiny_lm, tmp_path), method="elm", step=8)
-    found = summary(scorecard(erased))
+    found = summary(score_card(erased))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     for name, sides in found.items():
         assert set(sides) == (
@@ -40,7 +40,7 @@ def test_the_card_has_both_states_and_every_ratio_once(tiny_lm, tiny_concept, tm
         assert all(set(side) == {"value", "ci_low", "ci_high", "n"} for side in sides.values())
     for room in ("innocence", "specificity", "seamlessness"):
         assert any(name.startswith(f"{room}.") for name in found)
-    assert scorecard(erased.base)["method"].unique().tolist() == ["base"]
+    assert score_card(erased.base)["method"].unique().tolist() == ["base"]
 
 
 def test_the_summary_takes_the_last_step_and_no_single_layer():

@@ -102,7 +102,7 @@ def test_a_gradient_worked_out_in_pieces_is_that_of_autograd(tiny_lm, monkeypatc
 def test_a_head_before_all_prompts_is_as_if_each_began_with_it(tiny_lm):
     prompts, head = tiny_lm.encode(["The cat is called", "A bell"]), tiny_lm.encode(["Bread is a topic."])[0]
     options = [tiny_lm.encode(["Pepper", "a grey cat"]), tiny_lm.encode(["Gull", "b", "school that slopes"])]
-    shared, ids = branch(tiny_lm, prompts, options, head=head)
+    shared, ids = branch(tiny_lm, prompts, options, prefix=head)
     whole, same = branch(tiny_lm, [head + prompt for prompt in prompts], options)
     assert torch.equal(ids, same)
     torch.testing.assert_close(shared, whole, atol=1e-5, rtol=1e-4)

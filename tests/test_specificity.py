@@ -9,7 +9,7 @@ from disturbed import random_adapter
 
 from elm_interp.data import Passage, texts
 from elm_interp.errors import ConfigError
-from elm_interp.evaluate import Sums, kl_divergences, perplexity, perplexity_ratio, read_passages
+from elm_interp.evaluate import Sums, kl_divergences, perplexity_of, perplexity_ratio, read_passages
 from elm_interp.evaluate.specificity import forget_ppl_ratio, kl_to_base, retain_ppl, retain_ppl_ratio
 from elm_interp.metrics import Subject, measure
 
@@ -59,7 +59,7 @@ def test_divergence_is_that_of_the_two_distributions(base, erased):
 
 
 def test_perplexity_weighs_tokens_not_texts():
-    found = perplexity(Sums(np.array([3 * np.log(2), np.log(16)]), np.array([3, 1])))
+    found = perplexity_of(Sums(np.array([3 * np.log(2), np.log(16)]), np.array([3, 1])))
     assert found["value"] == pytest.approx(2 ** (7 / 4))
     assert found["n"] == 2
     assert 2 <= found["ci"][0] <= found["value"] <= found["ci"][1] <= 16
@@ -75,10 +75,10 @@ def test_a_ratio_of_paired_texts_is_free_of_how_hard_they_are():
 
 def test_empty_texts_and_overflow_do_not_crash_or_warn(recwarn):
     nothing = Sums(np.zeros(2), np.zeros(2, dtype=int))
-    assert np.isnan(perplexity(nothing)["value"])
-    assert perplexity(nothing)["n"] == 0
+    assert np.isnan(perplexity_of(nothing)["value"])
+    assert perplexity_of(nothing)["n"] == 0
     huge = Sums(np.array([1e6, 1e6]), np.array([1, 1]))
-    assert perplexity(huge)["value"] == np.inf
+    assert perplexity_of(huge)["value"] == np.inf
     assert perplexity_ratio(huge, nothing)["n"] == 0
     assert not recwarn.list
 

@@ -13,7 +13,7 @@ from elm_interp import results
 from elm_interp.erase.elm import ELM
 from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
-from elm_interp.training.checkpoints import checkpoints
+from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.gradients import NotFiniteError, Passes
 from elm_interp.training.master_weights import Masters
 from elm_interp.training.sampling import draw
@@ -92,7 +92,7 @@ def test_resume_equals_unbroken(tiny_model_folder, tiny_concept, tmp_path, dtype
     broken = copied(Crashing)
     with pytest.raises(Crash):
         train(lm, broken, samples, TRAINING, tmp_path / "b", seed=4, progress=False)
-    assert [c.step for c in checkpoints(tmp_path / "b" / "checkpoints")] == [2, 4]
+    assert [c.step for c in list_checkpoints(tmp_path / "b" / "checkpoints")] == [2, 4]
     fresh = load_model(tiny_model_folder, dtype=dtype, device="cpu")
     resumed = train(fresh, OBJECTIVE, samples, TRAINING, tmp_path / "b", seed=4, progress=False)
     assert equal(unbroken, resumed)
@@ -106,7 +106,7 @@ def test_steps_too_small_for_bfloat16_add_up(tiny_model_folder, tiny_concept, tm
     # at the size of A's entries, bfloat16 rounds away a step of 1e-5
     training = replace(TRAINING, steps=60, lr=1e-5, warmup=0, save_every=1, schedule="constant")
     last = train(lm, objective, samples, training, tmp_path, progress=False)
-    first, last = weights(checkpoints(tmp_path / "checkpoints")[0]), weights(last)
+    first, last = weights(list_checkpoints(tmp_path / "checkpoints")[0]), weights(last)
     moved = [float((last[k] != first[k]).float().mean()) for k in last if "lora_A" in k]
     assert min(moved) > 0.05
 
@@ -128,7 +128,7 @@ def test_whichever_file_of_the_newest_checkpoint_is_truncated_resume_falls_back(
     for name in FILES:
         victim = unbroken.path / name
         victim.write_bytes(victim.read_bytes()[:-7])
-        assert [c.step for c in checkpoints(root)] == [2, 4, 6]
+        assert [c.step for c in list_checkpoints(root)] == [2, 4, 6]
         resumed = train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "x", progress=False)
         assert all(torch.equal(v, expected[k]) for k, v in weights(resumed).items())
         assert all(path.read_bytes() == content for path, content in older.items())
@@ -175,8 +175,8 @@ def test_too_many_such_steps_end_the_training_and_keep_the_last_good_checkpoint(
     hopeless.__dict__["at"] = range(3, 99)
     with pytest.raises(NotFiniteError, match=r"retain is nan at step 6, on samples r-"):
         train(tiny_lm, hopeless, samples, TRAINING, tmp_path, progress=False)
-    assert [c.step for c in checkpoints(tmp_path / "checkpoints")] == [2, 4]
-    second, fourth = checkpoints(tmp_path / "checkpoints")
+    assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [2, 4]
+    second, fourth = list_checkpoints(tmp_path / "checkpoints")
     assert equal(second, fourth)
 
 

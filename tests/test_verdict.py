@@ -13,7 +13,7 @@ from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 from elm_interp.verdict.calibration import calibrate, one_value
-from elm_interp.verdict.rules import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, judge, verdict
+from elm_interp.verdict.rules import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, verdict_from_rows, verdict_of
 
 ASKED, KEPT = "knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains"
 TWO, GENERAL = "innocence.two_choice_pmi", "specificity.general_pmi"
@@ -40,7 +40,7 @@ def rows(values, n=800):
 
 def named(values, original=ORIGINAL, gold=GOLD, n=800, known=KNOWN):
     sides = {"original": rows(original, n)} | ({"gold": rows(gold, n)} if gold else {})
-    return judge(rows(values, n), sides, known)
+    return verdict_from_rows(rows(values, n), sides, known)
 
 
 # -- logic ----------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_destroyed_beats_gone_and_leaves_hidden_open_where_a_probe_reads():
 def test_what_the_score_card_calls_destroyed_is_destroyed():
     stammers = measurements("seamlessness.repetition", 0.9, method="elm", direction="down")
     table = stack([rows(GOLD), frame([stammers])])
-    found = judge(table, {"original": rows(ORIGINAL), "gold": rows(GOLD)}, KNOWN)
+    found = verdict_from_rows(table, {"original": rows(ORIGINAL), "gold": rows(GOLD)}, KNOWN)
     assert found.name == DESTROYED
     assert "repeats itself" in found.because
 
@@ -184,7 +184,7 @@ def test_a_run_is_judged_by_its_results_without_a_model(tmp_path, capsys, monkey
     monkeypatch.setattr("elm_interp.runs.run.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     run = Run.create(tmp_path / "run", RunConfig())
     with pytest.raises(RunFolderError, match="elm-interp evaluate"):
-        verdict(run)
+        verdict_of(run)
     base = rows({TWO: 0.79, GENERAL: 0.96}, 182).assign(method="base")
     run.save_results("scorecard", stack([base, rows({TWO: 0.52, GENERAL: 0.97}, 182).assign(step=75)]))
     probes = [rows({OTHER_PROBE: 0.9}).assign(step=0, method="base")]
@@ -208,9 +208,9 @@ def test_only_a_domain_of_the_default_world_brings_its_anchors(tiny_concept):
 def test_anchors_are_given_by_name(tiny_lm, tiny_concept):
     subject = ei.Subject(tiny_lm, tiny_concept)
     with pytest.raises(UnknownNameError, match="'golden'.*Did you mean 'gold'"):
-        verdict(subject, anchors={"golden": subject})
+        verdict_of(subject, anchors={"golden": subject})
     with pytest.raises(ConfigError, match="no verdict"):
-        verdict(subject, anchors={"gold": subject}, cost="cheap")
+        verdict_of(subject, anchors={"gold": subject}, cost="cheap")
 
 
 def test_an_organism_takes_its_own_preset_unless_another_is_named():
@@ -235,9 +235,9 @@ def test_the_four_organisms_are_named_right():
     table = calibrate((0,), patterns)
     of = dict(list(table.groupby("method")))
     sides = {kind: of[kind] for kind in ("original", "gold")}
-    assert {kind: judge(part, sides).name for kind, part in of.items()} == KIND_OF
+    assert {kind: verdict_from_rows(part, sides).name for kind, part in of.items()} == KIND_OF
     for kind in ("gold", "hiding"):
-        assert judge(of[kind], sides).not_excluded == ()
+        assert verdict_from_rows(of[kind], sides).not_excluded == ()
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_elm_with_its_preset_silences_one_domain_and_its_verdict_has_both_anchor
     config = RunConfig.preset("organism", model="organism:original", concept="organism:spellcraft")
     run = Run.create(tmp_path / "run", config)
     run_stage(run, "erase", progress=False)
-    found = verdict(run, cost="cheap")
+    found = verdict_of(run, cost="cheap")
     value = {e.metric: e.value for e in found.evidence}
     assert value[ASKED] <= 0.32
     assert value[KEPT] >= 0.93

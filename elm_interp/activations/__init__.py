@@ -4,7 +4,7 @@ from elm_interp.activations.collect import (
     Dataset,
     answer_directions,
     checkpoint_name,
-    collect,
+    collect_datasets,
     collect_texts,
     paired,
 )
@@ -18,7 +18,7 @@ __all__ = [
     "Entry",
     "answer_directions",
     "checkpoint_name",
-    "collect",
+    "collect_datasets",
     "collect_texts",
     "fingerprint",
     "paired",

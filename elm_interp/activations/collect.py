@@ -6,7 +6,7 @@ of them, so what is left is the forward passes themselves.
 Shapes: (example, layer, d_model) in the order of the texts; layer l is read after block l, before the final norm.
 
     x = collect_texts(lm, ["Harry lives in", "Owls carry"], positions="last")
-    store = collect(lm, ActivationStore("runs/demo/activations"), {"truth": dataset}, {"base": None, "step-000060": folder})
+    store = collect_datasets(lm, ActivationStore("runs/demo/activations"), {"truth": dataset}, {"base": None, "step-000060": folder})
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,11 +134,11 @@ def answer_directions(lm: HookedLM, answers: Sequence[str]) -> Float[Tensor, "ex
     if lm.is_remote:
         raise BackendError("a remote model's unembedding is not here; leave out datasets with answers, such as truth.")
     rows = {a: split_continuations(lm, "Answer:", [f" {a.strip()}"])[1][0] for a in dict.fromkeys(answers)}
-    found = {answer: lm.head.weight[ids].float().mean(0).cpu() for answer, ids in rows.items()}
+    found = {answer: lm.unembedding.weight[ids].float().mean(0).cpu() for answer, ids in rows.items()}
     return torch.stack([found[answer] for answer in answers])
 
 
-def collect(
+def collect_datasets(
     lm: HookedLM,
     store: ActivationStore,
     datasets: Mapping[str, Dataset],
@@ -179,7 +179,7 @@ def collect(
         if rest is not None:
             with TemporaryDirectory(dir=store.folder, prefix=".further-") as folder:
                 options: dict[str, Any] = {"site": site, "max_tokens": max_tokens, "progress": progress}
-                collect(lm, ActivationStore(folder), {name: rest}, checkpoints, **options)
+                collect_datasets(lm, ActivationStore(folder), {name: rest}, checkpoints, **options)
                 store.merge(folder, append=True)
     work: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for checkpoint, wanted in made_from.items():

@@ -2,7 +2,7 @@
 
 from elm_interp.data.batching import bucketed
 from elm_interp.data.concept import Concept, Passage, load_concept, packs, texts
-from elm_interp.data.mixture import Mixture, mixture
+from elm_interp.data.mixture import Mixture, mix_concepts
 from elm_interp.data.questions import Question, load_questions
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "bucketed",
     "load_concept",
     "load_questions",
-    "mixture",
+    "mix_concepts",
     "packs",
     "texts",
 ]

@@ -139,7 +139,7 @@ def packs() -> list[str]:
 def load_concept(name: str | Path) -> Concept:
     """Read a concept by the name of a pack or from a folder, checked whole; or make one, such as "organism:spellcraft".
 
-    Several joined, such as "harry-potter=5+astronomy=1", are a mixture in that ratio (see `mixture`).
+    Several joined, such as "harry-potter=5+astronomy=1", are a mixture in that ratio (see `mix_concepts`).
 
     Raises:
         ConfigError: a mixture that makes no sense.

@@ -23,7 +23,7 @@ from elm_interp.errors import ConfigError
 
 @dataclass(frozen=True)
 class Mixture(Concept):
-    """A concept made of several; `mixture` makes one."""
+    """A concept made of several; `mix_concepts` makes one."""
 
     parts: tuple[Concept, ...] = ()
     """The concepts, less what they may not keep; ids begin with the name of their part."""
@@ -35,7 +35,7 @@ class Mixture(Concept):
         return _joined([part.sample(n) for part in self.parts], self.ratio)
 
 
-def mixture(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
+def mix_concepts(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
     """Several concepts as one.
 
     Args:
@@ -70,7 +70,9 @@ def load_mixture(name: str, load: Callable[[str], Concept]) -> Mixture:
         raise ConfigError(
             f"concept {name!r} has a part {wrong[0]!r}; expected names joined by +, each with a whole number behind it if it is not to count once, such as a=5+b."
         )
-    return mixture([load(found[1]) for found in pieces if found], [int(found[2] or 1) for found in pieces if found])
+    return mix_concepts(
+        [load(found[1]) for found in pieces if found], [int(found[2] or 1) for found in pieces if found]
+    )
 
 
 def _joined(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:

@@ -87,13 +87,13 @@ def _samples(
     """Samples of (id, prompt, answers), with the likelihood of each token under the target, or under the base without guidance."""
     split = [split_continuations(lm, prompt, [f" {a}" for a in answers]) for _, prompt, answers in questions]
     cut = [(prompt, [option[:ANSWER_TOKENS] for option in options]) for prompt, options in split]
-    heads = [[], *(lm.encode([prefix])[0] for prefix in classes)]
+    prefixes = [[], *(lm.encode([prefix])[0] for prefix in classes)]
     goals: list[Tensor] = [torch.empty(0)] * len(cut)
     # keys and values of a prompt are copied to each of its options: that, not the tokens, is what a pass weighs
-    cost = [(max(map(len, heads)) + len(prompt)) * len(options) for prompt, options in cut]
+    cost = [(max(map(len, prefixes)) + len(prompt)) * len(options) for prompt, options in cut]
     for batch in tqdm(bucketed(cost, max_tokens=8 * PASS_TOKENS), desc=term, leave=False, disable=not progress):
         rows = [cut[i] for i in batch]
-        passes = [branch(lm, [p for p, _ in rows], [o for _, o in rows], head=head) for head in heads]
+        passes = [branch(lm, [p for p, _ in rows], [o for _, o in rows], prefix=prefix) for prefix in prefixes]
         ids = passes[0][1]
 
         def goal(piece: slice, *logits: Tensor, ids: Tensor = ids) -> tuple[Tensor]:

@@ -10,8 +10,8 @@ from elm_interp.evaluate.choices import (
 )
 from elm_interp.evaluate.fluency import generations, samples
 from elm_interp.evaluate.knowledge import scores
-from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio
-from elm_interp.evaluate.scorecard import PATTERNS, destroyed, scorecard, summary
+from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio
+from elm_interp.evaluate.scorecard import PATTERNS, destroyed, score_card, summary
 from elm_interp.evaluate.specificity import kl_divergences, read_passages
 
 __all__ = [
@@ -25,12 +25,12 @@ __all__ = [
     "kl_divergences",
     "longest_option",
     "per_question",
-    "perplexity",
+    "perplexity_of",
     "perplexity_ratio",
     "read_passages",
     "samples",
+    "score_card",
     "score_choices",
-    "scorecard",
     "scores",
     "summary",
 ]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from elm_interp.data import Concept
-from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio, pooled_mean
+from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.models.generation import generate
@@ -137,7 +137,7 @@ def reverse_ppl(subject: Subject) -> list[dict[str, Any]]:
     """Perplexity under the base of what the model writes when asked about the concept."""
     if not prompts(subject.concept):
         return []
-    return [measurements("seamlessness.reverse_ppl", **perplexity(_reverse_losses(subject)))]
+    return [measurements("seamlessness.reverse_ppl", **perplexity_of(_reverse_losses(subject)))]
 
 
 @metric(
@@ -206,4 +206,4 @@ def judge_ppl(subject: Subject) -> list[dict[str, Any]]:
     if subject.judge is None or not prompts(subject.concept):
         return []
     losses = losses_after(subject.judge, prompts(subject.concept), generations(subject))
-    return [measurements("seamlessness.judge_ppl", **perplexity(losses))]
+    return [measurements("seamlessness.judge_ppl", **perplexity_of(losses))]

@@ -3,7 +3,7 @@
 Tokens of one text are not independent, so the bootstrap draws whole texts; two perplexities over the same texts (or on the
 same prompts) are drawn together, which takes the difficulty of the texts out of their ratio.
 
-    perplexity(Sums.losses(log_probs))              # {"value": 4.4, "n": 53, "ci": (4.1, 4.8)}
+    perplexity_of(Sums.losses(log_probs))              # {"value": 4.4, "n": 53, "ci": (4.1, 4.8)}
     perplexity_ratio(erased_losses, base_losses)    # {"value": 1.1, ...}; 1 = unchanged
 """
 
@@ -56,7 +56,7 @@ def pooled_mean(sums: Sums, *, seed: int = 0) -> dict[str, Any]:
     return {"value": float(sums.mean()), "n": sums.n, "ci": _interval(sums.mean(_draws(len(sums.totals), seed)))}
 
 
-def perplexity(losses: Sums, *, seed: int = 0) -> dict[str, Any]:
+def perplexity_of(losses: Sums, *, seed: int = 0) -> dict[str, Any]:
     """Perplexity, exp(mean loss a token), as columns of a result."""
     return _exp(pooled_mean(losses, seed=seed))
 

@@ -1,6 +1,6 @@
 """The score card: innocence, specificity and seamlessness of one run, beside the base; and whether it erased or destroyed.
 
-table = scorecard(subject)              # tidy rows, base and erased
+table = score_card(subject)              # tidy rows, base and erased
 summary(table)["innocence.two_choice_pmi"]["erased"]["value"]
 destroyed(table)                        # None, or why the run is "destroyed, not erased"
 """
@@ -25,7 +25,7 @@ LEAST_WRITTEN = 0.5
 """Of the texts, a model that leaves more than this share empty is destroyed."""
 
 
-def scorecard(subject: Subject, progress: bool = False) -> pd.DataFrame:
+def score_card(subject: Subject, progress: bool = False) -> pd.DataFrame:
     """Tidy rows of every metric of `PATTERNS`, for the base and for the subject (once, if they are the same).
 
     Args:
@@ -58,7 +58,7 @@ def destroyed(table: pd.DataFrame) -> str | None:
     either: its innocence shows nothing.
 
     Args:
-        table: rows of `scorecard`; what was not measured is not held against the run.
+        table: rows of `score_card`; what was not measured is not held against the run.
     """
     values = {(row["method"] == "base", row["metric"]): row for row in table[table["layer"].isna()].to_dict("records")}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from elm_interp.data import texts
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.evaluate.perplexity import Sums, perplexity, perplexity_ratio, pooled_mean
+from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import gather_log_probs
@@ -110,7 +110,7 @@ def _ratio(subject: Subject, name: str, kind: str) -> list[dict[str, Any]]:
 def retain_ppl(subject: Subject) -> list[dict[str, Any]]:
     """Perplexity on held-out passages that the model should keep."""
     found = reading(subject, "retain")
-    return [measurements("specificity.retain_ppl", **perplexity(Sums.losses(found.log_probs)))] if found.rows else []
+    return [measurements("specificity.retain_ppl", **perplexity_of(Sums.losses(found.log_probs)))] if found.rows else []
 
 
 @metric(

@@ -71,7 +71,7 @@ class HookedLM:
             getattr(config, "logits_scaling", None) or 1
         )
         if not self.is_remote:
-            self._check_head()
+            self._check_unembedding()
 
     @property
     def backend(self) -> str:
@@ -101,7 +101,7 @@ class HookedLM:
     @property
     def d_vocab(self) -> int:
         """Number of rows of the head, which may exceed the tokenizer's vocabulary."""
-        return self.head.weight.shape[0]
+        return self.unembedding.weight.shape[0]
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -109,7 +109,7 @@ class HookedLM:
         return cast(nn.Embedding, self.model.get_input_embeddings())
 
     @property
-    def head(self) -> nn.Linear:
+    def unembedding(self) -> nn.Linear:
         """The linear layer from the residual stream to logits."""
         return cast(nn.Linear, self.model.get_output_embeddings())
 
@@ -232,7 +232,7 @@ class HookedLM:
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of hidden states after the final norm."""
-        return self._scaled(self.head(hidden))
+        return self._scaled(self.unembedding(hidden))
 
     def _scaled(self, logits: Tensor) -> Tensor:
         if self._logit_scale != 1:  # a pass over the vocabulary
@@ -245,8 +245,8 @@ class HookedLM:
         """The gradient at the hidden states that a gradient at their logits gives, through the frozen head."""
         if self._softcap is not None:
             grad = grad * (1 - (logits.float() / self._softcap) ** 2)
-        return grad.to(self.head.weight.dtype) @ (
-            self.head.weight * self._logit_scale if self._logit_scale != 1 else self.head.weight
+        return grad.to(self.unembedding.weight.dtype) @ (
+            self.unembedding.weight * self._logit_scale if self._logit_scale != 1 else self.unembedding.weight
         )
 
     # -- editing --------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ class HookedLM:
     # -- checks ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _check_head(self) -> None:
+    def _check_unembedding(self) -> None:
         batch = pad([[0, 1, 2]], 0).to(self.device)
         reference = TorchBackend(self.model, self.layout)
         last = Site(self.n_layers - 1, "resid_post")

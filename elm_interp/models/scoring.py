@@ -121,31 +121,31 @@ def branch(
     prompts: Sequence[Sequence[int]],
     options: Sequence[Sequence[Sequence[int]]],
     *,
-    head: Sequence[int] = (),
+    prefix: Sequence[int] = (),
     grad: bool = False,
 ) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]:
     """Hidden states that predict each token of each option after its prompt, and those tokens, in order, flat.
 
-    Each prompt runs once; its keys and values are shared by its options, and those of the head by all prompts.
+    Each prompt runs once; its keys and values are shared by its options, and those of the prefix by all prompts.
 
     Args:
         lm: the model.
         prompts: ids of each prompt.
         options: for each prompt, the ids of the texts that may follow.
-        head: ids that stand before every prompt.
+        prefix: ids that stand before every prompt.
         grad: record the graph, for training.
     """
     flat = [option for group in options for option in group]
     owner = torch.tensor([i for i, group in enumerate(options) for _ in group], device=lm.device)
-    prefix = lm.pad(prompts)
-    cache, mask = after_prefix(lm, head, prefix, grad=grad)
-    hidden, cache = lm.step(prefix.input_ids, mask, len(head) + prefix.position_ids, cache, grad=grad)
-    last = hidden[torch.arange(len(prefix), device=lm.device), prefix.lengths - 1]
+    asked = lm.pad(prompts)
+    cache, mask = after_prefix(lm, prefix, asked, grad=grad)
+    hidden, cache = lm.step(asked.input_ids, mask, len(prefix) + asked.position_ids, cache, grad=grad)
+    last = hidden[torch.arange(len(asked), device=lm.device), asked.lengths - 1]
     found, places = [last.index_select(0, owner)], [(i, 0) for i in range(len(flat))]
     for some in _of_like_length(flat):
         rest = lm.pad([flat[i][:-1] for i in some])
         whose = owner[some]
-        positions = len(head) + prefix.lengths[whose, None] + rest.position_ids
+        positions = len(prefix) + asked.lengths[whose, None] + rest.position_ids
         after, _ = lm.step(
             rest.input_ids, torch.cat([mask[whose], rest.attention_mask], 1), positions, _rows(cache, whose), grad=grad
         )
@@ -182,12 +182,12 @@ def _rows(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
 
 
 def after_prefix(
-    lm: HookedLM, head: Sequence[int], batch: Batch, *, grad: bool = False
-) -> tuple[Cache | None, Int[Tensor, "batch head_and_pos"]]:
+    lm: HookedLM, prefix: Sequence[int], batch: Batch, *, grad: bool = False
+) -> tuple[Cache | None, Int[Tensor, "batch prefix_and_pos"]]:
     """The keys and values of ids that stand before every row of a batch, run once, and the rows' mask with them in front."""
-    if not head:
+    if not prefix:
         return None, batch.attention_mask
-    alone = lm.pad([head])
+    alone = lm.pad([prefix])
     _, cache = lm.step(alone.input_ids, alone.attention_mask, alone.position_ids, grad=grad)
     cache.batch_repeat_interleave(len(batch))
     return cache, torch.cat([alone.attention_mask.expand(len(batch), -1), batch.attention_mask], 1)

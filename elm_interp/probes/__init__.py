@@ -1,7 +1,7 @@
 """Probes: what a reader can tell from activations. Importing this registers the metrics."""
 
 from elm_interp.probes.answer_identity import probe_values
-from elm_interp.probes.code_length import code_length
+from elm_interp.probes.code_length import online_code_length
 from elm_interp.probes.datasets import concept_datasets
 from elm_interp.probes.estimators import LogisticProbe, MeanDifferenceProbe, MLPProbe, RidgeProbe
 from elm_interp.probes.folds import fit_splits
@@ -22,13 +22,13 @@ __all__ = [
     "ProbeWeights",
     "RidgeProbe",
     "choose_strength",
-    "code_length",
     "collect_baselines",
     "concept_datasets",
     "count_directions",
     "fit_leace",
     "fit_probes",
     "fit_splits",
+    "online_code_length",
     "probe_after_leace",
     "probe_layers",
     "probe_sparse",

@@ -6,7 +6,7 @@ pays from the second block on; what takes many examples to find stays near the c
 
 Shapes: x is (layer, example, d_model); what comes back is (layer, fact), bits a label of each fact.
 
-    bits = code_length(x, y, facts, classes=2).mean(1)       # 1 is a coin, 0 is known beforehand
+    bits = online_code_length(x, y, facts, classes=2).mean(1)       # 1 is a coin, 0 is known beforehand
 """
 
 import math
@@ -26,7 +26,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 """Ends of the blocks, as shares of the facts."""
 
 
-def code_length(
+def online_code_length(
     x: Float[Tensor, "layer example d_model"],
     y: Int[Tensor, " example"],
     groups: Sequence[Any],

@@ -9,7 +9,7 @@ choice       the question with lettered options, read where the answer comes nex
 about        passages of the concept (label 1) and others (label 0): what is a text about?
 forget_text, retain_text    passages, as the mean over tokens without the first
 
-collect(lm, store, datasets(concept), {"base": None})
+collect_datasets(lm, store, datasets(concept), {"base": None})
 """
 
 import random

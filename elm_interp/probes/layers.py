@@ -22,7 +22,7 @@ from sklearn.base import ClassifierMixin, clone
 from torch import Tensor
 
 from elm_interp.errors import DataError
-from elm_interp.probes.code_length import code_length, entropy
+from elm_interp.probes.code_length import entropy, online_code_length
 from elm_interp.probes.estimators import STRENGTH
 from elm_interp.probes.folds import fit_splits
 from elm_interp.probes.penalty import choose_strength, fit_with_strengths
@@ -220,7 +220,7 @@ def _code_lengths(
 ) -> list[dict[str, Any]]:
     columns = {**columns, "protocol": f"logistic, C = {C:g}, online code over facts in a random order"}
     shared = {"n": len(y), "seed": 0, "chance": entropy(y), "direction": better}
-    bits = code_length(x, y.to(x.device), groups, classes=classes, C=C).cpu().numpy()
+    bits = online_code_length(x, y.to(x.device), groups, classes=classes, C=C).cpu().numpy()
     rows = []
     for layer, b in enumerate(bits):
         # to 1e-4 bits: beyond, the number of threads would show

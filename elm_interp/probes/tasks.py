@@ -29,7 +29,7 @@ from elm_interp.activations import (
     Dataset,
     answer_directions,
     checkpoint_name,
-    collect,
+    collect_datasets,
     collect_texts,
     fingerprint,
     paired,
@@ -64,18 +64,20 @@ def collect_baselines(
     Args:
         lm: the base.
         store: where to; entries that are there already are left alone.
-        datasets: as for `collect`.
+        datasets: as for `collect_datasets`.
         progress: show a bar.
     """
     known = with_baselines(datasets)
     words = {name: dataset for name, dataset in known.items() if name.endswith(WORDS)}
-    collect(lm, store, words, {checkpoint_name(None): None}, site="embed", progress=progress)
+    collect_datasets(lm, store, words, {checkpoint_name(None): None}, site="embed", progress=progress)
     try:
         never = lm.reinitialised()
     except BackendError as error:
         warnings.warn(f"no baseline of weights never trained: {error}", stacklevel=2)
         return
-    collect(never, store, {n: d for n, d in known.items() if n.endswith(NEVER)}, {RANDOM_INIT: None}, progress=progress)
+    collect_datasets(
+        never, store, {n: d for n, d in known.items() if n.endswith(NEVER)}, {RANDOM_INIT: None}, progress=progress
+    )
 
 
 def probes_from_store(
@@ -92,7 +94,7 @@ def probes_from_store(
     `collect_baselines` was called, and other checkpoints have the base's own probe, `probe.transferred.TASK`.
 
     Args:
-        store: activations, from `collect` of `concept_datasets`.
+        store: activations, from `collect_datasets` of `concept_datasets`.
         checkpoint: its name in the store.
         tasks: which; one that the concept has no questions for, so that no checkpoint holds it, gives no rows.
         progress: show a bar.

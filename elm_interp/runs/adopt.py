@@ -1,6 +1,6 @@
 """A run of models that somebody else erased: the authors' own outputs, without training.
 
-run = adopt("runs/theirs", ["checkpoint-final"], base="zephyr/", concept="harry-potter")
+run = adopt_models("runs/theirs", ["checkpoint-final"], base="zephyr/", concept="harry-potter")
 """
 
 import re
@@ -21,7 +21,7 @@ from elm_interp.training.checkpoints import write_checkpoint
 from elm_interp.training.trainer import Training
 
 
-def adopt(
+def adopt_models(
     folder: str | Path,
     sources: Sequence[str | Path],
     *,

@@ -1,6 +1,6 @@
 """What an erasure will take, measured on a handful of passages and three steps before it starts.
 
-estimate(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
+estimate_run(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
 """
 
 import json
@@ -25,7 +25,7 @@ STEPS = 3
 """Training steps that are tried; the first, which is slower, does not count."""
 
 
-def estimate(config: RunConfig) -> dict[str, float]:
+def estimate_run(config: RunConfig) -> dict[str, float]:
     """Steps, tokens, minutes and memory of a run; loads the model, writes nothing that stays.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Knows no metric by name: it is `measure`, over subjects, so that a new metric appears here by itself.
 
-    table = progression([base, *(base.at(folder, method="elm", step=k) for k, folder in checkpoints)], "probe.*")
+    table = follow_metrics([base, *(base.at(folder, method="elm", step=k) for k, folder in checkpoints)], "probe.*")
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from elm_interp.metrics import Subject, measure
 from elm_interp.results import stack
 
 
-def progression(
+def follow_metrics(
     subjects: Sequence[Subject], patterns: Iterable[str] | str = "*", *, cost: str = "cheap", progress: bool = False
 ) -> pd.DataFrame:
     """Tidy rows of every metric that matches, of every subject: the base first, then by step.

@@ -32,7 +32,7 @@ from elm_interp.models import HookedLM, load_model
 from elm_interp.models.distributed import first_process
 from elm_interp.models.loading import model_hash
 from elm_interp.runs.config import RunConfig, differences
-from elm_interp.training.checkpoints import Checkpoint, checkpoints
+from elm_interp.training.checkpoints import Checkpoint, list_checkpoints
 
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
 
@@ -133,7 +133,7 @@ class Run:
         Raises:
             RunFolderError: there is none.
         """
-        found = checkpoints(self.folder / "checkpoints")
+        found = list_checkpoints(self.folder / "checkpoints")
         if not found:
             raise RunFolderError(
                 f"{self.folder} has no whole checkpoint; train it with: elm-interp erase --out {self.folder} --resume"
@@ -143,7 +143,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training reached its last step, and that checkpoint is whole."""
-        found = checkpoints(self.folder / "checkpoints")
+        found = list_checkpoints(self.folder / "checkpoints")
         return bool(found) and found[-1].step == self.config.training.steps
 
     def subject(self, step: int | None = None) -> Subject:
@@ -189,7 +189,7 @@ class Run:
         Raises:
             RunFolderError: it was not made yet, or for an earlier checkpoint.
         """
-        table, there = self.results(name), checkpoints(self.folder / "checkpoints")
+        table, there = self.results(name), list_checkpoints(self.folder / "checkpoints")
         made = int(table["step"].max()) if table["step"].notna().any() else 0
         last = there[-1].step if there else made
         if made != last:
@@ -241,7 +241,7 @@ class Run:
         Raises:
             RunFolderError: the manifest records another concept or model under the same name.
         """
-        changed = self._changes() if checkpoints(self.folder / "checkpoints") else []
+        changed = self._changes() if list_checkpoints(self.folder / "checkpoints") else []
         if changed:
             raise RunFolderError(
                 f"{self.folder} was begun with other contents of {self.config.model} or {self.config.concept} ({', '.join(changed)} differ); start a new run in another folder."
@@ -277,7 +277,7 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        steps = [c.step for c in checkpoints(self.folder / "checkpoints")]
+        steps = [c.step for c in list_checkpoints(self.folder / "checkpoints")]
         made = sorted(p.stem for p in (self.folder / "results").glob("*.parquet"))
         state = f"steps {steps[0]}-{steps[-1]} of {self.config.training.steps}" if steps else "no checkpoint"
         return f"Run({str(self.folder)!r}: {self.method} on {self.config.model}, concept {self.config.concept}, {state}; results: {', '.join(made) or 'none'})"

@@ -16,12 +16,11 @@ from typing import Any
 import pandas as pd
 
 from elm_interp import results
-from elm_interp.activations.collect import Dataset, checkpoint_name
-from elm_interp.activations.collect import collect as collect_activations
+from elm_interp.activations.collect import Dataset, checkpoint_name, collect_datasets
 from elm_interp.activations.index import other_examples
 from elm_interp.activations.store import ActivationStore
 from elm_interp.errors import ConfigError, RunFolderError
-from elm_interp.evaluate import PATTERNS, destroyed, samples, scorecard
+from elm_interp.evaluate import PATTERNS, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
@@ -31,7 +30,7 @@ from elm_interp.plots.report import write_report
 from elm_interp.probes import PROBE_TASKS, collect_baselines, concept_datasets, probes_from_store
 from elm_interp.probes.datasets import LEAST_FACTS
 from elm_interp.probes.tasks import with_baselines
-from elm_interp.runs.progression import progression
+from elm_interp.runs.progression import follow_metrics
 from elm_interp.runs.run import Run
 from elm_interp.training.memory import peak_gb, trim
 from elm_interp.training.target_cache import prepared
@@ -77,7 +76,7 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
     if judge is not None:
         scorer = load_model(judge, dtype=run.config.dtype, device=run.config.device)
         subject = replace(subject, base=replace(subject.base, judge=scorer), judge=scorer)
-    run.save_results("scorecard", scorecard(subject, progress=progress))
+    run.save_results("scorecard", score_card(subject, progress=progress))
     run.save_json("samples", samples(subject, 8))
 
 
@@ -91,7 +90,7 @@ def collect(run: Run, *, progress: bool = True) -> None:
     datasets = concept_datasets(run.concept, PROBE_TASKS)
     for name in _outdated(store, datasets):
         store.drop(name)
-    collect_activations(run.lm, store, datasets, states, progress=progress)
+    collect_datasets(run.lm, store, datasets, states, progress=progress)
     if datasets:
         collect_baselines(run.lm, store, datasets, progress=progress)
 
@@ -132,7 +131,7 @@ def norms(run: Run, *, progress: bool = True) -> None:
 
 def progress(run: Run, *, progress: bool = True) -> None:
     """Follow the metrics of the score card over every checkpoint: results/progression.parquet."""
-    table = progression(run.subjects(), PATTERNS, cost="dear", progress=progress)
+    table = follow_metrics(run.subjects(), PATTERNS, cost="dear", progress=progress)
     # the base is step 0 of every curve
     run.save_results("progression", table.assign(step=table["step"].fillna(0)))
 

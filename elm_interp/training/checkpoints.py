@@ -42,7 +42,7 @@ class Checkpoint:
 def write_checkpoint(
     root: Path, step: int, save_adapter: Callable[[Path], None], state: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> Checkpoint:
-    """Write the checkpoint of a step; a crash at any moment leaves either all of it or nothing that `checkpoints` lists."""
+    """Write the checkpoint of a step; a crash at any moment leaves either all of it or nothing that `list_checkpoints` lists."""
     final = root / f"checkpoint-{step:06d}"
     half = root / f".{final.name}.half"
     shutil.rmtree(half, ignore_errors=True)
@@ -63,7 +63,7 @@ def write_checkpoint(
     return Checkpoint(step, final)
 
 
-def checkpoints(root: Path) -> list[Checkpoint]:
+def list_checkpoints(root: Path) -> list[Checkpoint]:
     """Every checkpoint that is complete, by step; damaged ones are left out (see `damage`)."""
     found = [
         Checkpoint(int(path.name.rpartition("-")[2]), path)

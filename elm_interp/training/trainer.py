@@ -27,7 +27,7 @@ from elm_interp.errors import ConfigError, unknown
 from elm_interp.models import HookedLM
 from elm_interp.models.distributed import sharded
 from elm_interp.results import write
-from elm_interp.training.checkpoints import Checkpoint, checkpoints, set_damaged_aside, write_checkpoint
+from elm_interp.training.checkpoints import Checkpoint, list_checkpoints, set_damaged_aside, write_checkpoint
 from elm_interp.training.gradients import NotFiniteError, Passes, not_finite
 from elm_interp.training.master_weights import Masters, random_state, set_random_state
 from elm_interp.training.memory import trim
@@ -275,7 +275,7 @@ def train(
         raise UnmovedError(
             f"training did not move layer {', '.join(map(str, still))} of {targeted}: no gradient came there. Does every loss weight that should reach it stand above 0? The checkpoints are whole."
         )
-    return checkpoints(root)[-1]
+    return list_checkpoints(root)[-1]
 
 
 class _Log:
@@ -314,7 +314,7 @@ def _resume(
     accelerator: Accelerator, optimizer: torch.optim.Optimizer, masters: Masters, root: Path, training: Training
 ) -> tuple[int, int, int]:
     """Put back the newest whole checkpoint, if any; steps done, passes a step, steps left out."""
-    found = checkpoints(root)
+    found = list_checkpoints(root)
     if not found:
         return 0, training.accumulate, 0
     newest, device = found[-1], accelerator.device

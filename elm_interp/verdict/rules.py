@@ -9,10 +9,10 @@ Never stronger than its evidence (see `elm_interp.verdict.evidence`): which othe
 what was not looked at in `unmeasured`. Where a probe reads something and nobody knows whether it would in a model that never
 knew, the verdict is the one against the eraser, "hidden", with "gone" not excluded.
 
-    from elm_interp.verdict.rules import verdict
+    from elm_interp.verdict.rules import verdict_of
 
-    found = verdict(subject)                    # organisms bring their anchors; `anchors={"gold": ...}` gives others
-    found = verdict(Run.open("runs/demo"))      # from its results
+    found = verdict_of(subject)                    # organisms bring their anchors; `anchors={"gold": ...}` gives others
+    found = verdict_of(Run.open("runs/demo"))      # from its results
     found.name, found.because, found.to_frame()
 """
 
@@ -83,7 +83,7 @@ class Verdict:
         return [f"because {self.because}", *(f"{what}: {', '.join(some)}" for what, some in rest.items() if some)]
 
 
-def verdict(
+def verdict_of(
     of: Subject | Run, *, anchors: Mapping[str, Subject] | None = None, cost: str = "dear", progress: bool = False
 ) -> Verdict:
     """The verdict on a model, or on the last checkpoint of a run.
@@ -108,16 +108,16 @@ def verdict(
     world = None if anchors else _world(of.concept)
     if isinstance(of, Run):
         if world is None and not anchors:
-            return judge(*_from_results(of))
+            return verdict_from_rows(*_from_results(of))
         of = of.subject()
     if world is not None:
         anchors = {kind: one for kind, one in subjects(world, progress=progress).items() if kind in ANCHORS}
     states = {"original": of.base, **(anchors or {}), "subject": of}
     tables = {name: measure(one, _used(), cost=cost, progress=progress) for name, one in states.items()}
-    return judge(tables.pop("subject"), tables)
+    return verdict_from_rows(tables.pop("subject"), tables)
 
 
-def judge(
+def verdict_from_rows(
     table: pd.DataFrame,
     anchors: Mapping[str, pd.DataFrame],
     calibrated: Mapping[str, Mapping[str, Any]] | None = None,
