@@ -122,6 +122,8 @@ class Metric:
     """"dear" metrics write text; progression can leave them out."""
     needs_base: bool
     """Compares with the base, so it says nothing about the base itself."""
+    shows: str = "describes"
+    on_card: bool | None = None
 
     @property
     def summary(self) -> str:
@@ -141,6 +143,8 @@ def metric(
     protocol: str = "",
     cost: Literal["cheap", "dear"] = "cheap",
     needs_base: bool = False,
+    shows: str = "describes",
+    on_card: bool | None = None,
 ) -> Callable[[Callable[[Subject], Rows]], Callable[[Subject], Rows]]:
     """Register a function from a Subject to rows (dicts of `results.measurements`, or a frame) under a name.
 
@@ -155,7 +159,7 @@ def metric(
             function.__qualname__,
         ):
             raise ConfigError(f"metric {name!r} is registered already, by {known.compute.__module__}.")
-        _REGISTRY[name] = Metric(name, function, better, chance, unit, protocol, cost, needs_base)
+        _REGISTRY[name] = Metric(name, function, better, chance, unit, protocol, cost, needs_base, shows, on_card)
         return function
 
     return register
