@@ -4,14 +4,14 @@ from elm_interp.probes.answer_identity import probe_values
 from elm_interp.probes.code_length import online_code_length
 from elm_interp.probes.datasets import concept_datasets
 from elm_interp.probes.estimators import LogisticProbe, MeanDifferenceProbe, MLPProbe, RidgeProbe
-from elm_interp.probes.folds import fit_splits
 from elm_interp.probes.layers import probe_layers
 from elm_interp.probes.linear_erasure import Leace, count_directions, fit_leace, probe_after_leace
-from elm_interp.probes.logistic import ProbeWeights, fit_probes
 from elm_interp.probes.penalty import choose_strength
+from elm_interp.probes.solver import ProbeWeights, fit_probes
 from elm_interp.probes.sparse import probe_sparse
 from elm_interp.probes.splits import split_by_group
-from elm_interp.probes.tasks import PROBE_TASKS, collect_baselines, probes_from_store
+from elm_interp.probes.tasks import ProbeTask, collect_baselines, probe_task, probes_from_store
+from elm_interp.registry import PROBE_TASKS
 
 __all__ = [
     "PROBE_TASKS",
@@ -19,6 +19,7 @@ __all__ = [
     "LogisticProbe",
     "MLPProbe",
     "MeanDifferenceProbe",
+    "ProbeTask",
     "ProbeWeights",
     "RidgeProbe",
     "choose_strength",
@@ -27,11 +28,11 @@ __all__ = [
     "count_directions",
     "fit_leace",
     "fit_probes",
-    "fit_splits",
     "online_code_length",
     "probe_after_leace",
     "probe_layers",
     "probe_sparse",
+    "probe_task",
     "probe_values",
     "probes_from_store",
     "split_by_group",

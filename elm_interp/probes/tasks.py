@@ -1,23 +1,31 @@
-"""The probe tasks of a concept: is an answer true, does an answer belong to the world, which option is right, what is a text about.
+"""Probe tasks: what a probe is asked to read, declared once, and what is measured of each.
 
-Each is read from an activation store without a model, or from a subject. Beside the fresh probe, fitted to what it reads:
+A task is a function from a concept to a dataset with labels and facts. To declare one is all: its activations are
+collected, it is probed by layer, followed over checkpoints, and drawn.
 
-transferred  the base's probe, read on the erased model: where it fails and a fresh one does not, the knowledge was re-encoded;
-             where both read it, it is as it was and only not said
-embedding    a probe of the mean token embedding: what the words of the text give away, without any layer
-random_init  a probe of the same architecture with weights that were never trained: what structure gives away
-leace        a probe of what a linear eraser left: the lower bound to hold an erased model against
-directions   how many directions carry the label
-sparse       what a few dimensions tell
+    @probe_task("tense", better="neither", chance=0.5)
+    def tense(concept: Concept) -> Dataset | None:
+        \"\"\"Is the sentence in the past tense?\"\"\"
 
-    table = probes_from_store(store, "step-000060")             # every task that the store holds, as a tidy frame
+Metrics of a task, read from an activation store without a model, or from a subject:
+
+probe.TASK               a fresh probe, fitted to what it reads
+probe.transferred.TASK   the base's probe, read on the erased model: where it fails and a fresh one does not, the knowledge
+                         was re-encoded; where both succeed, it is unchanged and only not said
+probe.embedding.TASK     a probe of the mean token embedding: what the words give away, without any layer
+probe.random_init.TASK   a probe of the same architecture with random weights: what structure gives away (stores only)
+
+Metrics of all tasks together: `probe.leace`, what a probe reads after linear erasure, the lower bound for an erased model;
+`probe.directions`, how many directions carry the label; `probe.sparse`, what a few dimensions tell.
+
+    table = probes_from_store(store, "step-000060")             # every task in the store, as a tidy frame
     table = measure(erased, "probe.transferred.*")
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pandas as pd
 from jaxtyping import Float
@@ -35,19 +43,82 @@ from elm_interp.activations import (
     paired,
 )
 from elm_interp.activations.index import RANDOM_INIT
+from elm_interp.data import Concept
 from elm_interp.errors import BackendError, unknown
 from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.models import HookedLM
-from elm_interp.probes.datasets import concept_datasets
 from elm_interp.probes.layers import probe_layers
 from elm_interp.probes.linear_erasure import count_directions, probe_after_leace
 from elm_interp.probes.sparse import probe_sparse
-from elm_interp.results import frame
+from elm_interp.registry import PROBE_TASKS
+from elm_interp.results import frame, stack
 
-PROBE_TASKS = ("truth", "association", "choice", "about")
+Better = Literal["up", "down", "neither"]
+Maker = Callable[[Concept], Dataset | None]
 WORDS, NEVER = "-embedding", "-random_init"
-"""What the names of a dataset's token embeddings, and of its activations in a model never trained, end in: datasets of their own,
-so that a dataset keeps one place in the texts and one base."""
+"""Endings of the names of baseline datasets: token embeddings, and activations of a model with random weights. They are
+datasets of their own, so that a dataset has one place in the texts and one base."""
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """Something that a probe is asked to read."""
+
+    name: str
+    make: Maker
+    better: Better
+    """What is good for the eraser."""
+    chance: float | None
+    """The accuracy of guessing."""
+
+    def dataset(self, concept: Concept) -> Dataset | None:
+        """The task's dataset, under the task's name; None where the concept has no material for it."""
+        made = self.make(concept)
+        return made and replace(made, name=self.name)
+
+
+def probe_task(name: str, *, better: Better, chance: float | None = None) -> Callable[[Maker], Maker]:
+    """Declare a function from a concept to a dataset (None: not enough material) as a probe task, with its metrics.
+
+    The examples of the dataset need the columns "label" and "fact"; the first line of the function's docstring asks what
+    the label answers.
+
+    Args:
+        name: of the task and of its dataset.
+        better: the direction of accuracy that is good for the eraser; "neither" for what need not go.
+        chance: accuracy of guessing.
+
+    Raises:
+        ConfigError: the name is taken by another function.
+    """
+
+    def declare(make: Maker) -> Maker:
+        task = ProbeTask(name, make, better, chance)
+        PROBE_TASKS.add(name, task, origin=make)
+        _metric(task, "", "Accuracy of a linear probe on unseen facts, by layer.", _fresh)
+        _metric(task, "transferred.", "Accuracy of the base's probe on unseen facts, by layer.", _transferred)
+        _metric(task, "embedding.", "Accuracy of a probe of the words alone, without any layer.", _embedding)
+        return make
+
+    return declare
+
+
+def _metric(task: ProbeTask, kind: str, summary: str, compute: Callable[[Subject, ProbeTask, str], Rows]) -> None:
+    name = f"probe.{kind}{task.name}"
+
+    def measured(subject: Subject) -> Rows:
+        return compute(subject, task, name)
+
+    measured.__doc__ = f"{summary} {(task.make.__doc__ or '').strip().partition(chr(10))[0]}".strip()
+    measured.__module__, measured.__qualname__ = task.make.__module__, f"{task.make.__qualname__}.{kind}metric"
+    better = _better(task, kind)
+    shows: Any = "inside" if better == "down" else "describes"
+    needs_base = kind == "transferred."
+    metric(name, shows=shows, better=better, chance=task.chance, needs_base=needs_base, on_card=False)(measured)
+
+
+def _better(task: ProbeTask, kind: str) -> Better:
+    return "neither" if kind in ("embedding.", "random_init.") else task.better
 
 
 def with_baselines(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -59,7 +130,7 @@ def with_baselines(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
 def collect_baselines(
     lm: HookedLM, store: ActivationStore, datasets: Mapping[str, Dataset], *, progress: bool = False
 ) -> None:
-    """Read what the baselines of the base's probes need: token embeddings, and the layers of a model never trained.
+    """Read what the baselines of the base's probes need: token embeddings, and the layers with random weights.
 
     Args:
         lm: the base.
@@ -73,165 +144,130 @@ def collect_baselines(
     try:
         never = lm.reinitialised()
     except BackendError as error:
-        warnings.warn(f"no baseline of weights never trained: {error}", stacklevel=2)
+        warnings.warn(f"the baseline with random weights is left out: {error}", stacklevel=2)
         return
-    collect_datasets(
-        never, store, {n: d for n, d in known.items() if n.endswith(NEVER)}, {RANDOM_INIT: None}, progress=progress
-    )
+    random = {name: dataset for name, dataset in known.items() if name.endswith(NEVER)}
+    collect_datasets(never, store, random, {RANDOM_INIT: None}, progress=progress)
 
 
 def probes_from_store(
     store: ActivationStore,
     checkpoint: str,
-    tasks: Sequence[str] = PROBE_TASKS,
+    tasks: Iterable[str] | None = None,
     *,
     progress: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """The probes of every task as a tidy frame, from stored activations alone, without a model; the same on every call.
+    """The probes of every task as a tidy frame, from stored activations, without a model; the same on every call.
 
-    Beside the fresh probe, `probe.TASK`, the base has its baselines `probe.embedding.TASK` and `probe.random_init.TASK` where
-    `collect_baselines` was called, and other checkpoints have the base's own probe, `probe.transferred.TASK`.
+    Beside the fresh probe, `probe.TASK`, the base has its baselines `probe.embedding.TASK` and `probe.random_init.TASK`
+    where `collect_baselines` was called, and other checkpoints have the base's own probe, `probe.transferred.TASK`.
 
     Args:
         store: activations, from `collect_datasets` of `concept_datasets`.
         checkpoint: its name in the store.
-        tasks: which; one that the concept has no questions for, so that no checkpoint holds it, gives no rows.
+        tasks: which; None means all. One that no checkpoint holds, since the concept has no questions for it, has no rows.
         progress: show a bar.
         options: of `probe_layers`.
 
     Raises:
-        UnknownNameError: a task that does not exist, or one that is there for other checkpoints only.
+        UnknownNameError: no such task or checkpoint, or a task that is there for other checkpoints only.
     """
-    for task in tasks:
-        if task not in PROBE_TASKS:
-            raise unknown("probe task", task, PROBE_TASKS)
+    chosen: list[ProbeTask] = [PROBE_TASKS[name] for name in (PROBE_TASKS if tasks is None else tasks)]
     checkpoints = dict.fromkeys(entry.checkpoint for entry in store.entries())
     if checkpoint not in checkpoints:
         raise unknown("checkpoint", checkpoint, checkpoints)
     held = {entry.dataset for entry in store.entries()}
-    rows: list[dict[str, Any]] = []
-    for task in tqdm([t for t in tasks if t in held], desc=f"probing {checkpoint}", leave=False, disable=not progress):
-        base = checkpoint_name(None)
-        wanted: list[tuple[str, str, str, dict[str, Any]]] = [("", task, checkpoint, {})]
-        if checkpoint != base and store.has(task, base):
-            wanted.append(("transferred.", task, checkpoint, {"fitted_to": store.tensor(task, base)}))
-        if checkpoint == base:
-            there = ((f"{task}{WORDS}", base, "embedding."), (f"{task}{NEVER}", RANDOM_INIT, "random_init."))
-            wanted += [(kind, name, of, {"code": False}) for name, of, kind in there if store.has(name, of)]
-        for kind, name, of, more in wanted:
+    tables = []
+    there = [task for task in chosen if task.name in held]
+    for task in tqdm(there, desc=f"probing {checkpoint}", leave=False, disable=not progress):
+        for kind, name, of, more in _stored(store, task.name, checkpoint):
             entry, examples = store.entry(name, of), store.examples(name)
-            where: dict[str, Any] = {"site": entry.site, "position": entry.positions, **options, **more}
-            if task == "about" or kind in ("embedding.", "random_init."):
-                where["direction"] = "neither"
-            x = store.tensor(name, of)
-            found = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.{kind}{task}", **where)
-            rows += [{**row, "layer": None} for row in found] if kind == "embedding." else found
-    return frame(rows)
+            where = {"site": entry.site, "position": entry.positions, "direction": _better(task, kind)}
+            x, metric_name = store.tensor(name, of), f"probe.{kind}{task.name}"
+            shared = {"metric": metric_name, **where, **options, **more}
+            table = probe_layers(x, examples["label"], examples["fact"], **shared)
+            tables.append(table.assign(layer=None) if kind == "embedding." else table)
+    return stack(tables)
 
 
-@metric("probe.truth", better="down", chance=0.5)
-def truth(subject: Subject) -> Rows:
-    """Share of unseen facts for which a linear probe tells whether the state before an answer points at the right one, by layer."""
-    return _probe(subject, "truth")
+def _stored(store: ActivationStore, task: str, checkpoint: str) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Kind of probe, dataset, checkpoint and options of every probe that the store has activations for."""
+    base = checkpoint_name(None)
+    found: list[tuple[str, str, str, dict[str, Any]]] = [("", task, checkpoint, {})]
+    if checkpoint == base:
+        kinds = (("embedding.", f"{task}{WORDS}", base), ("random_init.", f"{task}{NEVER}", RANDOM_INIT))
+        found += [(kind, name, of, {"code": False}) for kind, name, of in kinds if store.has(name, of)]
+    elif store.has(task, base):
+        found.append(("transferred.", task, checkpoint, {"fitted_to": store.tensor(task, base)}))
+    return found
 
 
-@metric("probe.association", better="down", chance=0.5)
-def association(subject: Subject) -> Rows:
-    """Share of unseen facts whose right answer a linear probe tells from one outside the world, by layer."""
-    return _probe(subject, "association")
-
-
-@metric("probe.choice", better="down", chance=0.25)
-def choice(subject: Subject) -> Rows:
-    """Share of unseen questions for which a linear probe reads the right option's letter, by layer."""
-    return _probe(subject, "choice")
-
-
-@metric("probe.about", better="neither", chance=0.5)
-def about(subject: Subject) -> Rows:
-    """Share of unseen passages for which a linear probe tells whether they are about the concept, by layer."""
-    return _probe(subject, "about", direction="neither")
-
-
-@metric("probe.transferred.truth", better="down", chance=0.5, needs_base=True)
-def transferred_truth(subject: Subject) -> Rows:
-    """Share of unseen facts for which the base's probe still tells whether the state points at the right answer, by layer."""
-    return _transferred(subject, "truth")
-
-
-@metric("probe.transferred.association", better="down", chance=0.5, needs_base=True)
-def transferred_association(subject: Subject) -> Rows:
-    """Share of unseen facts whose right answer the base's probe still tells from one outside the world, by layer."""
-    return _transferred(subject, "association")
-
-
-@metric("probe.transferred.choice", better="down", chance=0.25, needs_base=True)
-def transferred_choice(subject: Subject) -> Rows:
-    """Share of unseen questions for which the base's probe still reads the right option's letter, by layer."""
-    return _transferred(subject, "choice")
-
-
-@metric("probe.transferred.about", better="neither", chance=0.5, needs_base=True)
-def transferred_about(subject: Subject) -> Rows:
-    """Share of unseen passages for which the base's probe still tells whether they are about the concept, by layer."""
-    return _transferred(subject, "about", direction="neither")
-
-
-@metric("probe.embedding.truth", better="neither", chance=0.5)
-def embedding_truth(subject: Subject) -> Rows:
-    """Share of unseen facts for which a probe tells right from wrong answers by the words of both alone, without any layer."""
-    return _embedding(subject, "truth")
-
-
-@metric("probe.embedding.association", better="neither", chance=0.5)
-def embedding_association(subject: Subject) -> Rows:
-    """Share of unseen facts whose right answer a probe tells from one outside the world by the words alone."""
-    return _embedding(subject, "association")
-
-
-@metric("probe.embedding.choice", better="neither", chance=0.25)
-def embedding_choice(subject: Subject) -> Rows:
-    """Share of unseen questions whose right letter a probe reads from the words alone."""
-    return _embedding(subject, "choice")
-
-
-@metric("probe.embedding.about", better="neither", chance=0.5)
-def embedding_about(subject: Subject) -> Rows:
-    """Share of unseen passages for which a probe tells by the words alone whether they are about the concept."""
-    return _embedding(subject, "about")
-
-
-@metric("probe.leace", better="neither", cost="dear")
+@metric("probe.leace", shows="describes", better="neither", cost="dear", on_card=False)
 def leace(subject: Subject) -> Rows:
     """The linear lower bound: what a probe reads after LEACE was fitted to other facts, by layer; meant for the base."""
-    return _tasks(subject, "probe.leace", probe_after_leace)
+    return _every_task(subject, "probe.leace", probe_after_leace)
 
 
-@metric("probe.directions", better="down", cost="dear")
+@metric("probe.directions", shows="inside", better="down", cost="dear", on_card=False)
 def directions(subject: Subject) -> Rows:
     """Directions to project out of a layer until a linear probe finds no more (INLP)."""
-    return _tasks(subject, "probe.directions", count_directions)
+    return _every_task(subject, "probe.directions", count_directions)
 
 
-@metric("probe.sparse", better="down", cost="dear")
+@metric("probe.sparse", shows="inside", better="down", cost="dear", on_card=False)
 def sparse(subject: Subject) -> Rows:
     """Share of unseen facts read from the best 1, 4, 16 and 64 dimensions of a layer."""
-    return _tasks(subject, "probe.sparse", probe_sparse)
+    return _every_task(subject, "probe.sparse", probe_sparse)
 
 
-def _dataset(subject: Subject, task: str) -> Dataset | None:
-    return concept_datasets(subject.concept, [task]).get(task)
+def _every_task(subject: Subject, name: str, probe: Callable[..., pd.DataFrame]) -> Rows:
+    tasks = (PROBE_TASKS[task] for task in PROBE_TASKS)
+    return stack([_probe(subject, task, f"{name}.{task.name}", probe) for task in tasks])
+
+
+def _fresh(subject: Subject, task: ProbeTask, name: str) -> Rows:
+    return _probe(subject, task, name, probe_layers, direction=task.better)
+
+
+def _transferred(subject: Subject, task: ProbeTask, name: str) -> Rows:
+    return _probe(subject, task, name, probe_layers, transferred=True, direction=task.better)
+
+
+def _embedding(subject: Subject, task: ProbeTask, name: str) -> Rows:
+    table = _probe(subject, task, name, probe_layers, site="embed", positions="mean", direction="neither")
+    return table.assign(layer=None)
+
+
+def _probe(
+    subject: Subject,
+    task: ProbeTask,
+    name: str,
+    probe: Callable[..., pd.DataFrame],
+    *,
+    site: str = "resid_post",
+    positions: str | int | None = None,
+    transferred: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
+    dataset = task.dataset(subject.concept)
+    if dataset is None:
+        return frame([])
+    positions = dataset.positions if positions is None else positions
+    if transferred:
+        options["fitted_to"] = _activations(subject.base, dataset, site, positions)
+    x, examples = _activations(subject, dataset, site, positions), dataset.examples
+    return probe(x, examples["label"], examples["fact"], metric=name, site=site, position=str(positions), **options)
 
 
 def _activations(
-    subject: Subject, dataset: Dataset, *, site: str = "resid_post", positions: str | int | None = None
+    subject: Subject, dataset: Dataset, site: str, positions: str | int
 ) -> Float[Tensor, "example layer d_model"]:
     """Activations of a subject on a dataset: from its store where that holds the same, else read once."""
-    positions = dataset.positions if positions is None else positions
     checkpoint = checkpoint_name(None if subject.is_base else subject.step)
     named = subject.is_base or subject.step is not None
-    if subject.store is not None and named and positions == dataset.positions:
+    attacked = getattr(subject, "edits", None) or getattr(subject, "prompt", None)  # a store holds neither
+    if subject.store is not None and named and not attacked and positions == dataset.positions:
         # what is stored under this name may be of other texts, weights or site
         made_from = fingerprint(subject.lm, dataset, subject.adapter, site=site)
         if subject.store.has(dataset.name, checkpoint, made_from):
@@ -247,39 +283,3 @@ def _activations(
             return paired(kept, answer_directions(lm, dataset.answers)).float()
 
     return subject.memo(("probe", dataset.name, site, str(positions)), read)
-
-
-def _probe(subject: Subject, task: str, name: str | None = None, **options: Any) -> list[dict[str, Any]]:
-    dataset = _dataset(subject, task)
-    if dataset is None:
-        return []
-    x, examples = _activations(subject, dataset), dataset.examples
-    where: dict[str, Any] = {"site": "resid_post", "position": str(dataset.positions)}
-    return probe_layers(x, examples["label"], examples["fact"], metric=name or f"probe.{task}", **where, **options)
-
-
-def _tasks(subject: Subject, name: str, probe: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    rows = []
-    for dataset in concept_datasets(subject.concept, PROBE_TASKS).values():
-        x, examples = _activations(subject, dataset), dataset.examples
-        where: dict[str, Any] = {"site": "resid_post", "position": str(dataset.positions)}
-        rows += probe(x, examples["label"], examples["fact"], metric=f"{name}.{dataset.name}", **where)
-    return rows
-
-
-def _transferred(subject: Subject, task: str, **options: Any) -> Rows:
-    dataset = _dataset(subject, task)
-    if dataset is None:
-        return []
-    fitted_to = _activations(subject.base, dataset)
-    return _probe(subject, task, f"probe.transferred.{task}", fitted_to=fitted_to, **options)
-
-
-def _embedding(subject: Subject, task: str) -> Rows:
-    dataset = _dataset(subject, task)
-    if dataset is None:
-        return []
-    x, examples = _activations(subject, dataset, site="embed", positions="mean"), dataset.examples
-    where: dict[str, Any] = {"site": "embed", "position": "mean", "direction": "neither"}
-    rows = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.embedding.{task}", **where)
-    return [{**row, "layer": None} for row in rows]
