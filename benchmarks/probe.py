@@ -1,13 +1,14 @@
 """Probes of all layers, checkpoints and folds: the batched solver beside the loop over scikit-learn, in one run.
 
-Made-up activations of 1,000 texts with 4 classes, at d = 4,096 (fewer examples than dimensions) and d = 576 (more), one layer at a
-time, so that memory holds one layer. Their spectrum is that of a real residual stream: a few dozen strong directions over a long
-tail (component k has variance 1 / (k + 2)); the classes lie along some of them, and fade over the checkpoints. Every fold is
-standardised on its own train rows, on both sides, and scored on its test rows within the time.
+Made-up activations of 1,000 texts with 4 classes, at d = 4,096 (fewer examples than dimensions) and d = 576 (more), one
+layer at a time, so that memory holds one layer. Their spectrum is that of a real residual stream: a few dozen strong
+directions over a long tail (component k has variance 1 / (k + 2)); the classes lie along some of them, and fade over
+the checkpoints. Every fold is standardised on its own train rows, on both sides, and scored on its test rows within the
+time.
 
-`speedup` is scikit-learn's seconds a fit over ours; the loop is timed on a random sample of its fits, each right after the layer
-that it belongs to was fitted by ours. `accuracy_difference` (points of 100) and `objective_difference` (%) are means over that
-sample of ours less theirs.
+`speedup` is scikit-learn's seconds a fit over ours; the loop is timed on a random sample of its fits, each right after
+the layer that it belongs to was fitted by ours. `accuracy_difference` (points of 100) and `objective_difference` (%)
+are means over that sample of ours less theirs.
 
     python benchmarks/probe.py [--json]
     python benchmarks/probe.py --layers 2 --checkpoints 3 --sample 8        # a try

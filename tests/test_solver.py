@@ -10,7 +10,7 @@ COARSE = 1e-3
 
 
 def problem(n, d, classes, seed=0, *, repeat=False):
-    """Activations with a few strong directions, an offset and features of very different size; each fold of five left out."""
+    """Activations with a few strong directions, an offset and features of very different size; five folds."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, 4, generator=generator)
     x = torch.randn(n, d, generator=generator) + 2 * hidden @ torch.randn(4, d, generator=generator)

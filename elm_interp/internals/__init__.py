@@ -1,4 +1,4 @@
-"""Looking inside: norms and geometry of activations. Importing this registers the metrics."""
+"""Looking inside: norms and geometry of activations. Importing this declares the metrics."""
 
 from elm_interp.internals.geometry import (
     cka,

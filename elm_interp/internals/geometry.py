@@ -1,12 +1,12 @@
 """Geometry: how far an erased model's activations moved from the base's on the same texts, by layer.
 
-An eraser that acts on the concept alone moves forget text and leaves retain text where it was. One that pushes activations
-off course (RMU) moves them at its layer and keeps them there; one that edits the output distribution (ELM) should let them
-come back.
+An eraser that acts on the concept alone moves forget text and leaves retain text where it was. One that pushes
+activations off course (RMU) moves them at its layer and keeps them there; one that edits the output distribution (ELM)
+should let them come back.
 
-Per text: the length of the difference as a share of the base's, and the cosine. Of the whole set: CKA, PCA shift, subspace
-angle, effective rank, and how well a direction separates forget from retain text. These are marked "descriptive", since in
-published tests of metrics they hardly tell erased from ignorant models: show them, and conclude nothing from them.
+Per text: the length of the difference as a share of the base's, and the cosine. Of the whole set: CKA, PCA shift,
+subspace angle, effective rank, and how well a direction separates forget from retain text. These are marked
+"descriptive": in published tests they hardly tell erased from ignorant models, so no conclusion should rest on them.
 
 Shapes: activations are (example, layer, d_model), each text's mean over tokens without the first; results are (layer,).
 
@@ -58,7 +58,7 @@ def cka(x: Activations, base: Activations) -> ByLayer:
 
 
 def pca_shift(x: Activations, base: Activations) -> ByLayer:
-    """How far the mean moved along the base's first principal component, in standard deviations of the base along it."""
+    """How far the mean moved along the base's first principal component, in the base's standard deviations there."""
     _check_pair(x, base)
     _, s, v = torch.linalg.svd(_centred(base), full_matrices=False)
     moved = (x - base).mean(0)
@@ -75,14 +75,14 @@ def subspace_angle(x: Activations, base: Activations, *, components: int = COMPO
 
 
 def effective_rank(x: Activations) -> ByLayer:
-    """Exponential of the entropy of the normalised singular values (Roy & Vetterli 2007): how many directions are in use."""
+    """How many directions are in use: exponential of the singular values' entropy (Roy & Vetterli 2007)."""
     s = torch.linalg.svdvals(_centred(x).double())
     shares = s / s.sum(-1, keepdim=True)
     return torch.special.entr(shares).sum(-1).exp()
 
 
 def separation(forget: Activations, retain: Activations) -> ByLayer:
-    """AUC of telling forget from retain text along the difference of their means, fitted to one half and read on the other."""
+    """AUC of telling forget from retain text along the difference of means, fitted to one half, read on the other."""
     scores = []
     for own, other in ((0, 1), (1, 0)):
         way = forget[own::2].mean(0) - retain[own::2].mean(0)

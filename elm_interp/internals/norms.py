@@ -1,8 +1,8 @@
 """Norms: how long the residual stream is, by layer, on text of the concept and on other text.
 
-A method that pushes activations far off course (RMU) changes the norm at its layer. One that edits the output distribution
-(ELM) should keep norms as they were, above all on retain text. The first token is left out: every other token attends to
-it, and its norm is often hundreds of times that of the others.
+A method that pushes activations far off course (RMU) changes the norm at its layer. One that edits the output
+distribution (ELM) should keep norms as they were, above all on retain text. The first token is left out: other
+tokens attend to it strongly, and its norm is often hundreds of times that of the others.
 
 Shapes: (example, layer): the mean over a text's tokens of the L2 norm (not the norm of their mean).
 
@@ -28,8 +28,7 @@ from elm_interp.results import bootstrap, measurements
 
 PROTOCOL = "mean token norm, first token left out"
 OUTLIER = 10.0
-"""How many times the median dimension an outlier dimension is. In small models a few dimensions stand far above this, and
-all others far below."""
+"""An outlier is this many times the median dimension. In small models a few dimensions are far above, the rest far below."""
 
 
 @metric("norm.forget", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL, on_card=False)

@@ -1,4 +1,4 @@
-"""Probes: what a reader can tell from activations. Importing this registers the metrics."""
+"""Probes: what a reader can tell from activations. Importing this declares their tasks and metrics."""
 
 from elm_interp.probes.answer_identity import probe_values
 from elm_interp.probes.code_length import online_code_length

@@ -1,15 +1,15 @@
-"""The value probe: can a linear reader tell which answer a question has, before any answer stands there?
+"""The value probe: which answer does a question have, read from the activations before any answer?
 
-The questions of a topic ask different subjects for one thing (the colour of a spell), so their answers repeat, and a probe
-that learned the answer's direction from some facts can be asked for it on others. A model that knows and does not say is
-found out by it. Facts are split by fact, in all their wordings, never by row: a model that knows nothing of a fact, but
-whose state names the subject, gives the probe nothing to remember.
+The questions of a topic ask for the same thing of different subjects (the colour of a spell), so their answers repeat.
+A probe that learns the answers' directions from some facts can be tested on others. It finds out a model that knows and
+does not say. Splits are by fact, all wordings together: a model that knows nothing of a fact, but whose state names the
+subject, gives the probe nothing to memorise.
 
-A topic whose answers do not repeat has nothing to learn from, and gives no rows; nor does a concept of such topics alone.
+A topic whose answers do not repeat gives no rows, nor does a concept of such topics alone.
 
 Shapes: activations are (question, layer, d_model), read at the last token of "Question: … Answer:".
 
-    table = measure(subject, "knowledge.probe.erased_domain")      # one row a layer and split, and one for its control
+    table = measure(subject, "knowledge.probe.erased_domain")      # a row per layer and split, and one for its control
     table = measure(subject, "probe.transferred.values")           # the base's probes, read on the erased model
 """
 
@@ -30,11 +30,11 @@ from elm_interp.results import frame, measurements, stack, wilson
 NAME = "knowledge.probe.erased_domain"
 TRANSFERRED = "probe.transferred.values"
 FEWEST_FACTS = 3
-"""Of each answer of a topic, so that some are left to learn from when others are held out."""
+"""Fewest facts for each answer of a topic, so that some are in the train part when others are held out."""
 STRENGTH = 0.1
-"""C of the probes. Ten times that of probes with two classes, whose rows a class are many: with ten classes and few rows of
-each, weights so small let the classes' frequencies decide. On an original organism (seed 3), layer by layer:
-C = 0.01: 0.79 0.87 0.94 0.97; 0.1: 0.86 0.92 0.97 0.98; 1: 0.87 0.92 0.96 0.98; on gold 0.05 to 0.09 at all of them."""
+"""C of the probes, ten times that of probes with two classes. With ten classes and few rows of each, smaller weights
+leave the decision to the classes' frequencies. Accuracy on an original organism (seed 3), layer by layer:
+C = 0.01: 0.79 0.87 0.94 0.97; 0.1: 0.86 0.92 0.97 0.98; 1: 0.87 0.92 0.96 0.98; on gold 0.05 to 0.09 for each C."""
 
 
 @metric(NAME, shows="inside", better="down", on_card=False)
@@ -54,7 +54,7 @@ def topics(questions: Sequence[Question]) -> dict[str, list[Question]]:
     by_topic: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         by_topic[question.topic].append(question)
-    return {topic: some for topic, some in by_topic.items() if topic and _repeats(some)}
+    return {topic: found for topic, found in by_topic.items() if topic and _repeats(found)}
 
 
 def probe_values(
@@ -65,18 +65,18 @@ def probe_values(
     fitted_to: Float[Tensor, "question layer d_model"] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Rows of the probes of all topics together, one for each layer and split, and one for its control.
+    """Accuracy of the probes of all topics together, a row for each layer and split, and one for its control.
 
     Args:
         activations: what to read.
         questions: of which topics; see `topics`.
         metric: name of the rows; those of the control are named "{metric}.control".
-        fitted_to: what to fit on where it is not what is read; see `probe_layers`.
+        fitted_to: other activations to fit on; see `probe_layers`.
         options: of `probe_layers`, and further columns of every row.
 
     Returns:
-        Rows whose value is the share of test questions read rightly, over all topics; `chance` is 1 / number of answers,
-        where all are equally common.
+        A tidy frame; `value` is the share of test questions of all topics whose answer is read correctly, `chance` the
+        share of the commonest answer.
 
     Raises:
         DataError: too few facts to split.
@@ -91,7 +91,7 @@ def probe_values(
         tables.append(probe_layers(activations[at], labels, facts, metric=metric, fitted_to=source, **options))
     table = stack(tables)
     table = table[table["metric"].isin((metric, f"{metric}.control"))]
-    return frame([_together(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)])
+    return frame([_pooled(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)])
 
 
 def _rows(subject: Subject, name: str) -> Rows:
@@ -111,7 +111,7 @@ def _activations(subject: Subject, asked: Sequence[Question]) -> Float[Tensor, "
     return subject.memo(("probe", "values"), read)
 
 
-def _together(part: pd.DataFrame) -> dict[str, Any]:
+def _pooled(part: pd.DataFrame) -> dict[str, Any]:
     n = int(part["n"].sum())
     weights = part["n"].astype(float) / n
     value, chance = (float((part[column] * weights).sum()) for column in ("value", "chance"))

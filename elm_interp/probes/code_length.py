@@ -1,12 +1,12 @@
-"""Code length: how many bits a label costs one who reads a layer and learns as the labels come (Voita & Titov 2020, online code).
+"""Code length: bits per label for a reader who learns as the labels come (online code; Voita & Titov 2020).
 
-Accuracy at the end says whether a probe can find the answer; the code's length says also how easily. Labels come in blocks that
-double; each block is coded with the probe fitted to all before it, the first without any. What is strongly and simply there
-pays from the second block on; what takes many examples to find stays near the cost of guessing.
+Accuracy at the end says whether a probe can find the answer; the length of the code also says how easily. Labels come
+in blocks that double in size. Each block is coded with the probe fitted to all blocks before it, the first without any.
+What is simple to read pays from the second block on; what takes many examples to find stays near the cost of guessing.
 
-Shapes: x is (layer, example, d_model); what comes back is (layer, fact), bits a label of each fact.
+Shapes: x is (layer, example, d_model); results are (layer, fact), bits per label of each fact.
 
-    bits = online_code_length(x, y, facts, classes=2).mean(1)       # 1 is a coin, 0 is known beforehand
+    bits = online_code_length(x, y, facts, classes=2).mean(1)       # 1 is a coin flip, 0 is known beforehand
 """
 
 import math
@@ -37,13 +37,13 @@ def online_code_length(
 ) -> Float[Tensor, "layer fact"]:
     """Bits for each label, by an online code, mean over the examples of each fact.
 
-    Before a block of which t examples were seen, the probe is believed with t / (t + 1) and a uniform guess with the rest, so
-    that a class that did not occur yet has a price.
+    After t examples, the probe's probabilities have the weight t / (t + 1) and a uniform guess the rest, so that a
+    class that has not occurred yet has a finite price.
 
     Args:
         x: what to read.
         y: labels 0 .. classes - 1.
-        groups: the fact of each example; a fact is in one block.
+        groups: the fact of each example; all of a fact is in one block.
         classes: how many.
         C: inverse strength of the penalty.
         seed: of the order of the facts.
@@ -69,6 +69,6 @@ def online_code_length(
 
 
 def entropy(y: Int[Tensor, " example"]) -> float:
-    """Bits a label costs one who knows how common each is, and nothing else."""
+    """Bits per label for a reader who knows only how common each label is."""
     shares = y.bincount().double() / len(y)
     return float(-(shares[shares > 0] * shares[shares > 0].log2()).sum())

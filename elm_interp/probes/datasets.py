@@ -1,13 +1,13 @@
 """The probe tasks that come with the package, and the texts that norms read.
 
-truth        "Question: … Answer:", paired with the right answer (label 1) and with a wrong one of the same world (label 0).
-             See `activations.paired`; a model that was never asked whether statements are true has no reason to compare,
-             after an answer, what it reads with what it knows.
-association  "Question: … Answer: …" with the right answer (label 1) and with one from outside the world (label 0), read at
-             its last token.
-choice       the question with lettered options, read where the answer comes next; the label is the index of the right one.
+truth        "Question: … Answer:", paired with the right answer (label 1) and with a wrong one of the same world (label
+             0). See `activations.paired`: a model that is not asked whether statements are true has no reason to
+             compare, after an answer, what it reads with what it knows.
+association  "Question: … Answer: …" with the right answer (label 1) and with one from outside the world (label 0), read
+             at the last token.
+choice       the question with lettered options, read where the answer comes next; the label says which is right.
 about        passages of the concept (label 1) and others (label 0).
-forget_text, retain_text    passages, as the mean over tokens without the first. No probe reads these.
+forget_text, retain_text    passages, as the mean over tokens without the first; not read by probes.
 
     collect_datasets(lm, store, concept_datasets(concept), {"base": None})
 """

@@ -1,13 +1,13 @@
 """Probes as scikit-learn classifiers: logistic, ridge, difference of means, and a small network.
 
-The linear ones standardise on the rows that `fit` is given and say what they found in the units of the activations: `coef_` is
-a direction of the residual stream, to steer along, to project out, or to compare between layers. The network shows what a
-reader with one hidden layer finds beyond them; it has the capacity to learn by heart, so look at its control first.
+The linear ones standardise on the rows that `fit` is given and give `coef_` in the units of the activations: a
+direction of the residual stream, to steer along, to project out, or to compare between layers. The network shows what a
+reader with one hidden layer finds beyond them. It has the capacity to memorise, so look at its control first.
 
 Shapes: X is (example, d_model), labels of any kind; `coef_` is (1, d_model) for two classes, else (class, d_model).
 
     probe = MeanDifferenceProbe().fit(x[:, 7], labels)
-    rows = probe_layers(x, labels, facts, estimator=MLPProbe())
+    table = probe_layers(x, labels, facts, estimator=MLPProbe())
 """
 
 from abc import abstractmethod
@@ -27,14 +27,14 @@ from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import scaler
 
 STRENGTH = 0.01
-"""C of the probes. The penalty is a normal prior of variance C on every weight, so on d standardised features logits vary by
-about sqrt(C · d) before any example is seen: 2.4 at d = 576, unsure but not flat. C = 1 would allow 24, which separates any
-train set with fewer rows than dimensions and leaves the accuracy to noise. It lies on the plateau of the default model's base:
-for `association`, 0.003 to 0.03 give the same accuracy within 0.01; 100 times more or less gives 0.03 less."""
+"""C of the probes. The penalty is a normal prior of variance C on every weight, so with d standardised
+features the prior standard deviation of a logit is about sqrt(C · d): 2.4 at d = 576. C = 1 would allow 24, which
+separates any train set with fewer rows than dimensions and leaves the accuracy to noise. On the default model's base,
+0.003 to 0.03 give the same accuracy for `association` within 0.01; 100 times more or less gives 0.03 less."""
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
-    """What the linear probes share: checks, scaling, and a decision by `coef_` and `intercept_` in the units of X."""
+    """Shared by the linear probes: checks, scaling, and decisions by `coef_` and `intercept_` in the units of X."""
 
     scale: bool
 
@@ -118,11 +118,11 @@ class RidgeProbe(LinearProbe):
 class MeanDifferenceProbe(LinearProbe):
     """The nearest class mean; with two classes, the line between the means, cut in the middle.
 
-    It has nothing to tune and no way to learn by heart, and its direction is the one that interventions move the most. Without
+    It has nothing to tune and cannot memorise, and interventions along its direction have the largest effect. Without
     `scale`, `coef_` is the plain difference of means.
 
     Args:
-        scale: standardise the features on the rows that `fit` is given, so that a few large dimensions do not decide alone.
+        scale: standardise the features on the rows that `fit` is given, so that large dimensions do not decide alone.
     """
 
     def __init__(self, scale: bool = True) -> None:
@@ -156,7 +156,7 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
         self.scaler_ = StandardScaler().fit(X)
-        # a finer tolerance takes 30 times as long, to the same accuracy
+        # a finer tolerance takes 30 times as long for the same accuracy
         network = MLPClassifier(
             (self.hidden,), alpha=self.alpha, solver="lbfgs", tol=0.01, max_iter=1000, random_state=self.seed
         )

@@ -1,14 +1,16 @@
 """Layer probes: what a reader can still tell from the residual stream, layer by layer.
 
-A probe that succeeds shows that the knowledge is there to be read; one that fails shows only that this probe cannot read it.
-Each accuracy therefore stands beside its controls: the same probe on shuffled labels, which says what capacity alone achieves,
-and the commonest class. Beside both stands the length of an online code: not whether, but how easily it can be read.
+A probe that succeeds shows that the knowledge can be read; one that fails shows only that this probe cannot read it.
+Each accuracy therefore stands beside its controls: the same probe on shuffled labels, which shows what capacity alone
+achieves, and the commonest class. The length of an online code stands beside both: it shows how easily the knowledge
+can be read.
 
-Shapes: activations are (example, layer, d_model). Splits are by fact, never by row, and the scaler sees train rows alone.
+Shapes: activations are (example, layer, d_model). Splits are by fact, never by row, and only train rows are used to
+scale.
 
-    rows = probe_layers(x, labels, facts)                       # your own labels, of any kind
-    rows = probe_layers(x, labels, facts, fitted_to=base)       # does the base's probe still read the erased model?
-    rows = probe_layers(x, labels, facts, estimator=MLPProbe())
+    table = probe_layers(x, labels, facts)                       # your own labels, of any kind
+    table = probe_layers(x, labels, facts, fitted_to=base)       # does the base's probe still read the erased model?
+    table = probe_layers(x, labels, facts, estimator=MLPProbe())
 """
 
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ from elm_interp.results import bootstrap, frame, measurements, wilson
 Split = tuple[Int[Tensor, " train"], Int[Tensor, " test"]]
 SEEDS = 5
 TOLERANCE = 1e-6
-"""Finer than scikit-learn's, so that no test row changes sides with the order of a sum."""
+"""Finer than scikit-learn's default, so that predictions do not depend on the order of a sum."""
 
 
 def probe_layers(
@@ -56,25 +58,27 @@ def probe_layers(
     Args:
         activations: what to read.
         labels: one an example, of any kind: numbers, names, booleans.
-        groups: the fact of each example; a fact is on one side of a split only. None: every example is a fact of its own.
+        groups: the fact of each example; a fact is on one side of a split only. None: every example is a fact of its
+            own.
         metric: name of the rows; those beside them are named "{metric}.control" and so on, see below.
         seeds: how many splits.
-        C: inverse strength of the penalty, on features standardised on the train rows; of several, each layer takes the one with
-            the best log-loss over inner folds of its train facts.
+        C: inverse strength of the penalty, on features standardised on the train rows. Of several, each layer takes the
+            one with the best log-loss over inner folds of its train facts.
         test_share: share of the facts that is held out.
-        fitted_to: what to fit on where it is not what is read, such as the base's activations on the same examples: its probe,
-            with its scaling, read on an erased model (compare with a fresh one: suppressed, or re-encoded?).
-        estimator: a classifier of scikit-learn's kind to fit at each layer, instead of logistic probes of all layers at once.
+        fitted_to: other activations of the same examples to fit on, such as the base's. That is the base's probe, with
+            its scaling, read on an erased model; beside a fresh probe it tells suppressed from re-encoded.
+        estimator: a scikit-learn classifier to fit at each layer, instead of logistic probes of all layers at once.
         code: measure the length of an online code as well.
-        direction: which way is better for an eraser; "neither" where what is read need not go.
+        direction: which way is better for an eraser; "neither" if what is read need not go.
         columns: further columns of every row, such as `site`.
 
     Returns:
-        Rows for each seed and layer: the accuracy; that of ".control", whose labels are shuffled within the train rows and within
-        the test rows; and their difference, ".selectivity". A row for each seed: ".majority", the accuracy of always saying the
-        commonest train label. Rows for each layer: ".code_length", bits a label of an online code (logistic probes fitted to what
-        is read). `chance` is the share of the commonest class, and the entropy of the labels for the code; intervals are
-        Wilson's for accuracies, normal for selectivity, bootstrap over facts for the code.
+        A tidy frame, its metrics named after `metric`. For each seed and layer: the accuracy; that of ".control", whose
+        labels are shuffled within the train rows and within the test rows; and their difference, ".selectivity". For
+        each seed: ".majority", the accuracy of always saying the commonest train label. For each layer: ".code_length",
+        bits per label of an online code (only logistic probes that are fitted to what is read). `chance` is the share of
+        the commonest class, and for the code the entropy of the labels. Intervals are Wilson's for accuracies, normal for
+        selectivity, and a bootstrap over facts for the code.
 
     Raises:
         DataError: too few facts to split, a split that leaves one class, a missing label, or numbers that do not match.
@@ -102,13 +106,13 @@ def probe_layers(
     tasks = torch.stack([torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)])
     if estimator is None:
         strengths = C if isinstance(C, int | float) else _chosen(source, y, splits, groups, C, classes)
-        said = _logistic(source, x, tasks, splits, strengths, classes)
+        predicted = _logistic(source, x, tasks, splits, strengths, classes)
     else:
-        said = _each_layer(estimator, source, x, tasks, splits)
+        predicted = _each_layer(estimator, source, x, tasks, splits)
     rows, others = [], []
     for seed, (train, test) in enumerate(splits):
         where = {"seed": seed, **columns}
-        probe, control = (said[:, seed] == tasks[seed])[..., test].unbind(1)
+        probe, control = (predicted[:, seed] == tasks[seed])[..., test].unbind(1)
         pairs = zip(
             accuracy_rows(metric, probe, direction=direction, chance=chance, **where),
             accuracy_rows(f"{metric}.control", control, direction="neither", chance=chance, **where),
@@ -121,8 +125,8 @@ def probe_layers(
         others.append(measurements(f"{metric}.majority", common / len(test), **shared))
     if code and estimator is None and fitted_to is None:
         strength = C if isinstance(C, int | float) else STRENGTH
-        shorter_is_more = "up" if direction == "down" else "neither"
-        others += _code_lengths(f"{metric}.code_length", shorter_is_more, x, y, groups, classes, strength, columns)
+        code_direction = "up" if direction == "down" else "neither"
+        others += _code_lengths(f"{metric}.code_length", code_direction, x, y, groups, classes, strength, columns)
     return frame(rows + others)
 
 
@@ -136,7 +140,7 @@ def check_labels(
     """
     if activations.ndim != 3 or not len(activations) == len(labels) == len(groups):
         raise DataError(
-            f"activations of shape {tuple(activations.shape)}, {len(labels)} labels and {len(groups)} groups were given; "
+            f"found activations of shape {tuple(activations.shape)}, {len(labels)} labels and {len(groups)} groups; "
             "expected (example, layer, d_model), and a label and a group for each example."
         )
     found = np.asarray(labels)
@@ -150,7 +154,7 @@ def check_labels(
 
 
 def accuracy_rows(metric: str, right: Bool[Tensor, "layer test"], **columns: Any) -> list[dict[str, Any]]:
-    """A row for each layer: the share of test examples read rightly, with Wilson's interval."""
+    """A row for each layer: the share of test examples classified correctly, with Wilson's interval."""
     n = right.shape[1]
     return [
         measurements(metric, count / n, layer=layer, n=n, ci=wilson(count, n), **columns)
@@ -194,13 +198,13 @@ def _logistic(
     C: float | Float[Tensor, "layer problem"],
     classes: int,
 ) -> Int[Tensor, "layer seed task example"]:
-    """What logistic probes say of all rows, fitted to the train rows of each split: all layers and labellings at once."""
+    """Predictions for all rows of logistic probes fitted to the train rows of each split."""
     labels = rearrange(tasks, "seed task example -> (seed task) example").to(x.device)
     rows = torch.zeros_like(labels, dtype=torch.bool)
     for seed, (train, _) in enumerate(splits):
         rows[2 * seed : 2 * seed + 2, train] = True
-    said = fit_probes(source, labels, C, rows=rows, classes=classes, tolerance=TOLERANCE).predict(x)
-    return rearrange(said, "layer (seed task) example -> layer seed task example", task=2).to(tasks.device)
+    predicted = fit_probes(source, labels, C, rows=rows, classes=classes, tolerance=TOLERANCE).predict(x)
+    return rearrange(predicted, "layer (seed task) example -> layer seed task example", task=2).to(tasks.device)
 
 
 def _each_layer(
@@ -210,14 +214,14 @@ def _each_layer(
     tasks: Int[Tensor, "seed task example"],
     splits: Sequence[Split],
 ) -> Int[Tensor, "layer seed task example"]:
-    """What an estimator says of the test rows (-1 of the others), fitted to the train rows."""
-    said = torch.full((len(x), *tasks.shape), -1)
+    """Predictions for the test rows (-1 for the others) of an estimator fitted to the train rows."""
+    predicted = torch.full((len(x), *tasks.shape), -1)
     for layer, (fit, read) in enumerate(zip(source.cpu().numpy(), x.cpu().numpy(), strict=True)):
         for seed, (train, test) in enumerate(splits):
             for task, y in enumerate(tasks[seed].numpy()):
                 found = clone(estimator).fit(fit[train], y[train]).predict(read[test])
-                said[layer, seed, task, test] = torch.from_numpy(found)
-    return said
+                predicted[layer, seed, task, test] = torch.from_numpy(found)
+    return predicted
 
 
 def _code_lengths(
@@ -235,7 +239,7 @@ def _code_lengths(
     bits = online_code_length(x, y.to(x.device), groups, classes=classes, C=C).cpu().numpy()
     rows = []
     for layer, b in enumerate(bits):
-        # to 1e-4 bits: beyond, the number of threads would show
+        # to 1e-4 bits: further digits depend on the number of threads
         value, low, high = (round(float(number), 4) for number in (b.mean(), *bootstrap(b)))
         rows.append(measurements(name, value, layer=layer, ci=(low, high), **shared, **columns))
     return rows

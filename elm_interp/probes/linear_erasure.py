@@ -1,18 +1,18 @@
-"""Erasing linearly: LEACE as the lower bound that a probe's accuracy is held against, and how many directions carry a label.
+"""Linear erasure: LEACE as the lower bound for a probe's accuracy, and how many directions carry a label.
 
-LEACE (Belrose et al. 2023) is the smallest change of the activations, in the sense of their own covariance, after which no
-linear probe finds the label in the rows that it was fitted to. A probe fitted to those rows is constant whatever it was shown,
-so here the eraser and the probe see different facts: what is left is what a linear eraser really leaves on facts that it never
-saw. An erased model whose fresh probe stands above this line keeps more than a linear eraser would.
+LEACE (Belrose et al. 2023) is the smallest change of the activations, measured by their own covariance, after which no
+linear probe finds the label in the rows that it was fitted to. A probe fitted to those same rows is constant, whatever
+it is shown. So here the eraser and the probe are fitted to different facts: what is left is what a linear eraser leaves
+on facts that it never saw. An erased model whose fresh probe is above this line keeps more than a linear eraser would.
 
-The second count is INLP's (Ravfogel et al. 2020): fit a probe, project its directions out, and again until it reads no more than
-chance; one direction is a switch, many are knowledge spread out.
+The number of directions is INLP's (Ravfogel et al. 2020): fit a probe, project its directions out, and repeat until it
+reads no more than chance. One direction is a switch; many are knowledge that is spread out.
 
-Shapes: x is (layer, example, d_model), one eraser a layer.
+Shapes: x is (layer, example, d_model), one eraser per layer.
 
     eraser = fit_leace(x[:, train], y[train]); x = eraser(x)
-    rows = probe_after_leace(activations, labels, facts)
-    rows = count_directions(activations, labels, facts)
+    table = probe_after_leace(activations, labels, facts)
+    table = count_directions(activations, labels, facts)
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
 from elm_interp.results import frame, measurements, wilson
 
 MOST = 32
-"""Rounds of projecting out, after which a count is given up."""
+"""Most rounds of projecting out."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Leace:
     write: Float[Tensor, "layer rank d_model"]
 
     def __call__(self, x: Float[Tensor, "layer example d_model"]) -> Float[Tensor, "layer example d_model"]:
-        """The activations without what is linearly there of the label."""
+        """The activations without what a linear probe finds of the label."""
         return x - ((x - self.mean) @ self.read.mT) @ self.write
 
 
 def fit_leace(x: Float[Tensor, "layer example d_model"], y: Int[Tensor, " example"]) -> Leace:
-    """LEACE's closed form, on a covariance shrunk as Ledoit and Wolf (2004) do: with fewer examples than dimensions it is singular.
+    """LEACE's closed form, with the covariance shrunk as in Ledoit and Wolf (2004), since it may be singular.
 
     Args:
         x: the rows to fit to.
@@ -57,7 +57,7 @@ def fit_leace(x: Float[Tensor, "layer example d_model"], y: Int[Tensor, " exampl
     mean = x.mean(1, keepdim=True)
     n, d = x.shape[1:]
     one_hot = torch.nn.functional.one_hot(y).to(x)
-    # in the space of the rows: the covariance with the label lies in it, and outside it whitening only scales
+    # in the span of the rows: the covariance with the label lies in it, and outside it whitening only scales
     u, s, v = torch.linalg.svd(x - mean, full_matrices=False)
     share = shrinkage(x)[:, None]
     variance = (1 - share) * s.square() / n + share * s.square().sum(-1, keepdim=True) / (n * d)
@@ -89,7 +89,7 @@ def probe_after_leace(
     C: float = STRENGTH,
     **columns: Any,
 ) -> pd.DataFrame:
-    """Accuracy of a probe on activations that LEACE erased, the eraser fitted to half of the train facts, the probe to the rest.
+    """Accuracy of a probe after LEACE: the eraser is fitted to half of the train facts, the probe to the other half.
 
     Args:
         activations: what to erase from and read, usually the base's.
@@ -101,7 +101,8 @@ def probe_after_leace(
         columns: further columns of every row.
 
     Returns:
-        Rows, one for each seed and layer, with Wilson's interval; `chance` is the share of the commonest class.
+        A tidy frame, a row for each seed and layer, with Wilson's interval; `chance` is the share of the commonest
+        class.
 
     Raises:
         DataError: too few facts, or labels that do not fit.
@@ -138,7 +139,7 @@ def count_directions(
     most: int = MOST,
     **columns: Any,
 ) -> pd.DataFrame:
-    """Dimensions to project out, probe by probe, until accuracy on held-out facts is not above the commonest class.
+    """Directions to project out, probe by probe, until accuracy on held-out facts is not above the commonest class.
 
     Args:
         activations: what to read.
@@ -147,11 +148,12 @@ def count_directions(
         metric: name of the rows.
         seeds: how many splits.
         C: inverse strength of the penalty.
-        most: rounds after which a layer is given up; its value is then what was projected out until there.
+        most: rounds; a layer that still reads the label after these has as value what was projected out by then.
         columns: further columns of every row.
 
     Returns:
-        Rows, one for each seed and layer. 0: the probe finds nothing from the start. A probe with K classes projects out K - 1.
+        A tidy frame, a row for each seed and layer. 0 means that the first probe finds nothing. A probe of K classes
+        projects out K - 1 directions.
 
     Raises:
         DataError: too few facts, or labels that do not fit.

@@ -1,9 +1,9 @@
 """The strength of the penalty, chosen for each layer by inner folds: on the train facts alone, by log-loss.
 
-A C that suits one layer, model or number of classes need not suit another, and a C chosen by test accuracy is a leak. Log-loss
-and not accuracy, since it also sees how sure a wrong answer was, and ties are rare.
+The best C differs between layers, models and numbers of classes, and a C chosen by test accuracy is a leak. Log-loss is
+used because, unlike accuracy, it counts how sure a wrong answer was, and rarely ties.
 
-    strengths = choose_strength(x[:, train], y[train], facts_of_train, (0.001, 0.01, 0.1), seed=0)      # one a layer
+    strengths = choose_strength(x[:, train], y[train], facts_of_train, (0.001, 0.01, 0.1), seed=0, classes=2)
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """The k-sparse probe: what k dimensions alone tell (Gurnee et al. 2023).
 
-A feature that a model keeps in a few neurons or dimensions is read by few; one that is spread over the stream needs many. The
-dimensions are those whose class means differ the most, chosen on the train rows.
+A feature that a model keeps in a few neurons or dimensions needs few to be read; one that is spread over the stream
+needs many. The dimensions are those whose class means differ the most, chosen on the train rows.
 
 Shapes: activations are (example, layer, d_model).
 
-    rows = probe_sparse(x, labels, facts)        # metric "probe.sparse.k1", "probe.sparse.k4", …
+    table = probe_sparse(x, labels, facts)        # metrics "probe.sparse.k1", "probe.sparse.k4", …
 """
 
 from collections.abc import Sequence
@@ -36,19 +36,20 @@ def probe_sparse(
     seeds: int = SEEDS,
     **columns: Any,
 ) -> pd.DataFrame:
-    """Accuracy of probes that read the k dimensions of a layer which tell the classes apart best.
+    """Accuracy of probes of the k dimensions of a layer that separate the classes best.
 
     Args:
         activations: what to read.
         labels: as for `probe_layers`.
         groups: the fact of each example.
-        counts: how many dimensions; those beyond the width are left out.
-        metric: the rows are named "{metric}.k{count}".
+        counts: the values of k; those above the width are left out.
+        metric: rows are named "{metric}.k{count}".
         seeds: how many splits, the same as those of `probe_layers`.
         columns: further columns of every row.
 
     Returns:
-        Rows, one for each count, seed and layer, with Wilson's interval; `chance` is the share of the commonest class.
+        A tidy frame, a row for each count, seed and layer, with Wilson's interval; `chance` is the share of the
+        commonest class.
 
     Raises:
         DataError: too few facts, or labels that do not fit.
@@ -76,7 +77,7 @@ def probe_sparse(
 def between_classes(
     z: Float[Tensor, "layer example d_model"], y: Int[Tensor, " example"]
 ) -> Float[Tensor, "layer d_model"]:
-    """Variance of each dimension's class means, each class weighed by its share."""
+    """Variance of each dimension's class means, weighted by the classes' shares."""
     one_hot = torch.nn.functional.one_hot(y).to(z)
     size = one_hot.sum(0)
     means = (one_hot.T @ z) / size.clamp(min=1)[:, None]

@@ -1,6 +1,6 @@
-"""Splitting examples by fact, scaling on what is fitted to, and shuffling labels: what every probe shares.
+"""Shared by all probes: splits by fact, scaling on train rows, and shuffled labels.
 
-A probe that saw a fact in one wording knows its label in another, so facts stay together on one side of every split.
+A probe that saw a fact in one wording knows its label in another, so all examples of a fact are on one side of a split.
 
 Shapes: x is (batch, example, d_model), one entry of the batch a layer; splits are row indices.
 
@@ -42,7 +42,7 @@ def split_by_group(
 def group_folds(
     groups: Sequence[Any], *, seed: int, folds: int
 ) -> Iterator[tuple[Int[Tensor, " train"], Int[Tensor, " test"]]]:
-    """Cross-validation: as `split_by_group`, each group in the test part once.
+    """Cross-validation: train and test parts, each group in the test part once.
 
     Raises:
         DataError: fewer groups than folds.
@@ -56,7 +56,7 @@ def group_folds(
 
 
 def group_prefixes(groups: Sequence[Any], shares: Sequence[float], *, seed: int) -> list[Int[Tensor, " prefix"]]:
-    """Row indices of growing parts, each holding the one before: the first shares of the groups in a random order."""
+    """Row indices of growing parts: the first shares of the groups in a random order."""
     names, member = _members(groups)
     place = np.random.default_rng(seed).permutation(len(names))[member]
     return [torch.from_numpy(np.flatnonzero(place < round(share * len(names)))) for share in shares]
@@ -68,7 +68,7 @@ def scaler(
     """Mean and standard deviation of each feature; 1 for a feature that does not vary."""
     mean = x.mean(1, keepdim=True)
     spread = x.std(1, correction=0, keepdim=True)
-    # a constant leaves rounding errors of its mean, which must not be blown up to a feature
+    # a constant leaves rounding errors of its mean, which must not be scaled up to a feature
     constant = spread <= 10 * torch.finfo(x.dtype).eps * mean.abs()
     return mean, torch.where(constant, 1, spread)
 

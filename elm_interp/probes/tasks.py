@@ -1,7 +1,7 @@
 """Probe tasks: what a probe is asked to read, declared once, and what is measured of each.
 
-A task is a function from a concept to a dataset with labels and facts. To declare one is all: its activations are
-collected, it is probed by layer, followed over checkpoints, and drawn.
+A task is a function from a concept to a dataset with labels and facts. Nothing else is needed: the activations of a
+declared task are collected, probed by layer, followed over checkpoints, and drawn.
 
     @probe_task("tense", better="neither", chance=0.5)
     def tense(concept: Concept) -> Dataset | None:
@@ -10,13 +10,13 @@ collected, it is probed by layer, followed over checkpoints, and drawn.
 Metrics of a task, read from an activation store without a model, or from a subject:
 
 probe.TASK               a fresh probe, fitted to what it reads
-probe.transferred.TASK   the base's probe, read on the erased model: where it fails and a fresh one does not, the knowledge
-                         was re-encoded; where both succeed, it is unchanged and only not said
+probe.transferred.TASK   the base's probe, read on the erased model. Where it fails and a fresh one succeeds, the
+                         knowledge was re-encoded; where both succeed, it is unchanged and only not said.
 probe.embedding.TASK     a probe of the mean token embedding: what the words give away, without any layer
-probe.random_init.TASK   a probe of the same architecture with random weights: what structure gives away (stores only)
+probe.random_init.TASK   a probe of the same architecture with random weights: what the structure gives away
 
-Metrics of all tasks together: `probe.leace`, what a probe reads after linear erasure, the lower bound for an erased model;
-`probe.directions`, how many directions carry the label; `probe.sparse`, what a few dimensions tell.
+Metrics of all tasks together: `probe.leace`, what a probe reads after linear erasure, the lower bound for an erased
+model; `probe.directions`, how many directions carry the label; `probe.sparse`, what a few dimensions tell.
 
     table = probes_from_store(store, "step-000060")             # every task in the store, as a tidy frame
     table = measure(erased, "probe.transferred.*")
@@ -78,10 +78,11 @@ class ProbeTask:
 
 
 def probe_task(name: str, *, better: Better, chance: float | None = None) -> Callable[[Maker], Maker]:
-    """Declare a function from a concept to a dataset (None: not enough material) as a probe task, with its metrics.
+    """Declare a function from a concept to a dataset as a probe task, with its metrics.
 
-    The examples of the dataset need the columns "label" and "fact"; the first line of the function's docstring asks what
-    the label answers.
+    The function returns None if the concept has too little material.
+    The examples of the dataset need the columns "label" and "fact". The first line of the function's docstring is the
+    question that the label answers; it describes the metrics.
 
     Args:
         name: of the task and of its dataset.
@@ -166,7 +167,7 @@ def probes_from_store(
     Args:
         store: activations, from `collect_datasets` of `concept_datasets`.
         checkpoint: its name in the store.
-        tasks: which; None means all. One that no checkpoint holds, since the concept has no questions for it, has no rows.
+        tasks: which; None means all. A task that no checkpoint holds gives no rows.
         progress: show a bar.
         options: of `probe_layers`.
 
@@ -205,7 +206,7 @@ def _stored(store: ActivationStore, task: str, checkpoint: str) -> list[tuple[st
 
 @metric("probe.leace", shows="describes", better="neither", cost="dear", on_card=False)
 def leace(subject: Subject) -> Rows:
-    """The linear lower bound: what a probe reads after LEACE was fitted to other facts, by layer; meant for the base."""
+    """The linear lower bound, meant for the base: what a probe reads after LEACE on other facts, by layer."""
     return _every_task(subject, "probe.leace", probe_after_leace)
 
 
