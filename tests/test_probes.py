@@ -4,7 +4,8 @@ import torch
 from disturbed import random_adapter
 from sklearn.linear_model import LogisticRegression
 
-from elm_interp.activations import ActivationStore, collect_datasets
+from elm_interp import metrics
+from elm_interp.activations import ActivationStore, Dataset, collect_datasets
 from elm_interp.errors import DataError, UnknownNameError
 from elm_interp.metrics import Subject, measure
 from elm_interp.probes import (
@@ -17,10 +18,12 @@ from elm_interp.probes import (
     fit_probes,
     online_code_length,
     probe_layers,
+    probe_task,
     probes_from_store,
     split_by_group,
 )
 from elm_interp.probes.splits import group_folds
+from elm_interp.registry import METRICS
 from elm_interp.runs.progression import follow_metrics
 
 
@@ -279,7 +282,7 @@ def test_the_base_in_a_store_has_its_baselines(tiny_lm, tiny_concept, tmp_path):
     collect_baselines(tiny_lm, store, datasets)
     table = probes_from_store(store, "base")
     assert table[table["metric"].isin(without["metric"])].reset_index(drop=True).equals(without)
-    # words alone: as the metric, which reads them itself; never trained: every layer, and not what the base's layers give
+    # words alone: as the metric, which reads them itself; random weights: every layer, and not what the base gives
     words = measure(Subject(tiny_lm, tiny_concept), "probe.embedding.truth").query("metric == 'probe.embedding.truth'")
     assert (
         table.loc[table["metric"].str.match(r"probe\.(embedding|random_init)|probe\.about"), "direction"] == "neither"
@@ -315,6 +318,74 @@ def test_a_task_without_questions_gives_no_rows_and_a_missing_checkpoint_is_name
         probes_from_store(store, "step-000010")
     with pytest.raises(UnknownNameError, match="'truth'"):
         probes_from_store(store, "base", ["thruth"])
+
+
+@pytest.fixture
+def task_of_ones_own(monkeypatch):
+    """A task that another distribution could declare; undone after the test."""
+    list(PROBE_TASKS)  # all others are declared
+    for registry in (PROBE_TASKS, METRICS):
+        for name in ("_found", "_origins"):
+            monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    monkeypatch.setattr("elm_interp.metrics._REGISTRY", dict(getattr(metrics, "_REGISTRY", {})), raising=False)
+
+    @probe_task("length", better="neither", chance=0.5)
+    def length(concept):
+        """Is the passage long?"""
+        passages = concept.passages("forget", "all") + concept.passages("retain", "all")
+        half = sorted(len(p.text) for p in passages)[len(passages) // 2]
+        rows = [{"id": p.id, "fact": p.id, "split": p.split, "label": len(p.text) > half} for p in passages]
+        return Dataset("any name", tuple(p.text for p in passages), pd.DataFrame(rows), "last")
+
+
+@pytest.mark.usefixtures("task_of_ones_own")
+def test_a_declared_task_is_collected_probed_and_followed(tiny_lm, tiny_concept, tmp_path):
+    datasets = concept_datasets(tiny_concept, PROBE_TASKS)
+    assert list(datasets) == ["truth", "association", "choice", "about", "length"]
+    adapter = random_adapter(tiny_lm, tmp_path / "adapter", seed=1)
+    states = {"base": None, "step-000010": adapter}
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), {"length": datasets["length"]}, states)
+    collect_baselines(tiny_lm, store, {"length": datasets["length"]})
+    found = [set(probes_from_store(store, name)["metric"].str.removesuffix(".control")) for name in states]
+    assert {"probe.length", "probe.embedding.length", "probe.random_init.length"} <= found[0]
+    assert {"probe.length", "probe.transferred.length"} <= found[1]
+    base = Subject(tiny_lm, tiny_concept)
+    table = follow_metrics([base, base.at(adapter, method="elm", step=10)], ["probe.length", "probe.*.length"])
+    assert set(table.loc[table["metric"] == "probe.length", "method"]) == {"base", "elm"}
+    assert "probe.transferred.length" in set(table["metric"])
+    assert table["direction"].eq("neither").any()
+
+
+def test_the_metrics_of_a_task_say_what_they_show_and_ask_the_question_of_the_task():
+    task = PROBE_TASKS["truth"]
+    assert (task.better, task.chance) == ("down", 0.5)
+    shown = {}
+    for one in metrics.metrics("probe.*"):
+        shown[one.name] = one.shows
+        assert one.on_card is False
+    assert shown["probe.truth"] == shown["probe.transferred.truth"] == "inside"
+    assert shown["probe.embedding.truth"] == shown["probe.about"] == shown["probe.transferred.about"] == "describes"
+    [one] = metrics.metrics("probe.transferred.truth")
+    assert one.needs_base
+    assert one.summary.startswith(
+        "Accuracy of the base's probe on unseen facts, by layer. Does the state before an answer"
+    )
+
+
+@pytest.mark.parametrize("change", [{"edits": {"blocks.1.hook_resid_post": abs}}, {"prompt": str.upper}])
+def test_a_changed_subject_never_reads_a_store(tiny_lm, tiny_concept, tmp_path, change):
+    datasets = concept_datasets(tiny_concept, ["truth"])
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
+    subject = Subject(tiny_lm, tiny_concept, store=store)
+    assert len(measure(subject, "probe.truth"))
+    subject = Subject(tiny_lm, tiny_concept, store=store)
+    for name, value in change.items():
+        setattr(subject, name, value)
+    read = []
+    tensor = store.tensor
+    store.tensor = lambda *args, **kwargs: read.append(args) or tensor(*args, **kwargs)
+    assert len(measure(subject, "probe.truth"))
+    assert not read
 
 
 def test_progression_is_every_subject_in_step_order(tiny_lm, tiny_concept, tmp_path):

@@ -28,7 +28,7 @@ from elm_interp.results import bootstrap, measurements
 
 PROTOCOL = "mean token norm, first token left out"
 OUTLIER = 10.0
-"""An outlier is this many times the median dimension. In small models a few dimensions are far above, the rest far below."""
+"""An outlier is this many times the median dimension; in small models a few are far above, all others far below."""
 
 
 @metric("norm.forget", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL, on_card=False)

@@ -76,9 +76,9 @@ def probe_layers(
         A tidy frame, its metrics named after `metric`. For each seed and layer: the accuracy; that of ".control", whose
         labels are shuffled within the train rows and within the test rows; and their difference, ".selectivity". For
         each seed: ".majority", the accuracy of always saying the commonest train label. For each layer: ".code_length",
-        bits per label of an online code (only logistic probes that are fitted to what is read). `chance` is the share of
-        the commonest class, and for the code the entropy of the labels. Intervals are Wilson's for accuracies, normal for
-        selectivity, and a bootstrap over facts for the code.
+        bits per label of an online code (only for logistic probes that are fitted to what is read). `chance` is the
+        share of the commonest class, and for the code the entropy of the labels. Intervals are Wilson's for accuracies,
+        normal for selectivity, and a bootstrap over facts for the code.
 
     Raises:
         DataError: too few facts to split, a split that leaves one class, a missing label, or numbers that do not match.

@@ -92,8 +92,8 @@ def fit_probes(
     """
     rows = torch.ones_like(y, dtype=torch.bool) if rows is None else rows
     if x.ndim != 3 or y.ndim > 2 or y.shape != rows.shape or y.shape[-1] != x.shape[1] or not x.numel() * y.numel():
-        found = f"{tuple(x.shape)}, {tuple(y.shape)} and {tuple(rows.shape)}"
-        raise ValueError(f"x must be (batch, example, d_model), y and rows ([problem,] example); found {found}.")
+        shapes = f"{tuple(x.shape)}, {tuple(y.shape)} and {tuple(rows.shape)}"
+        raise ValueError(f"x must be (batch, example, d_model), y and rows ([problem,] example); found {shapes}.")
     classes = max(int(y.max()) + 1, 2) if classes is None else classes
     strength = torch.as_tensor(C, dtype=torch.float64, device=x.device)
     _check(x, y, strength, classes, rows)
