@@ -246,7 +246,12 @@ def verdict(run: Folder, as_json: AsJson = False) -> None:
     print(json.dumps(found.to_dict(), indent=1) if as_json else found.to_text())
 
 
-def attack(run: Folder, name: str, metrics: tuple[str, ...] = ("innocence.*",), step: int | None = None) -> None:
+def attack(
+    run: Folder,
+    name: Annotated[str, tyro.conf.Positional],
+    metrics: tuple[str, ...] = ("innocence.*",),
+    step: int | None = None,
+) -> None:
     """Attack a checkpoint with an attack at its default settings, and print metrics before and after.
 
     Args:

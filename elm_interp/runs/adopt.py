@@ -1,6 +1,6 @@
 """A run of models that somebody else erased, without training.
 
-    run = adopt_models("runs/theirs", ["checkpoint-final"], base="zephyr/", concept="harry-potter")
+run = adopt_models("runs/theirs", ["checkpoint-final"], base="zephyr/", concept="harry-potter")
 """
 
 import re

@@ -1,7 +1,7 @@
 """What a run is asked to do, as plain data and back; everything that cannot work is named at once.
 
-    config = RunConfig.preset("smollm2-135m", concept="my_concept/")
-    config.check()      # reads the concept and the model's depth, loads no model
+config = RunConfig.preset("smollm2-135m", concept="my_concept/")
+config.check()      # reads the concept and the model's depth, loads no model
 """
 
 import json

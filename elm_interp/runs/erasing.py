@@ -1,8 +1,8 @@
 """Erase a concept in one call, from objects in memory: a loaded model and a concept.
 
-    lm = load_model("smollm2-135m")
-    run = erase_concept(lm, Concept("zorvex", forget=[...], retain=[...]), out="runs/zorvex", eta=10)
-    run.subject()
+lm = load_model("smollm2-135m")
+run = erase_concept(lm, Concept("zorvex", forget=[...], retain=[...]), out="runs/zorvex", eta=10)
+run.subject()
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """What an erasure will take, measured on a few passages and steps before it starts.
 
-    estimate_run(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
+estimate_run(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
 """
 
 import json

@@ -1,13 +1,13 @@
 """A run: the folder that is the only interface between stages.
 
-    runs/demo/
-      config.json      what was asked        manifest.json   what it ran on      metrics.jsonl   one line a step
-      checkpoints/     adapters              activations/    safetensors shards
-      results/         tidy frames           figures/, report.html
+runs/demo/
+  config.json      what was asked        manifest.json   what it ran on      metrics.jsonl   one line a step
+  checkpoints/     adapters              activations/    safetensors shards
+  results/         tidy frames           figures/, report.html
 
-    run = Run.open("runs/demo")
-    subject = run.subject()                 # the erased model, its base beside it
-    run.results("scorecard")                # a tidy frame
+run = Run.open("runs/demo")
+subject = run.subject()                 # the erased model, its base beside it
+run.results("scorecard")                # a tidy frame
 """
 
 import warnings
