@@ -2,7 +2,7 @@
 
     elm-interp run --out runs/demo                         # all stages, on the default model and concept
     elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
-    elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # somebody else's model, as a run
+    elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # a model that others erased
     elm-interp erase --out runs/y --method rmu --preset paper --model zephyr/ --steering 8
     elm-interp evaluate runs/x --questions my_questions.jsonl
     elm-interp summary runs/x --json
@@ -10,8 +10,7 @@
     elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
     elm-interp list                                        # every method, metric, figure … that is declared
 
-Flags of `run` and `erase` are the fields of `RunConfig`; `--method` and `--preset` set them all, then single flags change
-them.
+Flags of `run` and `erase` are the fields of `RunConfig`: `--method` and `--preset` set them all, single flags change one.
 """
 
 import json
@@ -24,7 +23,7 @@ import tyro
 
 from elm_interp import registry
 from elm_interp.errors import ConfigError
-from elm_interp.registry import ATTACKS, METHODS, ORGANISMS, Registry
+from elm_interp.registry import ATTACKS, ORGANISMS, Registry
 from elm_interp.runs.config import DEFAULT_METHOD, DEFAULT_MODEL, RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.training import NotFiniteError, UnmovedError

@@ -92,8 +92,8 @@ def measure_attack(
         progress: show bars.
 
     Returns:
-        Tidy rows; `method` is the subject's own before the attack and "METHOD+ATTACK" after, whose `protocol` ends in the
-        hash of the attack's settings.
+        Tidy rows; `method` is the subject's own before the attack and "METHOD+ATTACK" after it, where `protocol` ends
+        in the hash of the attack's settings.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     before = measure(subject, patterns, progress=progress)

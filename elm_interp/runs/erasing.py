@@ -41,7 +41,7 @@ def erase_concept(
         settings: settings of the method, its adapter or the training by name, such as `eta=10, rank=8, steps=60`.
 
     Returns:
-        The run, trained; `run_stage(run, "evaluate")` and so on go on from here. Open it later by `Run.open(out, lm=lm)`.
+        The trained run; `run_stage(run, "evaluate")` measures it, `Run.open(out, lm=lm)` opens it later.
 
     Raises:
         ConfigError: settings that cannot work, all listed; nothing is written then.

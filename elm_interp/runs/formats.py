@@ -54,7 +54,7 @@ def _from_format_1(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _elm_of(objective: dict[str, Any]) -> str:
-    """The class that ELM's settings of format 1 need; settings of the other class at their neutral value are dropped."""
+    """Name of the ELM class that settings of format 1 need; neutral settings of the other class are dropped."""
     plain, released = METHODS["elm"], METHODS["elm-released"]
     own = {f.name for f in fields(plain)}
     neutral = released()
