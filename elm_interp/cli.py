@@ -1,16 +1,14 @@
 """The command line: every stage by name, in the words of the Python API.
 
-    elm-interp run --out runs/demo                         # all stages, on the default model and concept
-    elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
-    elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # a model that others erased
-    elm-interp erase --out runs/y --method rmu --preset paper --model zephyr/ --steering 8
-    elm-interp evaluate runs/x --questions my_questions.jsonl
-    elm-interp summary runs/x --json
-    elm-interp verdict runs/x                              # is it gone, or only hidden?
-    elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
-    elm-interp list                                        # every method, metric, figure … that is declared
-
-Flags of `run` and `erase` are the fields of `RunConfig`: `--method` and `--preset` set them all, single flags change one.
+elm-interp run --out runs/demo                         # all stages, on the default model and concept
+elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
+elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # a model that others erased
+elm-interp erase --out runs/y --method rmu --preset paper --model zephyr/ --steering 8
+elm-interp evaluate runs/x --questions my_questions.jsonl
+elm-interp summary runs/x --json
+elm-interp verdict runs/x                              # is it gone, or only hidden?
+elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
+elm-interp list                                        # every method, metric, figure, attack … declared
 """
 
 import json

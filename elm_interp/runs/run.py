@@ -304,7 +304,9 @@ class Run:
             write_json(self.folder / "manifest.json", about | surroundings())
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}: {'; '.join(f'{name} {said}' for name, said in self._about().items())})"
+        about = self._about()
+        said = f"{about['method']} on {about['model']}, concept {about['concept']}, {about['checkpoints']}"
+        return f"Run({str(self.folder)!r}: {said}; results: {about['results']})"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{name}</th><td>{escape(said)}</td></tr>" for name, said in self._about().items())
@@ -313,12 +315,13 @@ class Run:
     def _about(self) -> dict[str, str]:
         steps = [c.step for c in list_checkpoints(self.folder / "checkpoints")]
         made = sorted(p.stem for p in (self.folder / "results").glob("*.parquet"))
-        done = f"{', '.join(map(str, steps))} of {self.config.training.steps}" if steps else "none"
         return {
             "method": self.method,
             "model": self.config.model,
             "concept": self.config.concept,
-            "checkpoints": done,
+            "checkpoints": f"steps {steps[0]}-{steps[-1]} of {self.config.training.steps}"
+            if steps
+            else "no checkpoint",
             "results": ", ".join(made) or "none",
         }
 
