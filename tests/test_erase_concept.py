@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elm_interp.data import Concept
-from elm_interp.errors import ConfigError, RunFolderError
+from elm_interp.errors import ConfigError, RunFolderError, UnknownNameError
 from elm_interp.registry import METHODS
 from elm_interp.runs import Run, RunConfig, erase_concept, run_stage
 from elm_interp.training import Adapter, Objective, Preset, method
@@ -73,7 +73,7 @@ def test_a_model_that_exists_in_memory_only_can_be_erased(tiny_lm, tiny_concept,
 
 
 def test_unknown_settings_give_the_closest_and_write_nothing(tiny_lm, tiny_concept, tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown setting 'ranc'.*Did you mean 'rank'"):
+    with pytest.raises(UnknownNameError, match=r"'ranc'.*Did you mean 'rank'"):
         erase_concept(tiny_lm, tiny_concept, out=tmp_path / "x", ranc=3)
     with pytest.raises(ConfigError, match="layers go to 9"):
         erase_concept(tiny_lm, tiny_concept, preset="paper", out=tmp_path / "x", layers=(9,))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_type_hints
 
 from elm_interp.data import Concept, load_concept
-from elm_interp.errors import ConfigError, closest, raise_all
+from elm_interp.errors import ConfigError, raise_all
 from elm_interp.models.loading import model_depth, resolve_device, resolve_dtype
 from elm_interp.registry import METHODS
 from elm_interp.training import Objective, Training
@@ -48,8 +48,7 @@ class RunConfig:
                 (`eta=10, rank=8, steps=60`).
 
         Raises:
-            UnknownNameError: no such method or preset; with the closest.
-            ConfigError: a setting that none of the three has.
+            UnknownNameError: no such method, preset or setting; with the closest.
         """
         kind = METHODS[method]
         name = preset_for(values.get("model", DEFAULT_MODEL), method) if name is None else name
@@ -65,18 +64,12 @@ class RunConfig:
         """The configuration with settings of its objective, adapter or training replaced, by their own names.
 
         Raises:
-            ConfigError: a setting that none of the three has; with the closest.
+            UnknownNameError: a setting that none of the three has; with the closest.
         """
-        objective, training, adapter = self.objective, self.training, self.objective.adapter
-        parts: dict[str, Any] = {"objective": objective, "training": training, "adapter": adapter}
-        owners = {f.name: part for part in ("training", "adapter", "objective") for f in fields(parts[part])}
-        strange = [f"unknown setting {name!r}.{closest(name, owners)}" for name in settings if name not in owners]
-        raise_all(strange, ConfigError, f"method {objective.name!r} and its training have no such settings:")
-        for name, value in settings.items():
-            parts[owners[name]] = replace(parts[owners[name]], **{name: value})
-        if parts["adapter"] is not adapter:
-            parts["objective"] = replace(parts["objective"], adapter=parts["adapter"])
-        return replace(self, objective=parts["objective"], training=parts["training"])
+        training = {f.name for f in fields(self.training)}
+        own = {name: value for name, value in settings.items() if name in training}
+        rest = {name: value for name, value in settings.items() if name not in training}
+        return replace(self, objective=self.objective.with_settings(**rest), training=replace(self.training, **own))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "RunConfig":
