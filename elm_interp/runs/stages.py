@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from elm_interp import results
-from elm_interp.activations.collect import Dataset, checkpoint_name, collect_datasets
+from elm_interp.activations.collect import checkpoint_name, collect_datasets
+from elm_interp.activations.dataset import Dataset
 from elm_interp.activations.index import other_examples
 from elm_interp.activations.store import ActivationStore
 from elm_interp.errors import ConfigError, RunFolderError
