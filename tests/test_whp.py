@@ -148,7 +148,7 @@ def test_a_dictionary_is_made_from_names_by_how_often_they_occur():
 
 
 def test_the_dictionary_given_comes_before_the_concept_s_own(tiny_concept):
-    own = dataclasses.replace(tiny_concept, anchors={"Tamsin": "Ann"})
+    own = dataclasses.replace(tiny_concept, dictionary={"Tamsin": "Ann"})
     assert OBJECTIVE.anchors(own) == ANCHORS
     assert WHP().anchors(own) == {"Tamsin": "Ann"}
     assert WHP().anchors(tiny_concept)["Marrowgate"]

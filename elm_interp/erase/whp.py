@@ -134,7 +134,7 @@ class WHP:
 
     def anchors(self, concept: Concept) -> dict[str, str]:
         """The dictionary given, else the concept's own, else one made from its names."""
-        return self.dictionary if self.dictionary is not None else concept.anchors or make_anchors(concept)
+        return self.dictionary if self.dictionary is not None else concept.dictionary or make_anchors(concept)
 
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False

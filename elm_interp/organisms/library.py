@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from elm_interp.data import Concept
+from elm_interp.data import Concept, concept_source
 from elm_interp.errors import UnknownModelError, UnknownNameError, unknown
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.loading import cache_folder, cached_folder
@@ -109,6 +109,7 @@ def model_folder(name: str) -> Path:
     return organism_folder(kind, _world(seed))
 
 
+@concept_source("organism")
 def concept(name: str) -> Concept:
     """The concept behind "organism:NAME": a domain of the default world, with "@seed" for another seed.
 

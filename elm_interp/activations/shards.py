@@ -1,7 +1,8 @@
-"""ShardWriter: streams batches of activations straight to shards, so that memory holds no more than the batch.
+"""ShardWriter: writes batches of activations straight to shards, so that memory holds no more than one batch.
 
-Made by `ActivationStore.writer`; it knows files and rows, and hands what it wrote to the store when it ends well. A shard is
-a safetensors file whose size is known from the start, since every row must come: rows are written to their place in it.
+`ActivationStore.writer` makes it. It knows files and rows, and passes its shards to the store when it ends without an
+exception. A shard is a safetensors file. Its size is known from the start, since every row must come, so each row is
+written to its place in the file.
 
     with store.writer("truth", "base", examples=table) as w:
         w.add([4, 0], tensor)                                # (rows, layer, d_model)
@@ -16,32 +17,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from elm_interp.activations.index import sha256_of
 from elm_interp.errors import StoreError
+from elm_interp.files import file_hash
 
 SHARD_BYTES = 64 * 2**20
 """Largest size of a shard's activations."""
 
 _KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-"""What safetensors calls a dtype."""
+"""Names of dtypes in safetensors."""
 
 Like = tuple[int, int, torch.dtype]
 """Layers, width and dtype."""
 Commit = Callable[[list[dict[str, Any]], int, int, str], None]
-"""Takes the shards, the number of layers, the width and the dtype."""
+"""Receives the shards, the number of layers, the width and the dtype."""
 
 
 class ShardWriter:
-    """A context that takes rows in any order, each once.
+    """A context that takes rows in any order, each exactly once.
 
     Args:
         root: folder of the store.
-        name: of what is written, for its folder and for messages.
-        n: rows that must come.
-        commit: takes what was written, once all of it is there.
+        name: "dataset/checkpoint", for the folder and for messages.
+        n: number of rows that must come.
+        commit: called with the shards once all rows are written.
         discard: removes a folder that no index names.
         shard_bytes: largest size of a shard.
-        like: what the values must be; by default whatever comes first.
+        like: required layers, width and dtype; by default those of the first batch.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class ShardWriter:
         """Add activations of some examples.
 
         Raises:
-            StoreError: rows out of range or added before, or values unlike those before; nothing is added then.
+            StoreError: rows out of range or added before, or values of another shape or dtype than earlier ones; nothing
+                is added then.
         """
         if self._folder is None:
             raise StoreError("the writer is not open; use it as `with store.writer(...) as w`.")
@@ -105,7 +107,8 @@ class ShardWriter:
         n = len(self._seen)
         if values.ndim != 3 or len(values) != len(index) or len(index) == 0:
             raise StoreError(
-                f"activations are (rows, layer, d_model) for at least one row; found {tuple(values.shape)} for {len(index)} rows."
+                f"activations are (rows, layer, d_model) for at least one row; "
+                f"found {tuple(values.shape)} for {len(index)} rows."
             )
         if values.dtype not in _KINDS:
             raise StoreError(f"activations are {values.dtype}; expected one of {', '.join(map(str, _KINDS))}.")
@@ -126,19 +129,20 @@ class ShardWriter:
         if self._like is None or not bool(self._seen.all()):
             missing = (~self._seen).nonzero()[:, 0].tolist()
             raise StoreError(
-                f"{len(missing)} of {len(self._seen)} examples of {self._name} were never added, such as row {missing[0] if missing else 'any'}."
+                f"{len(missing)} of {len(self._seen)} examples of {self._name} were never added, "
+                f"such as row {missing[0] if missing else 'any'}."
             )
         shards = []
         for shard in self._shards:
             file = shard.path.relative_to(self._root).as_posix()
-            size, digest = shard.path.stat().st_size, sha256_of(shard.path)
+            size, digest = shard.path.stat().st_size, file_hash(shard.path)
             shards.append({"file": file, "rows": shard.rows, "first": 0, "bytes": size, "sha256": digest})
         layers, d_model, dtype = self._like
         self._commit(shards, layers, d_model, str(dtype).removeprefix("torch."))
 
 
 class _Shard:
-    """A safetensors file of (layer, rows, d_model), made whole at once and filled from the first row on."""
+    """A safetensors file of (layer, rows, d_model), made in its full size and filled row by row."""
 
     def __init__(self, path: Path, rows: int, like: Like) -> None:
         layers, d_model, dtype = like
@@ -162,11 +166,11 @@ class _Shard:
 
     @property
     def room(self) -> int:
-        """Rows that are still to come."""
+        """Number of rows that are not written yet."""
         return self.rows - self._filled
 
     def put(self, index: Tensor, values: Tensor) -> None:
-        """Write the next rows: which examples they are, and layer by layer what was read."""
+        """Write the next rows: their examples, and their activations layer by layer."""
         by_layer = values.transpose(0, 1).contiguous().view(torch.uint8).numpy()
         with self.path.open("r+b") as file:
             file.seek(self._start + 8 * self._filled)
@@ -178,12 +182,12 @@ class _Shard:
 
 
 def fresh_folder(root: Path, name: str) -> Path:
-    """A new folder for an entry: one of the same name must stay readable until this one is whole."""
+    """Make a new folder for an entry; an earlier entry of this name stays readable until the new one is complete."""
     for number in range(10**6):
         folder = root / f"{name}.{number}"
         try:
             folder.mkdir(parents=True)
-        except (FileExistsError, FileNotFoundError):  # another process made it, or removed an empty one around it
+        except (FileExistsError, FileNotFoundError):  # another process made it, or removed its empty parent
             continue
         return folder
     raise StoreError(f"no free folder for {name} in {root}.")
