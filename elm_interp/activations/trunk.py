@@ -20,7 +20,6 @@ from torch import Tensor
 
 from elm_interp.models import Batch, HookedLM
 from elm_interp.models.adapters.files import first_adapted_block
-from elm_interp.models.sites import LAYER_SITES
 
 TRUNK_BYTES = 128 * 2**20
 """What trunks may hold at once."""
@@ -77,7 +76,7 @@ def common_blocks(lm: HookedLM, folders: Iterable[str | Path | None], site: str)
     0 where there is nothing to share: one state, a back end that runs blocks of its own, or a site without layers.
     """
     states = list(folders)
-    if len(states) < 2 or lm.backend != "torch" or site not in LAYER_SITES:
+    if len(states) < 2 or lm.backend != "torch" or site == "embed":
         return 0
     changed = [first_adapted_block(folder, lm.layout.blocks) for folder in states if folder is not None]
     # a pass has to read at least one layer

@@ -13,8 +13,10 @@ from typing import Any
 
 from elm_interp.erase.elm import ELM
 from elm_interp.errors import ConfigError, RunFolderError
+from elm_interp.models import load_model
 from elm_interp.models.adapters.files import CONFIG, WEIGHTS, adapter_folder, read_adapter
 from elm_interp.models.adapters.merged import write_difference
+from elm_interp.models.loading import stored_dtype
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run, write_json
 from elm_interp.training.checkpoints import write_checkpoint
@@ -86,7 +88,8 @@ def as_adapter(source: str | Path, base: str | None, folder: Path) -> Path:
         return found
     if base is None:
         raise ConfigError(f"{source} is no adapter; for a whole model, say by base= (--base) what it was made from.")
-    return write_difference(base, source, folder)
+    before, after = (load_model(name, dtype=stored_dtype(name), device="cpu") for name in (base, source))
+    return write_difference(before, after, folder)
 
 
 def _copy_adapter(adapter: Path, folder: Path) -> None:
