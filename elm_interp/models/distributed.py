@@ -1,7 +1,7 @@
 """Several processes of one `accelerate launch`: which one writes, on which device, and whether they share one model.
 
-Under FSDP (configs/fsdp.yaml) the weights of every block are spread over the processes and gathered when the block runs.
-All processes must then run the same blocks at the same time, so each works on every sample: they share memory, not work.
+Under FSDP (configs/fsdp.yaml) the weights of every block are spread over the processes and gathered when it runs. All
+processes must then run the same blocks at the same time, so each works on every sample: they share memory, not work.
 """
 
 import os

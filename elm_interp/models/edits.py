@@ -33,7 +33,8 @@ class PositionEdit:
             raise ValueError(f'cannot edit positions {positions!r}; expected "last", "all", an int or ints.')
         self.edit, self.pattern = edit, pattern
         self.single = isinstance(positions, str | int)
-        self.positions = [-1] if isinstance(positions, str) else [positions] if self.single else list(positions)
+        index = -1 if isinstance(positions, str) else positions
+        self.positions = [index] if isinstance(index, int) else list(index)
         self.mask: Int[Tensor, "batch key"] | None = None
         """Mask of the pass that runs now, with its cached tokens."""
         self.new = 0
@@ -55,16 +56,20 @@ class PositionEdit:
         if not here:
             return None
         whole = rearrange(value, "batch head query key -> batch query head key") if self.pattern else value
-        rows = torch.arange(len(mask), device=mask.device)[:, None]
-        raw = whole[rows, columns]
-        aligned = _align_keys(raw, mask) if self.pattern else raw
+        raw = whole[torch.arange(len(mask), device=mask.device)[:, None], columns]
+        absent = ~inside.reshape(*inside.shape, *[1] * (raw.ndim - 2))
         # a position that this pass does not hold reads as zero, and its replacement is dropped
-        picked = aligned.masked_fill(~inside.reshape(*inside.shape, *[1] * (raw.ndim - 2)), 0)
-        new = self._edited(picked)
-        new = _restore_keys(new, raw, mask) if self.pattern else new
-        row, k = inside.nonzero(as_tuple=True)
+        if self.pattern:
+            _, k, head, keys = raw.shape
+            real = mask[:, -keys:].bool()  # a sliding window has dropped the first keys
+            order = repeat((~real).int().argsort(dim=1, stable=True), "batch key -> batch k head key", k=k, head=head)
+            aligned = self._edited(raw.gather(-1, order).masked_fill(absent, 0))
+            new = torch.where(real[:, None, None], raw.scatter(-1, order, aligned), raw)
+        else:
+            new = self._edited(raw.masked_fill(absent, 0))
+        row, index = inside.nonzero(as_tuple=True)
         out = whole.clone()
-        out[row, columns[row, k]] = new[row, k]
+        out[row, columns[row, index]] = new[row, index]
         return rearrange(out, "batch query head key -> batch head query key") if self.pattern else out
 
     def _columns(self, mask: Tensor) -> tuple[Int[Tensor, "batch k"], Bool[Tensor, "batch k"]]:
@@ -89,39 +94,18 @@ class PositionEdit:
 
 @contextmanager
 def running(edits: Sequence[PositionEdit], mask: Int[Tensor, "batch key"], new: int, *, cached: bool) -> Iterator[None]:
-    """Inside the context, a pass with this mask runs its last `new` tokens; edits that were in another pass go back to it.
+    """Inside the context, a pass with this mask runs its last `new` tokens; after it, an outer pass goes on.
 
     Raises:
         ValueError: a pass without cached tokens that lacks a position in some row.
     """
     before = [(edit.mask, edit.new) for edit in edits]
-    for edit in edits:
-        if not cached:
-            check_positions(edit.positions, mask.sum(1))
-        edit.mask, edit.new = mask, new
     try:
+        for edit in edits:
+            if not cached:
+                check_positions(edit.positions, mask.sum(1))
+            edit.mask, edit.new = mask, new
         yield
     finally:
         for edit, (outer_mask, outer_new) in zip(edits, before, strict=True):
             edit.mask, edit.new = outer_mask, outer_new
-
-
-def _key_order(values: Float[Tensor, "batch k head key"], mask: Int[Tensor, "batch all_keys"]) -> tuple[Tensor, Tensor]:
-    """Indices that put the real keys of each row first, and which keys are real, both in the shape of the values."""
-    real = mask[:, -values.shape[-1] :].bool()  # a sliding window has dropped the first keys
-    order = (~real).int().argsort(dim=1, stable=True)
-    _, k, head, _ = values.shape
-    expand = [repeat(each, "batch key -> batch k head key", k=k, head=head) for each in (order, real)]
-    return expand[0], expand[1]
-
-
-def _align_keys(values: Float[Tensor, "batch k head key"], mask: Tensor) -> Float[Tensor, "batch k head key"]:
-    """The keys aligned to the left, with zeros after a row's end, as `pick_pattern` gives them."""
-    order, real = _key_order(values, mask)
-    return values.gather(-1, order).masked_fill(~real.gather(-1, order), 0)
-
-
-def _restore_keys(aligned: Tensor, raw: Float[Tensor, "batch k head key"], mask: Tensor) -> Tensor:
-    """Aligned keys back at their padded places; keys on padding stay as they were."""
-    order, real = _key_order(raw, mask)
-    return torch.where(real, torch.empty_like(raw).scatter(-1, order, aligned), raw)

@@ -380,7 +380,7 @@ class HookedLM:
         Raises:
             ImportError: the extra transformer-lens is not installed.
         """
-        return transformer_lens.own_bridge(self.adapters.merged(), self.tokenizer, self.name)
+        return transformer_lens.own_bridge(cast(PreTrainedModel, self.adapters.merged()), self.tokenizer, self.name)
 
     def as_nnsight(self) -> "TransformersModel":
         """The wrapper of nnsight around this model as it is now, for traces of your own.

@@ -54,6 +54,10 @@ class Layout:
         """The module that runs embedding, blocks and final norm, but not the unembedding."""
         return self.blocks.rpartition(".")[0]
 
+    def block(self, layer: int, part: str = "") -> str:
+        """The path of a block, or of a module inside it."""
+        return f"{self.blocks}.{layer}" + (f".{part}" if part else "")
+
     def __repr__(self) -> str:
         return f"Layout({self.blocks}: {self.attn} + {self.mlp}; {self.embed}, {self.final_norm})"
 

@@ -9,7 +9,7 @@ positions that are scored. So a question with five options costs little more tha
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -25,26 +25,8 @@ if TYPE_CHECKING:
     from elm_interp.models.hooked import HookedLM
 
 
-@overload
 def log_probs(
-    lm: "HookedLM", prompts: str, answers: Sequence[str], *, max_tokens: int = ..., progress: bool = ...
-) -> Float[Tensor, " answer"]: ...
-@overload
-def log_probs(
-    lm: "HookedLM",
-    prompts: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    *,
-    max_tokens: int = ...,
-    progress: bool = ...,
-) -> list[Float[Tensor, " answer"]]: ...
-def log_probs(
-    lm: "HookedLM",
-    prompts: str | Sequence[str],
-    answers: Sequence[Any],
-    *,
-    max_tokens: int = PASS_TOKENS,
-    progress: bool = False,
+    lm: "HookedLM", prompts: str | Sequence[str], answers: Sequence[str] | Sequence[Sequence[str]]
 ) -> Float[Tensor, " answer"] | list[Float[Tensor, " answer"]]:
     """Log-probability (nats) of each answer after its prompt, summed over the answer's tokens.
 
@@ -53,8 +35,6 @@ def log_probs(
         prompts: a prompt, or a list of prompts.
         answers: of one prompt a list of answers; of several a list for each. An answer follows after a space, unless
             it begins, or its prompt ends, with white space.
-        max_tokens: the most padded tokens in a forward pass.
-        progress: show a progress bar.
 
     Returns:
         Of one prompt a float32 tensor (answer,) on the CPU; of several a list of such tensors.
@@ -62,7 +42,8 @@ def log_probs(
     Raises:
         ValueError: a prompt without a token, an empty answer, a prompt without answers, or a string for a list.
     """
-    asked, groups = ([prompts], [answers]) if isinstance(prompts, str) else (prompts, answers)
+    asked = [prompts] if isinstance(prompts, str) else prompts
+    groups = cast(Sequence[Sequence[str]], [answers] if isinstance(prompts, str) else answers)
     if len(asked) != len(groups):
         raise ValueError(f"{len(asked)} prompts have {len(groups)} lists of answers; expected one list for each.")
     for prompt, group in zip(asked, groups, strict=True):
@@ -72,8 +53,7 @@ def log_probs(
         [answer if answer[:1].isspace() or prompt[-1:].isspace() else f" {answer}" for answer in group]
         for prompt, group in zip(asked, groups, strict=True)
     ]
-    tokens = continuation_log_probs(lm, asked, texts, max_tokens=max_tokens, progress=progress)
-    found = [torch.stack([scores.sum() for scores in group]) for group in tokens]
+    found = [torch.stack([tokens.sum() for tokens in group]) for group in continuation_log_probs(lm, asked, texts)]
     return found[0] if isinstance(prompts, str) else found
 
 

@@ -10,13 +10,14 @@
     blocks.{l}.hook_resid_post     the residual stream after block l, before any final norm
 
 The shape is (batch, pos, d_model) where none is given. Layer l is 0-based and means *after* block l. The short forms
-(`resid_post`) name a site at every layer. `hidden_states[-1]` of transformers is after the final norm and is not a site.
+(`resid_post`) name a site at every layer. What transformers calls `hidden_states[-1]` is after the final norm, so it is
+no site.
 
 A site is declared where it is defined, in any distribution:
 
     @site("resid_mid", after="attn_out")
     def resid_mid(layout: Layout, layer: int) -> tuple[str, Side]:
-        return f"{layout.blocks}.{layer}.post_attention_layernorm", "input"
+        return layout.block(layer, "post_attention_layernorm"), "input"
 """
 
 import re
@@ -181,19 +182,12 @@ def _check_layer(layer: int, n_layers: int) -> int:
     return layer % n_layers
 
 
-@site("embed", in_blocks=False)
-def _embed(layout: Layout, layer: int) -> tuple[str, Side]:
-    return layout.embed, "output"
-
-
-@site("resid_pre", after="embed")
-def _resid_pre(layout: Layout, layer: int) -> tuple[str, Side]:
-    return f"{layout.blocks}.{layer}", "input"
-
-
-@site("pattern", after="resid_pre", inside="attn.")
-def _pattern(layout: Layout, layer: int) -> tuple[str, Side]:
-    return f"{layout.blocks}.{layer}.{layout.attn}", "pattern"
+site("embed", in_blocks=False)(lambda layout, _: (layout.embed, "output"))
+site("resid_pre", after="embed")(lambda layout, layer: (layout.block(layer), "input"))
+site("pattern", after="resid_pre", inside="attn.")(lambda layout, layer: (layout.block(layer, layout.attn), "pattern"))
+site("attn_out", after="z")(lambda layout, layer: (layout.block(layer, layout.attn_norm or layout.attn), "output"))
+site("mlp_out", after="post")(lambda layout, layer: (layout.block(layer, layout.mlp_norm or layout.mlp), "output"))
+site("resid_post", after="mlp_out")(lambda layout, layer: (layout.block(layer), "output"))
 
 
 @site("z", after="pattern", inside="attn.", split_heads=True)
@@ -201,28 +195,13 @@ def _z(layout: Layout, layer: int) -> tuple[str, Side]:
     return _projection(layout, Site(layer, "z"), "attn"), "input"
 
 
-@site("attn_out", after="z")
-def _attn_out(layout: Layout, layer: int) -> tuple[str, Side]:
-    return f"{layout.blocks}.{layer}.{layout.attn_norm or layout.attn}", "output"
-
-
 @site("post", after="attn_out", inside="mlp.")
 def _post(layout: Layout, layer: int) -> tuple[str, Side]:
     return _projection(layout, Site(layer, "post"), "mlp"), "input"
 
 
-@site("mlp_out", after="post")
-def _mlp_out(layout: Layout, layer: int) -> tuple[str, Side]:
-    return f"{layout.blocks}.{layer}.{layout.mlp_norm or layout.mlp}", "output"
-
-
-@site("resid_post", after="mlp_out")
-def _resid_post(layout: Layout, layer: int) -> tuple[str, Side]:
-    return f"{layout.blocks}.{layer}", "output"
-
-
 def _projection(layout: Layout, site: Site, part: str) -> str:
-    path, name = f"{layout.blocks}.{site.layer}.{getattr(layout, part)}", getattr(layout, f"{part}_proj")
+    path, name = layout.block(site.layer, getattr(layout, part)), getattr(layout, f"{part}_proj")
     if not name:
         raise UnknownSiteError(
             f"this model has no site {site}: no single output projection was found in {path}; "

@@ -10,21 +10,12 @@ from torch import nn
 
 from elm_interp.errors import AdapterError, unknown
 
+_MLP_IN = ("gate_proj", "up_proj", "gate_up_proj", "dense_h_to_4h", "c_fc", "fc1")
+_MLP_OUT = ("down_proj", "dense_4h_to_h", "c_proj", "fc2")
 PROJECTIONS = {
     "attn": ("q_proj", "k_proj", "v_proj", "o_proj", "query_key_value", "dense", "c_attn", "qkv_proj", "out_proj"),
-    "mlp": (
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-        "dense_h_to_4h",
-        "dense_4h_to_h",
-        "c_fc",
-        "c_proj",
-        "fc1",
-        "fc2",
-        "gate_up_proj",
-    ),
-    "mlp-out": ("down_proj", "dense_4h_to_h", "c_proj", "fc2"),
+    "mlp": _MLP_IN + _MLP_OUT,
+    "mlp-out": _MLP_OUT,
 }
 """Names of the linear layers of attention, of the MLP, and of the MLP's last one, over the model families."""
 

@@ -44,7 +44,7 @@ def write_difference(before: "HookedLM", after: "HookedLM", folder: str | Path) 
     odd = sorted(k for k in old.keys() | new.keys() if k not in old or k not in new or old[k].shape != new[k].shape)
     if odd:
         raise AdapterError(
-            f"{after.name} and {before.name} have other architectures: {len(odd)} weights do not match, such as {odd[0]}."
+            f"{after.name} and {before.name} differ in architecture: {len(odd)} weights do not match, such as {odd[0]}."
         )
     changed = [key for key in old if not torch.equal(old[key].float(), new[key].float())]
     beyond = [key for key in changed if key.removesuffix(".weight") not in layers]

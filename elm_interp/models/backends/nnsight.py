@@ -215,7 +215,7 @@ def eager_for(model: nn.Module, visits: list[Visit]) -> Iterator[None]:
 
 
 def own_wrapper(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "TransformersModel":
-    """The wrapper of nnsight for traces of the user: on shared weights, with a copy of the tokenizer, which it changes."""
+    """The wrapper of nnsight for a user's traces: on shared weights, with a copy of the tokenizer, which it changes."""
     wrapper = import_extra("nnsight").TransformersModel
     with quiet():
         return wrapper(copy_modules(model), tokenizer=copy.deepcopy(tokenizer), task="text-generation")

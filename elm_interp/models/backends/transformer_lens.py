@@ -97,7 +97,7 @@ def bridge(model: PreTrainedModel, layout: Layout) -> "TransformerBridge":
     if left_out:
         raise BackendError(
             f"TransformerLens would leave {len(left_out)} adapted modules out, such as {left_out[0]}; "
-            'expected it to run all of them. Use backend="torch", or lm.as_transformer_lens(), which merges the adapter.'
+            'expected it to run them all. Use backend="torch", or lm.as_transformer_lens(), which merges the adapter.'
         )
     return found
 
@@ -126,7 +126,7 @@ def hook_point(found: "TransformerBridge", layout: Layout, site: Site) -> "HookP
     path, side = site.kind.place(layout, site.layer)
     if site.name == "z":
         # GPT-2's projection can be reached through the attention only
-        path = f"{layout.blocks}.{site.layer}.{layout.attn}.o"
+        path = layout.block(site.layer, f"{layout.attn}.o")
     module = found.original_model.get_submodule(path)
     point = getattr(module, "hook_pattern" if side == "pattern" else f"hook_{side.removesuffix('put')}", None)
     if point is None:
