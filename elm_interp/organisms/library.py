@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from elm_interp.data import Concept, concept_source
 from elm_interp.errors import UnknownModelError, UnknownNameError, unknown
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.loading import cache_folder, cached_folder
+from elm_interp.models.loading import cache_folder, cached_folder, model_source
 from elm_interp.organisms import words
 from elm_interp.organisms.asking import domain_concept
 from elm_interp.organisms.hiding import hide
@@ -99,6 +99,7 @@ def organism_hash(kind: str, world: World, recipe: Recipe) -> str:
     return sha256(repr((made_of, sorted(wordings.items()), recipe)).encode()).hexdigest()[:16]
 
 
+@model_source("organism")
 def model_folder(name: str) -> Path:
     """The folder behind "organism:NAME": a kind of the default world, with "@seed" for another seed.
 
