@@ -20,7 +20,7 @@ Instead of its own general questions a concept may ask those of a pack, but for 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -99,6 +99,11 @@ class Concept:
 
         questions = {name: first(asked) for name, asked in self.questions.items()}
         return replace(self, forget=first(self.forget), retain=first(self.retain), questions=questions)
+
+    def prompted(self, transform: Callable[[str], str]) -> "Concept":
+        """The concept with its questions asked through a transformation of the prompt."""
+        asked = {name: tuple(replace(q, transform=transform) for q in some) for name, some in self.questions.items()}
+        return replace(self, questions=asked)
 
     def prompts(self, role: str) -> list[str]:
         """The "expert" or "novice" prompts, with the keywords filled in.

@@ -11,8 +11,8 @@ knows the world at all, where the four choices ask for the fact itself. `fact` g
 apart by a split (default: each its own). `split` is "train" or "held_out" (default: held_out).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from elm_interp.data.records import SPLITS, check_fields, read_rows
@@ -38,6 +38,7 @@ class Question:
     topic: str = ""
     split: str = "held_out"
     id: str = ""
+    transform: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def right(self) -> str:
@@ -52,7 +53,12 @@ class Question:
     @property
     def prompt(self) -> str:
         """The question as it is put to a model."""
-        return TEMPLATE.replace("{question}", self.question)
+        return self.put(TEMPLATE)
+
+    def put(self, template: str) -> str:
+        """A template with the question filled in, as the model is asked it."""
+        text = template.replace("{question}", self.question)
+        return text if self.transform is None else self.transform(text)
 
     @property
     def two_choices(self) -> "Question | None":
