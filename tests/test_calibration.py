@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from elm_interp import metrics as registry
 from elm_interp.cli import main
 from elm_interp.data import Concept, Question
 from elm_interp.errors import ConfigError, UnknownNameError
@@ -15,6 +14,7 @@ from elm_interp.metrics import Subject, measure, metric
 from elm_interp.organisms import KINDS, Domain, Recipe, Relation, make_world
 from elm_interp.plots import plot_calibration
 from elm_interp.probes.answer_identity import NAME, probe_values, topics
+from elm_interp.registry import METRICS
 from elm_interp.results import frame, measurements
 from elm_interp.verdict.calibration import anchors, auc, calibrate, normalised, one_value, subjects, summary
 
@@ -26,8 +26,10 @@ BASE_VALUE = {"specificity.kl_to_base": 0.0, "specificity.retain_ppl_ratio": 1.0
 
 @pytest.fixture
 def own_registry(monkeypatch):
-    """Metrics that a test registers are forgotten after it."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    """Metrics that a test declares are forgotten after it."""
+    list(METRICS)  # everything of elm_interp is declared before, and stays
+    for name in ("_found", "_origins"):
+        monkeypatch.setattr(METRICS, name, dict(getattr(METRICS, name)))
 
 
 @pytest.fixture
@@ -45,11 +47,11 @@ def rows(name, values, direction="down"):
 
 
 def test_a_constant_metric_is_flagged_and_gets_an_auc_of_one_half(own_registry):
-    @metric("planted.lie", better="down")
+    @metric("planted.lie", shows="inside", better="down")
     def lie(subject: Subject):
         return [measurements("planted.lie", 0.3)]
 
-    @metric("planted.kind", better="up")
+    @metric("planted.kind", shows="describes", better="up")
     def kind(subject: Subject):
         return [measurements("planted.kind", KINDS.index(subject.method) + subject.seed / 10)]
 

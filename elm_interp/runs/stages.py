@@ -20,7 +20,7 @@ from elm_interp.activations.collect import Dataset, checkpoint_name, collect_dat
 from elm_interp.activations.index import other_examples
 from elm_interp.activations.store import ActivationStore
 from elm_interp.errors import ConfigError, RunFolderError
-from elm_interp.evaluate import PATTERNS, destroyed, samples, score_card
+from elm_interp.evaluate import card_metrics, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
@@ -131,7 +131,7 @@ def norms(run: Run, *, progress: bool = True) -> None:
 
 def progress(run: Run, *, progress: bool = True) -> None:
     """Follow the metrics of the score card over every checkpoint: results/progression.parquet."""
-    table = follow_metrics(run.subjects(), PATTERNS, cost="dear", progress=progress)
+    table = follow_metrics(run.subjects(), card_metrics(), cost="dear", progress=progress)
     # the base is step 0 of every curve
     run.save_results("progression", table.assign(step=table["step"].fillna(0)))
 

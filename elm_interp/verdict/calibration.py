@@ -21,11 +21,8 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-import elm_interp.evaluate
-import elm_interp.internals
-import elm_interp.probes  # noqa: F401 - these imports register metrics
 from elm_interp.errors import ConfigError
-from elm_interp.metrics import Subject, measure, metrics
+from elm_interp.metrics import Subject, list_metrics, measure
 from elm_interp.organisms import KINDS, Recipe, World, domain_concept, make_world, organism, organism_folder
 from elm_interp.results import frame, stack
 
@@ -63,7 +60,7 @@ def calibrate(
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds are {list(seeds)}; expected at least one (--seeds 1), all different.")
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    metrics(patterns)  # an unknown one is said before minutes of training
+    list_metrics(patterns)  # an unknown one is said before minutes of training
     tables = []
     for seed in tqdm(seeds, desc="calibrating", leave=False, disable=not progress):
         world = make_world(**{**(settings or {}), "seed": seed})

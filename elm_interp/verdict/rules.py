@@ -26,7 +26,7 @@ import pandas as pd
 from elm_interp.data import Concept
 from elm_interp.errors import ConfigError, RunFolderError, unknown
 from elm_interp.evaluate.scorecard import GENERAL_LEFT, destroyed
-from elm_interp.metrics import Subject, measure, metrics
+from elm_interp.metrics import Subject, list_metrics, measure
 from elm_interp.organisms import World, domain_concept, make_world
 from elm_interp.results import stack
 from elm_interp.runs.run import Run
@@ -187,7 +187,7 @@ def _keeps(e: Evidence) -> str:
 
 def _used() -> list[str]:
     """The metrics that have a part in a verdict: those of behaviour, and those that look inside."""
-    return [m.name for m in metrics() if m.name.startswith(BEHAVIOUR) or looks_inside(m.name, m.better)]
+    return [m.name for m in list_metrics() if m.name.startswith(BEHAVIOUR) or looks_inside(m.name, m.better)]
 
 
 def _figure(x: Any) -> str:
