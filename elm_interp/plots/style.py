@@ -1,7 +1,7 @@
-"""How every figure looks: colours, sizes, names of metrics, and the one way in which figures are saved.
+"""The look of all figures: colours, sizes, names of metrics; and how figures are saved.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; what matters is told by marker or line style as well.
-The style is on while a plot makes its own figure, never outside it; on axes that a user gives, the user's style stays.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; curves differ in marker or line style as well.
+The style is on while a plot makes its own figure, never outside it. On axes that a user gives, the user's style stays.
 
     save(plot_probe_by_layer(frame), "figures/probe_by_layer")      # .png and .svg
 """
@@ -31,7 +31,11 @@ FORGET, RETAIN, FLUENCY = "#CC79A7", "#009E73", "#E69F00"
 """Texts, and the loss terms on them."""
 SERIES = ("#222222", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#6A3D9A")
 """Curves that are neither base nor erased."""
+UNNAMED_MODEL = "#009E73"
+"""The one model of a frame that names no method."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
+TEXTS = {"forget": (FORGET, "o"), "retain": (RETAIN, "s")}
+"""Texts that activations are read on: colour, marker."""
 
 STYLE: Any = {
     "font.family": "sans-serif",
