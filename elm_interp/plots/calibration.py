@@ -57,11 +57,10 @@ def plot_calibration(frame: pd.DataFrame, metrics: Sequence[str] | None = None, 
     heights = np.arange(len(rows))
     ax.axvline(0, color=BASE, linewidth=1.4, label="original", zorder=1)
     ax.axvline(1, color=CHANCE, linewidth=1.4, linestyle="--", label="gold", zorder=1)
-    looks = (("hiding", "hiding", ERASED, "D"), ("random", "random", SERIES[1], "o"))
-    for kind, label, colour, marker in looks:
+    for kind, colour, marker in (("hiding", ERASED, "D"), ("random", SERIES[1], "o")):
         r = rows[f"r_{kind}"].to_numpy(dtype=float)
         inside = (r >= LIMITS[0]) & (r <= LIMITS[1])
-        draw_points(ax, r[inside], heights[inside], colour, marker, label=label)
+        draw_points(ax, r[inside], heights[inside], colour, marker, label=kind)
         for edge, beyond, pointing in ((LIMITS[0], r < LIMITS[0], "<"), (LIMITS[1], r > LIMITS[1], ">")):
             draw_points(ax, np.full(beyond.sum(), edge), heights[beyond], colour, pointing, clip_on=False)
     ax.set_yticks(heights, list(rows["metric"]))

@@ -97,7 +97,7 @@ def draw_texts(
 
 def draw_points(ax: Axes, x: Any, y: Any, colour: str, marker: str, **look: Any) -> None:
     """Points of one look; `look` holds further properties, such as `label`."""
-    look = {"s": 36, "edgecolor": colour, "zorder": 3, **look}
+    look = {"s": 34, "edgecolor": colour, "linewidth": 1, "zorder": 3, **look}
     sns.scatterplot(x=x, y=y, color=colour, marker=marker, legend=False, ax=ax, **look)
 
 

@@ -66,7 +66,8 @@ def figure(
         title: heading in the report.
         how_to_read: two or three sentences on what is drawn.
         cannot_show: what a reader must not conclude from it.
-        source: file in the run folder to draw from: .parquet, .jsonl or .json. None: the report leaves it out.
+        source: file in the run folder to draw from: .parquet or .jsonl gives the function a frame, .json what it holds.
+            None: the report leaves the figure out.
         stage: command that makes this file, such as "probe".
         main: False folds the figure away in the report.
         order: place in the report.

@@ -68,5 +68,5 @@ def plot_probe_by_layer(frame: pd.DataFrame, metric: str | None = None, *, ax: A
             ax.axhline(found["value"].mean(), color=SERIES[0], linestyle=style, linewidth=1.2, label=label, zorder=1)
     if (seeds := rows["seed"].nunique()) > 1:
         # an empty line, for the legend alone
-        ax.plot([], [], color=CHANCE, alpha=0.3, linewidth=8, label=f"95 % over {seeds} seeds")
+        ax.plot([], [], color=CHANCE, alpha=0.3, linewidth=8, solid_capstyle="butt", label=f"95 % over {seeds} seeds")
     return finish_by_layer(ax, f"Probe accuracy: {name_of(metric)}")

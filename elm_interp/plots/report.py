@@ -26,6 +26,9 @@ from elm_interp.plots.figures import Figure
 from elm_interp.plots.style import name_of, save
 from elm_interp.registry import FIGURES
 
+PROBES = "results/probes.parquet"
+"""May be empty: of a concept with too few questions there are no probes."""
+
 
 def write_report(run: str | Path, *, warning: str | None = None) -> Path:
     """Draw the figures of a run folder and write its report.
@@ -78,28 +81,28 @@ def _shown(run: Path, figure: Figure) -> Iterator[dict[str, Any]]:
         return
     caption = {"how": figure.how_to_read, "cannot": figure.cannot_show}
     table, missing = _read(run, figure.source, figure.stage)
-    variants: Mapping[str, Mapping[str, Any] | str] = {"": {} if missing is None else missing}
+    variants: Mapping[str, Mapping[str, Any] | str] = {"": missing or {}}
     if missing is None and figure.variants is not None:
         variants = figure.variants(table) or {"": f"{figure.source} has no rows for this figure"}
     for i, (name, arguments) in enumerate(variants.items()):
-        title, file, image = figure.title, figure.name, None
+        title, file = figure.title, figure.name
         if i:
             title, file = f"{title}: {name}", f"{file}_{re.sub('[^A-Za-z0-9._-]+', '_', name)}"
-        reason = arguments if isinstance(arguments, str) else None
-        if not isinstance(arguments, str):
-            try:
-                image = _draw(run, figure, file, table, arguments)
-            except ValueError as error:
-                reason = f"{figure.source} does not suit this figure: {error}"
+        image, reason = (None, arguments) if isinstance(arguments, str) else _draw(run, figure, file, table, arguments)
         yield caption | {"title": title, "main": figure.main and i == 0, "image": image, "missing": reason}
 
 
-def _draw(run: Path, figure: Figure, file: str, table: pd.DataFrame, arguments: Mapping[str, Any]) -> str:
-    """Draw into figures/; the image as base64."""
+def _draw(
+    run: Path, figure: Figure, file: str, table: Any, arguments: Mapping[str, Any]
+) -> tuple[str | None, str | None]:
+    """Draw into figures/: the image as base64, or None and why there is none."""
     before = set(plt.get_fignums())
     try:
         png, _ = save(figure.draw(table, **arguments), run / "figures" / file)
-        return base64.b64encode(png.read_bytes()).decode()
+        return base64.b64encode(png.read_bytes()).decode(), None
+    except Exception as error:  # a figure of a plug-in may raise anything; the report is drawn without it
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return None, f"{figure.source} does not suit this figure: {reason}"
     finally:
         for number in set(plt.get_fignums()) - before:
             plt.close(number)
@@ -122,8 +125,7 @@ def _read(run: Path, name: str, stage: str | None) -> tuple[Any, str | None]:
             value = read_json(path)
     except (OSError, ValueError, KeyError) as error:
         return None, f"{name} is broken ({type(error).__name__}){again}"
-    # a concept with too few questions has no probes: an empty frame of the schema is a result
-    if len(value) == 0 and path.suffix != ".parquet":
+    if len(value) == 0 and name != PROBES:
         return None, f"{name} is empty{again}"
     return value, None
 
