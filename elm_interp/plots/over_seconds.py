@@ -8,11 +8,20 @@ Rows: one a method and moment, with columns method, seconds, and NAME, NAME_low,
 import pandas as pd
 from matplotlib.axes import Axes
 
+from elm_interp.plots.curves import draw_curve, draw_level
+from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import need_columns
-from elm_interp.plots.style import CHANCE, ERASED, MARKERS, SERIES, axes, legend_above, styled
+from elm_interp.plots.style import ERASED, MARKERS, SERIES, axes, legend_above
 
 
-@styled
+@figure(
+    title="Over seconds of work",
+    how_to_read="Each line is one way of training over its seconds of work, with the 95 % interval of each "
+    "measurement as a band. The best use of the seconds brings forget questions down and keeps the other measure "
+    "near 1.",
+    cannot_show="The seconds are those of one machine and one training seed. A line ends where its training ended; "
+    "what it would reach with other settings is not shown.",
+)
 def plot_over_seconds(
     frame: pd.DataFrame,
     value: str = "forget",
@@ -40,13 +49,10 @@ def plot_over_seconds(
     ax = axes(ax)
     looks = zip((ERASED, *SERIES), MARKERS, strict=False)
     for (method, rows), (colour, marker) in zip(frame.groupby("method", sort=False), looks, strict=False):
-        rows = rows.sort_values("seconds")
-        ax.plot(rows["seconds"], rows[value], color=colour, marker=marker, label=str(method))
-        ax.fill_between(
-            rows["seconds"], rows[f"{value}_low"], rows[f"{value}_high"], color=colour, alpha=0.12, linewidth=0
-        )
+        table = rows.rename(columns={value: "mean", f"{value}_low": "low", f"{value}_high": "high"})
+        draw_curve(ax, table.sort_values("seconds"), "seconds", str(method), colour, marker=marker, band=0.12)
     if level is not None:
-        ax.axhline(level[0], color=CHANCE, linewidth=1.1, linestyle="--", label=f"{level[1]} ({level[0]:g})")
+        draw_level(ax, *level)
     ax.set(xlabel="Seconds of preparation and training", ylabel=label)
     ax.margins(x=0.02)
     legend_above(ax)
