@@ -36,10 +36,10 @@ import torch
 
 from elm_interp.activations import ActivationStore, Dataset, collect_datasets, collect_texts
 from elm_interp.activations.collect import prepare_batches
-from elm_interp.activations.trunk import common_blocks
 from elm_interp.data import load_concept, texts
 from elm_interp.erase import ELM
 from elm_interp.models import Batch, HookedLM, load_model
+from elm_interp.models.shared_blocks import shared_below
 from elm_interp.probes import concept_datasets
 
 PARTS = 4
@@ -115,7 +115,7 @@ def compare_checkpoints(lm: HookedLM, prompts: list[str], adapters: Mapping[str,
         lambda: collect_datasets(lm, ActivationStore(folder / "store"), {"prompts": dataset(prompts)}, adapters)
     )
     forwards(paths[len(paths) // 2 :])
-    shared = common_blocks(lm, paths, "resid_post")
+    shared = shared_below(lm, paths)
     needed = 1 - shared / lm.n_layers * (len(paths) - 1) / len(paths)
     ratio = ours / sum(seconds)
     return {
