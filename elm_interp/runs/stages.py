@@ -19,9 +19,9 @@ from elm_interp import results
 from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_datasets
 from elm_interp.activations.index import other_examples
 from elm_interp.errors import ConfigError, RunFolderError
-from elm_interp.evaluate import destroyed, samples, score_card
+from elm_interp.evaluate import card_metrics, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
-from elm_interp.metrics import list_metrics, measure
+from elm_interp.metrics import measure
 from elm_interp.models import load_model
 from elm_interp.models.distributed import several_processes
 from elm_interp.plots.report import write_report
@@ -131,8 +131,7 @@ def norms(run: Run, *, progress: bool = True) -> None:
 
 def progress(run: Run, *, progress: bool = True) -> None:
     """Follow the metrics of the score card over every checkpoint: results/progression.parquet."""
-    names = [metric.name for metric in list_metrics() if metric.on_card]
-    table = follow_metrics(run.subjects(), names, cost="dear", progress=progress)
+    table = follow_metrics(run.subjects(), card_metrics(), cost="dear", progress=progress)
     # the base is step 0 of every curve
     run.save_results("progression", table.assign(step=table["step"].fillna(0)))
 
