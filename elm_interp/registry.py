@@ -124,7 +124,7 @@ METRICS: Registry[Any] = Registry("metric")
 PROBE_TASKS: Registry[Any] = Registry("probe task")
 """See `elm_interp.probes.tasks.probe_task`."""
 FIGURES: Registry[Any] = Registry("figure")
-"""See `elm_interp.plots.figure.figure`."""
+"""See `elm_interp.plots.figures.figure`."""
 ATTACKS: Registry[Any] = Registry("attack")
 """See `elm_interp.attack.contract.attack`."""
 SITES: Registry[Any] = Registry("site", UnknownSiteError)
