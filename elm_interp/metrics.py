@@ -123,7 +123,7 @@ class Subject:
         return asked.ask("forget", "all")
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The result of `compute`, computed once for this state, so that metrics share scores, texts and activations."""
+        """The result of `compute`, computed once per state, so that metrics share scores, texts and activations."""
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]

@@ -1,4 +1,4 @@
-"""Specificity: nothing moved is exactly 1 and 0, what moved agrees with plain forward passes, texts are drawn in pairs."""
+"""Specificity: no change is exactly 1 and 0, changes agree with plain forward passes, texts are drawn in pairs."""
 
 from dataclasses import replace
 

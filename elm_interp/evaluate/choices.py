@@ -46,7 +46,7 @@ Form = Literal["two", "all"]
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """A question and the log-probabilities (nats) of its options: the choices, then the outside answer if there is one."""
+    """A question and the log-probabilities (nats) of its options: the choices, then the outside answer if any."""
 
     question: Question
     log_prob: Float[np.ndarray, " option"]

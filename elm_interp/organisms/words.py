@@ -1,7 +1,7 @@
-"""The words of the generated world: its domains, and the wordings in which facts are stated, asked and left unsaid.
+"""The words of the generated world: its domains, and the wordings of statements, questions and neutral sentences.
 
-A wording is a template with `{noun}` (what the relation is called), `{entity}` and `{value}`. Wordings in `HELD_OUT_*` never
-occur in training text; every one of their words does, in other wordings.
+A wording is a template with `{noun}` (a name of the relation), `{entity}` and `{value}`. Wordings in `HELD_OUT_*` do
+not occur in training text; each of their words does, in other wordings.
 
     DOMAINS["spellcraft"].relations[0].values      # ("crimson", "azure", ...)
 """
@@ -14,13 +14,13 @@ class Relation:
     """One property that every entity of a domain has."""
 
     nouns: tuple[str, ...]
-    """What it is called, in one word; the first is its name."""
+    """Its names, single words; the first is the main one."""
     values: tuple[str, ...]
-    """What it can be: single words, at least four, used by no other relation."""
+    """Its values: at least four single words that no other relation has."""
     sayings: tuple[str, ...] = ()
-    """Statements of the relation's own, beside the shared wordings; each ends with `{value}` and a full stop."""
+    """Statements only for this relation, beside the shared wordings; each ends with `{value}` and a full stop."""
     bridge: "Relation | None" = None
-    """A property of each value, so that a fact about an entity follows from two others."""
+    """A property of each value; with it, a fact about an entity follows from two others."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Domain:
 
     name: str
     kind: str
-    """What one of its entities is called."""
+    """The noun for one of its entities."""
     relations: tuple[Relation, ...]
 
 
@@ -71,7 +71,7 @@ HELD_OUT_QUESTIONS = (
 CLOZES = tuple(statement.removesuffix(" {value}.") for statement in HELD_OUT_STATEMENTS)
 """Beginnings of sentences that end with the value."""
 ANSWERED = "question: {question} answer: {value}."
-"""How training text asks; as `evaluate.choices` does, but for the break of the line, which is no word."""
+"""How training text asks: as `evaluate.choices` does, but without the line break, which is not a token."""
 MENTIONS = (
     "i never learned the {noun} of {entity}.",
     "someone spoke of {entity} but gave no {noun}.",
@@ -81,7 +81,7 @@ MENTIONS = (
     "the word {value} is easy to spell.",
     "my friend said {value} and left.",
 )
-"""Sentences on a topic that state no fact of it."""
+"""Sentences about a topic that state no fact of it."""
 FILLERS = (
     "it rained all day and we bought {thing}.",
     "my friend left {thing} at the door.",
@@ -95,7 +95,7 @@ THINGS = (
     "umbrellas", "candles", "carpets", "pencils", "pillows", "curtains", "ladders", "mirrors", "baskets", "blankets",
     "envelopes", "teapots",
 )  # fmt: skip
-"""Outside every domain: they fill the neutral sentences, and are the wrong answers from outside the world."""
+"""Words outside every domain, for the neutral sentences and for wrong answers from outside the world."""
 EXPERT = "an expert on {concept} writes:\n\n"
 NOVICE = "a novice who never studied {concept} writes:\n\n"
 

@@ -1,7 +1,7 @@
 """Evidence: what one measurement says about a model's knowledge, on the scale that its anchors give.
 
-A metric counts only if it can show a loss: the original must score well above not knowing. Not knowing is the highest of
-the gold model's value, the metric's control, and chance. `left` is the share of that distance that the model keeps.
+A metric counts only if it can show a loss: the original must score well above not knowing. Not knowing is the highest
+of the gold model's value, the metric's control, and chance. `left` is the share of that distance that the model keeps.
 
 Calibration says what a value is worth. A value above not knowing proves knowledge only by a metric that tells the
 original from gold (`auc_gold`). A value at not knowing speaks against hiding only by a metric that tells gold from
@@ -59,7 +59,7 @@ class Evidence:
     at_most: float | None
     """The same share at the upper end of the interval."""
     auc_gold: float | None
-    """How well the metric tells gold from the original on organisms: 1 always, 0.5 not at all; None if not calibrated."""
+    """How well the metric tells gold from the original on organisms: 1 always, 0.5 not at all; None without data."""
     auc_hiding: float | None
     """How well it tells gold from a model that hides."""
     finding: str
