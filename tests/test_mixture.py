@@ -14,9 +14,9 @@ from elm_interp.evaluate import score_card
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
+from elm_interp.training import Training
 from elm_interp.training.sampling import Mixed, draw, of_each
 from elm_interp.training.target_cache import prepared
-from elm_interp.training import Training
 
 
 @pytest.fixture
@@ -119,7 +119,9 @@ def test_a_folder_may_have_a_plus_in_its_name(tiny_concept, tmp_path):
 
 def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny_lm, tiny_concept, second):
     both = mix_concepts([tiny_concept, second], (5, 1))
-    samples = of_each(both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
+    samples = of_each(
+        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
+    )
     pool = samples["erase"]
     assert [len(part) for part in pool.pools] == [len(part.passages("forget")) for part in both.parts]
     assert len(pool) == len(list(pool)) == 6 + 3
@@ -135,7 +137,9 @@ def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny
 
 def test_a_term_that_one_part_lacks_comes_from_the_others(tiny_lm, tiny_concept, second):
     both = mix_concepts([tiny_concept, replace(second, questions={})], (1, 3))
-    samples = of_each(both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
+    samples = of_each(
+        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
+    )
     assert samples["erase"].ratio == (1, 3)
     assert len(samples["answers"].pools) == 1
     assert {s.id.partition("/")[0] for s in draw(samples["answers"], 6, 1, 0)} == {"marrowgate"}

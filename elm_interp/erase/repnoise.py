@@ -23,7 +23,7 @@ Data are pairs of a forget text and a harmless one. A mask says which tokens of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
@@ -36,7 +36,6 @@ from elm_interp.erase.losses import token_loss
 from elm_interp.errors import DataError
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import split_continuations
-from elm_interp.training.adapter import Adapter
 from elm_interp.training.objective import Objective, Preset, method
 from elm_interp.training.settings import Training, number_problems
 
