@@ -16,10 +16,12 @@ from elm_interp.cli import main
 from elm_interp.erase.elm import ELM
 from elm_interp.models import load_model
 from elm_interp.runs.run import Run
-from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training import Training, train
+from elm_interp.training.checkpoints import list_checkpoints
 
-OBJECTIVE = ELM.from_settings(eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1, answers_batch=1)
+OBJECTIVE = ELM.from_settings(
+    eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1, answers_batch=1
+)
 # the server imports this file once; its children start in a tenth of a second
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["test_crash"])

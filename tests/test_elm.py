@@ -13,8 +13,8 @@ from elm_interp.erase.guidance import Guidance, generate_guided, hidden_after
 from elm_interp.erase.losses import distribution_loss
 from elm_interp.errors import UnknownNameError
 from elm_interp.models.adapters.slots import AdapterSlots
-from elm_interp.training.objective import Sample, Teacher, TopK
 from elm_interp.training import Adapter
+from elm_interp.training.objective import Sample, Teacher, TopK
 
 TEXTS = [
     "Old Tamsin keeps the lamp of Marrowgate.",
@@ -166,7 +166,9 @@ def test_an_answer_should_be_as_likely_as_under_the_target(tiny_lm, tiny_concept
 
 
 def test_wrong_answers_and_names_are_unlearned_with_the_right_one(tiny_lm, tiny_concept):
-    samples = ELM.from_settings(layers=(1,), answers_weight=1, answer_names=2, fluency_weight=0).prepare(tiny_lm, tiny_concept)
+    samples = ELM.from_settings(layers=(1,), answers_weight=1, answer_names=2, fluency_weight=0).prepare(
+        tiny_lm, tiny_concept
+    )
     asked = tiny_concept.ask("forget", "train")
     assert [s.id for s in samples["answers"]] == [q.id for q in asked]
     for sample, question in zip(samples["answers"], asked, strict=True):
@@ -216,7 +218,9 @@ def test_prepare_reads_the_training_part_alone_and_leaves_the_model_as_it_was(ti
 
 
 def test_the_fluency_term_trains_on_written_tokens_alone(tiny_lm, tiny_concept):
-    samples = ELM.from_settings(layers=(1,), fluency_samples=3, fluency_tokens=5).prepare(tiny_lm, tiny_concept)["fluency"]
+    samples = ELM.from_settings(layers=(1,), fluency_samples=3, fluency_tokens=5).prepare(tiny_lm, tiny_concept)[
+        "fluency"
+    ]
     for sample in samples:
         # the target at `start` is for the first written token
         assert len(sample.target) == len(sample.ids) - 1 - sample.start <= 5
@@ -259,7 +263,8 @@ def test_settings_that_cannot_work_are_named(change, word):
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [({"temperature": 0.0}, "temperature"), ({"eta_start": -1.0}, "eta_start"), ({"prompts": "mine"}, "prompts")]
+    ("change", "word"),
+    [({"temperature": 0.0}, "temperature"), ({"eta_start": -1.0}, "eta_start"), ({"prompts": "mine"}, "prompts")],
 )
 def test_settings_of_the_released_code_that_cannot_work_are_named(change, word):
     assert any(word in problem for problem in ELMReleased.from_settings(layers=(1,), **change).problems(4))

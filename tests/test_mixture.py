@@ -14,9 +14,9 @@ from elm_interp.evaluate import score_card
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
+from elm_interp.training import Training
 from elm_interp.training.sampling import Mixed, draw, of_each
 from elm_interp.training.target_cache import prepared
-from elm_interp.training import Training
 
 
 @pytest.fixture
@@ -114,7 +114,9 @@ def test_a_folder_may_have_a_plus_in_its_name(tiny_concept, tmp_path):
 
 def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny_lm, tiny_concept, second):
     both = mix_concepts([tiny_concept, second], (5, 1))
-    samples = of_each(both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
+    samples = of_each(
+        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
+    )
     pool = samples["erase"]
     assert [len(part) for part in pool.pools] == [len(part.passages("forget")) for part in both.parts]
     assert len(pool) == len(list(pool)) == 6 + 3
@@ -130,7 +132,9 @@ def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny
 
 def test_a_term_that_one_part_lacks_comes_from_the_others(tiny_lm, tiny_concept, second):
     both = mix_concepts([tiny_concept, replace(second, questions={})], (1, 3))
-    samples = of_each(both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
+    samples = of_each(
+        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
+    )
     assert samples["erase"].ratio == (1, 3)
     assert len(samples["answers"].pools) == 1
     assert {s.id.partition("/")[0] for s in draw(samples["answers"], 6, 1, 0)} == {"marrowgate"}
@@ -175,8 +179,8 @@ def test_rmu_keeps_each_concepts_own_passages_with_its_own_weight(tiny_lm, tiny_
 def test_a_run_erases_a_mixture_and_scores_it(tiny_model_folder, tiny_concept, second, tmp_path):
     folders = [write_concept(concept, tmp_path / concept.name) for concept in (tiny_concept, second)]
     config = RunConfig(
-        str(tiny_model_folder), f"{folders[0]}=2+{folders[1]}", ELM.from_settings(layers=(1,), rank=2, fluency_weight=0),
-        Training(steps=3, save_every=3), dtype="float32",
+        str(tiny_model_folder), f"{folders[0]}=2+{folders[1]}",
+        ELM.from_settings(layers=(1,), rank=2, fluency_weight=0), Training(steps=3, save_every=3), dtype="float32",
     )  # fmt: skip
     run = Run.create(tmp_path / "run", config)
     run_stage(run, "erase", progress=False)

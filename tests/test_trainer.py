@@ -13,11 +13,11 @@ from elm_interp import results
 from elm_interp.erase.elm import ELM
 from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
+from elm_interp.training import Objective, Training, UnmovedError, train
 from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.gradients import NotFiniteError, Passes
 from elm_interp.training.master_weights import Masters
 from elm_interp.training.sampling import draw
-from elm_interp.training import Objective, Training, UnmovedError, train
 
 OBJECTIVE = ELM.from_settings(
     eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, answers_weight=1,
