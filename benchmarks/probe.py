@@ -1,13 +1,14 @@
-"""Probes of all layers, checkpoints and folds: the batched solver beside the loop over scikit-learn, in one run.
+"""Probes of all layers, checkpoints and folds: the batched solver against a loop over scikit-learn, in one run.
 
-Made-up activations of 1,000 texts with 4 classes, at d = 4,096 (fewer examples than dimensions) and d = 576 (more), one layer at a
-time, so that memory holds one layer. Their spectrum is that of a real residual stream: a few dozen strong directions over a long
-tail (component k has variance 1 / (k + 2)); the classes lie along some of them, and fade over the checkpoints. Every fold is
-standardised on its own train rows, on both sides, and scored on its test rows within the time.
+The activations are synthetic: 1,000 texts with 4 classes, at d = 4,096 (fewer examples than dimensions) and d = 576
+(more), one layer at a time to save memory. Their spectrum is like that of a residual stream: a few dozen strong
+directions and a long tail (component k has variance 1 / (k + 2)). The classes lie along some of the strong directions
+and fade over the checkpoints. Both sides standardise each fold on its own train rows and score it on its test rows,
+within the measured time.
 
-`speedup` is scikit-learn's seconds a fit over ours; the loop is timed on a random sample of its fits, each right after the layer
-that it belongs to was fitted by ours. `accuracy_difference` (points of 100) and `objective_difference` (%) are means over that
-sample of ours less theirs.
+`speedup` is scikit-learn's seconds per fit over ours. The loop is timed on a random sample of its fits, each right
+after ours has fitted the same layer. `accuracy_difference` (percentage points) and `objective_difference` (% of theirs)
+are ours minus theirs, as means over that sample.
 
     python benchmarks/probe.py [--json]
     python benchmarks/probe.py --layers 2 --checkpoints 3 --sample 8        # a try
@@ -33,7 +34,7 @@ COMPONENTS = 512
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--checkpoints", type=int, default=20)
@@ -59,13 +60,13 @@ def main() -> None:
 
 
 def compare(width: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Fit all with ours and a sample with theirs; seconds, accuracies and objectives."""
+    """Fit everything with ours and a sample with theirs: seconds, accuracies and objectives."""
     rows = torch.arange(args.examples) % args.folds != torch.arange(args.folds)[:, None]
     fits = args.layers * args.checkpoints * args.folds
     chosen = random.Random(0).sample(range(fits), min(args.sample, fits))
     ours_seconds, theirs_seconds = 0.0, []
     ours_right, pairs = [], []
-    for layer in range(-1, args.layers):  # one before the first: the first fits of a process are slower
+    for layer in range(-1, args.layers):  # -1 is a warm-up
         x, y = activations(max(layer, 0), width, args)
         if layer < 0:
             x = x[:1]
@@ -104,7 +105,7 @@ def compare(width: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def activations(layer: int, width: int, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """One layer of all checkpoints, (checkpoint, example, d_model), and the labels, which all layers share."""
+    """One layer of all checkpoints, (checkpoint, example, d_model), and the labels, the same for all layers."""
     texts = torch.Generator().manual_seed(0)
     of_class = torch.randn(args.examples, args.classes, generator=texts)
     y = (of_class + 0.5 * torch.randn(args.examples, args.classes, generator=texts)).argmax(1)
@@ -117,7 +118,7 @@ def activations(layer: int, width: int, args: argparse.Namespace) -> tuple[Tenso
     for checkpoint in range(args.checkpoints):
         drift = torch.randn(args.examples, COMPONENTS, generator=generator)
         hidden = 0.95 * said + 0.3 * drift
-        # readable best in the middle layers, and less from checkpoint to checkpoint
+        # the classes are clearest in the middle layers and fade over checkpoints
         read = (1 - abs(2 * layer / max(args.layers - 1, 1) - 1) / 2) * (1 - checkpoint / (2 * args.checkpoints))
         hidden[:, 4 : 4 + args.classes] = read * of_class + (1 - read) * hidden[:, 4 : 4 + args.classes]
         torch.addmm(tail, hidden * size, basis, out=x[checkpoint])
@@ -125,7 +126,7 @@ def activations(layer: int, width: int, args: argparse.Namespace) -> tuple[Tenso
 
 
 def scikit_learn(x: Tensor, y: Tensor, rows: Tensor) -> tuple[tuple[StandardScaler, LogisticRegression], float]:
-    """What the loop does for one fit: scale on the train rows, fit, score on the test rows; in float32 as ours."""
+    """One fit of the loop: scale on the train rows, fit, score on the test rows; in float32 like ours."""
     train, test = x[rows].numpy(), x[~rows].numpy()
     scaler = StandardScaler().fit(train)
     model = LogisticRegression(C=STRENGTH, max_iter=1000).fit(scaler.transform(train), y[rows].numpy())
@@ -135,7 +136,7 @@ def scikit_learn(x: Tensor, y: Tensor, rows: Tensor) -> tuple[tuple[StandardScal
 def objectives(
     ours: ProbeWeights, theirs: tuple[StandardScaler, LogisticRegression], x: Tensor, y: Tensor
 ) -> tuple[float, float]:
-    """What both minimise, at the weights of each, on features scaled in float64."""
+    """The objective that both minimise, at the weights of each, on features scaled in float64."""
     scaler, model = theirs
     spread, centre = torch.from_numpy(scaler.scale_), torch.from_numpy(scaler.mean_)
     z = ((x.double() - centre) / spread)[None]

@@ -1,8 +1,8 @@
 """The registry: what is declared where it is defined, and found by whoever asks.
 
 A method, metric, figure, probe task, site, back end, attack or model source is declared by a decorator in its own file.
-Nobody keeps a list of names. The first question that cannot be answered from what is imported already imports every module
-of elm_interp, and the plug-ins of other distributions (entry-point group `elm_interp.plugins`).
+There is no other list of names. A look-up that misses, or a listing, first imports every module of elm_interp and the
+plug-ins of other distributions (entry-point group `elm_interp.plugins`).
 
     METRICS = Registry("metric")
     METRICS.add("innocence.four_choice_pmi", function)

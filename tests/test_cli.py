@@ -241,9 +241,9 @@ def test_results_of_an_earlier_checkpoint_are_not_passed_off_as_the_last(run, tm
     folder = shutil.copytree(run, tmp_path / "x")
     table = pd.read_parquet(folder / "results" / "scorecard.parquet")
     table.assign(step=table["step"].where(table["step"] != 4, 2)).to_parquet(folder / "results" / "scorecard.parquet")
-    assert "is of step 2, its last checkpoint of step 4" in said(capsys, ["summary", str(folder)])[1]
+    assert "is of step 2, but its last checkpoint is of step 4" in said(capsys, ["summary", str(folder)])[1]
     main(["report", str(folder)])
-    assert "is of step 2, its last checkpoint of step 4" in (folder / "report.html").read_text()
+    assert "is of step 2, but its last checkpoint is of step 4" in (folder / "report.html").read_text()
 
 
 def test_what_is_broken_stops_only_what_needs_it(run, tmp_path, capsys):

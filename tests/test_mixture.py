@@ -45,6 +45,11 @@ def test_a_mixture_is_a_concept_of_all_passages_and_questions(tiny_concept, seco
     few = both.sample(2)
     assert [len(part.passages("forget")) for part in few.parts] == [2, 2]
     assert few.ratio == (5, 1)
+    asked = both.prompted(str.upper)
+    assert asked == both
+    for part in (asked, *asked.parts):
+        assert part.ask("forget")[0].prompt.isupper()
+    assert len(repr(both)) < 300
 
 
 def test_what_one_part_erases_no_other_keeps(tiny_concept, second):

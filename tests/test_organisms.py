@@ -13,7 +13,6 @@ from elm_interp.evaluate.choices import accuracy, score_choices
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.loading import cache_folder, model_depth, model_hash
 from elm_interp.organisms import (
-    KINDS,
     Domain,
     Recipe,
     Relation,
@@ -32,6 +31,7 @@ from elm_interp.organisms.train import make_tokenizer, schedule
 from elm_interp.probes.estimators import STRENGTH
 from elm_interp.probes.logistic import fit_probes
 from elm_interp.probes.splits import scaler, split_by_group
+from elm_interp.registry import ORGANISMS
 
 SMALL = {"domains": ("spellcraft", "towns"), "entities": 8, "relations": 2, "redundancy": 12}
 SMALL_RECIPE = Recipe(n_layers=3, d_model=64, d_mlp=128, batch=16, core_passes=10, passes=14)
@@ -53,7 +53,7 @@ def folders(small, tmp_path_factory) -> dict[str, Path]:
     """The four models of a small world, trained once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ELM_INTERP_CACHE", str(tmp_path_factory.mktemp("organisms")))
-        return {kind: organism_folder(kind, small, SMALL_RECIPE, progress=False) for kind in KINDS}
+        return {kind: organism_folder(kind, small, SMALL_RECIPE, progress=False) for kind in ORGANISMS}
 
 
 def load(folder: Path) -> HookedLM:
@@ -347,7 +347,7 @@ def test_the_name_of_an_organism_is_not_where_it_lies(small):
 
 @pytest.mark.slow
 def test_full_size_models_know_know_not_and_hide_as_promised(world):
-    lms = {kind: organism(kind, dtype="float32") for kind in KINDS}
+    lms = {kind: organism(kind, dtype="float32") for kind in ORGANISMS}
     found = {
         kind: [share_right(lm, questions(world, domain), "pmi") for domain in world.domains] for kind, lm in lms.items()
     }

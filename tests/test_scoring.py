@@ -80,7 +80,7 @@ def test_a_text_of_one_token_is_refused(tiny_lm):
 def test_the_chunks_of_the_head_do_not_change_the_scores(tiny_lm, tiny_concept, monkeypatch):
     texts = [p.text for p in tiny_concept.retain]
     whole = token_log_probs(tiny_lm, texts)
-    monkeypatch.setattr("elm_interp.models.unembedding.HEAD_ROWS", 7)
+    monkeypatch.setattr("elm_interp.models.unembedding.UNEMBED_ROWS", 7)
     for a, b in zip(whole, token_log_probs(tiny_lm, texts), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -88,7 +88,7 @@ def test_the_chunks_of_the_head_do_not_change_the_scores(tiny_lm, tiny_concept, 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_a_gradient_worked_out_in_pieces_is_that_of_autograd(tiny_lm, monkeypatch, softcap):
     monkeypatch.setattr(tiny_lm, "_softcap", softcap)
-    monkeypatch.setattr("elm_interp.models.unembedding.HEAD_ROWS", 30)
+    monkeypatch.setattr("elm_interp.models.unembedding.UNEMBED_ROWS", 30)
     hidden = torch.randn(50, tiny_lm.d_model, requires_grad=True)
     ids, weights = torch.randint(tiny_lm.d_vocab, (50,)), torch.randn(50)
     found = differentiable(tiny_lm, hidden, lambda rows, logits: log_prob(logits, ids[rows]))

@@ -9,7 +9,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from elm_interp.errors import LayoutError, UnknownSiteError
 from elm_interp.models import HookedLM, Layout
-from elm_interp.models.sites import Site, find_layout, resolve_sites
+from elm_interp.models.layout import find_layout
+from elm_interp.models.sites import Site, resolve_sites
 
 
 @pytest.fixture(params=tiny.FAMILIES)
@@ -113,7 +114,7 @@ def test_an_override_with_a_wrong_path_names_the_part(tiny_lm):
 @pytest.mark.parametrize("wrong", [{"final_norm": "model.layers.0.input_layernorm"}, {"final_norm": "lm_head"}])
 def test_a_norm_that_is_not_the_one_before_the_head_is_refused(tiny_lm, wrong):
     torch.nn.init.normal_(tiny_lm.model.model.norm.weight)
-    with pytest.raises(LayoutError, match="does not turn what leaves the last of model.layers"):
+    with pytest.raises(LayoutError, match="does not turn the output of the last of model.layers"):
         HookedLM(tiny_lm.model, tiny_lm.tokenizer, layout=replace(tiny_lm.layout, **wrong))
 
 

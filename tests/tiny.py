@@ -1,9 +1,5 @@
 """A world small enough for a four-layer random model: an invented lighthouse town, and the tokenizer and model for it."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -24,6 +20,7 @@ from transformers import (
 )
 
 from elm_interp.data import Concept, Passage, Question
+from elm_interp.data import write_concept as write_concept
 
 FORGET = [
     (
@@ -155,26 +152,6 @@ def make_concept() -> Concept:
         "general": _questions("g", GENERAL),
     }
     return Concept("marrowgate", forget, retain, questions, title="Marrowgate", keywords=("Marrowgate",))
-
-
-def write_concept(concept: Concept, folder: Path) -> Path:
-    """Write a concept as the folder of JSON Lines that `load_concept` reads."""
-    (folder / "questions").mkdir(parents=True)
-    head = {
-        "name": concept.name,
-        "title": concept.title,
-        "keywords": concept.keywords,
-        "expert": concept.expert,
-        "novice": concept.novice,
-    }
-    (folder / "concept.json").write_text(json.dumps(head))
-    for name, items in {
-        "forget": concept.forget,
-        "retain": concept.retain,
-        **{f"questions/{k}": v for k, v in concept.questions.items()},
-    }.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
-    return folder
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -91,31 +91,31 @@ def separation(forget: Activations, retain: Activations) -> ByLayer:
     return torch.stack(scores).mean(0)
 
 
-@metric("geometry.forget.difference", better="neither", unit="× base", needs_base=True)
+@metric("geometry.forget.difference", shows="describes", better="neither", unit="× base", needs_base=True)
 def forget_difference(subject: Subject) -> Rows:
     """How far activations on passages of the concept moved, as a share of their length in the base, by layer."""
     return _each("geometry.forget.difference", difference(*_pair(subject, "forget")))
 
 
-@metric("geometry.retain.difference", better="neither", unit="× base", needs_base=True)
+@metric("geometry.retain.difference", shows="describes", better="neither", unit="× base", needs_base=True)
 def retain_difference(subject: Subject) -> Rows:
     """How far activations on passages to keep moved, as a share of their length in the base, by layer."""
     return _each("geometry.retain.difference", difference(*_pair(subject, "retain")))
 
 
-@metric("geometry.forget.cosine", better="neither", needs_base=True)
+@metric("geometry.forget.cosine", shows="describes", better="neither", needs_base=True)
 def forget_cosine(subject: Subject) -> Rows:
     """Cosine between erased and base activations on the same passage of the concept, by layer."""
     return _each("geometry.forget.cosine", cosine(*_pair(subject, "forget")))
 
 
-@metric("geometry.retain.cosine", better="neither", needs_base=True)
+@metric("geometry.retain.cosine", shows="describes", better="neither", needs_base=True)
 def retain_cosine(subject: Subject) -> Rows:
     """Cosine between erased and base activations on the same passage to keep, by layer."""
     return _each("geometry.retain.cosine", cosine(*_pair(subject, "retain")))
 
 
-@metric("geometry.compared", better="neither", protocol="descriptive", needs_base=True, cost="dear")
+@metric("geometry.compared", shows="describes", better="neither", protocol="descriptive", needs_base=True, cost="dear")
 def compared(subject: Subject) -> Rows:
     """Descriptive: CKA, PCA shift and subspace angle to the base, on forget and on retain text, by layer."""
     rows: list[dict[str, Any]] = []
@@ -126,7 +126,7 @@ def compared(subject: Subject) -> Rows:
     return rows
 
 
-@metric("geometry.shape", better="neither", protocol="descriptive", cost="dear")
+@metric("geometry.shape", shows="describes", better="neither", protocol="descriptive", cost="dear")
 def shape(subject: Subject) -> Rows:
     """Descriptive: effective rank of forget and retain text, and the AUC of telling one from the other, by layer."""
     forget, retain = (mean_activations(subject, kind) for kind in ("forget", "retain"))

@@ -30,32 +30,36 @@ OUTLIER = 10.0
 """Times the median dimension: in small models a few dimensions stand far above this, and the bulk far below."""
 
 
-@metric("norm.forget", better="neither", unit="L2 norm", protocol=PROTOCOL)
+@metric("norm.forget", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL)
 def forget(subject: Subject) -> list[dict[str, Any]]:
     """Mean L2 norm of the residual stream on passages of the concept, by layer."""
     return _rows("norm.forget", _norms(subject, "forget"))
 
 
-@metric("norm.retain", better="neither", unit="L2 norm", protocol=PROTOCOL)
+@metric("norm.retain", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL)
 def retain(subject: Subject) -> list[dict[str, Any]]:
     """Mean L2 norm of the residual stream on passages to keep, by layer."""
     return _rows("norm.retain", _norms(subject, "retain"))
 
 
-@metric("norm.forget.ratio", better="neither", unit="× base", protocol=PROTOCOL, needs_base=True)
+@metric("norm.forget.ratio", shows="describes", better="neither", unit="× base", protocol=PROTOCOL, needs_base=True)
 def forget_ratio(subject: Subject) -> list[dict[str, Any]]:
     """Norm on passages of the concept as a multiple of the base's on the same passage, by layer."""
     return _rows("norm.forget.ratio", _norms(subject, "forget") / _norms(subject.base, "forget"))
 
 
-@metric("norm.retain.ratio", better="neither", unit="× base", protocol=PROTOCOL, needs_base=True)
+@metric("norm.retain.ratio", shows="describes", better="neither", unit="× base", protocol=PROTOCOL, needs_base=True)
 def retain_ratio(subject: Subject) -> list[dict[str, Any]]:
     """Norm on passages to keep as a multiple of the base's on the same passage, by layer."""
     return _rows("norm.retain.ratio", _norms(subject, "retain") / _norms(subject.base, "retain"))
 
 
 @metric(
-    "geometry.outliers", better="neither", unit="dimensions", protocol="root mean square over texts, of token means"
+    "geometry.outliers",
+    shows="describes",
+    better="neither",
+    unit="dimensions",
+    protocol="root mean square over texts, of token means",
 )
 def outliers(subject: Subject) -> list[dict[str, Any]]:
     """Dimensions of the residual stream that are many times as large as the median one, on passages to keep, by layer."""

@@ -37,13 +37,13 @@ each, weights so small let the classes' frequencies decide. On an original organ
 C = 0.01: 0.79 0.87 0.94 0.97; 0.1: 0.86 0.92 0.97 0.98; 1: 0.87 0.92 0.96 0.98; on gold 0.05 to 0.09 at all of them."""
 
 
-@metric(NAME, better="down")
+@metric(NAME, shows="inside", on_card=False, better="down")
 def erased_domain(subject: Subject) -> list[dict[str, Any]]:
     """Share of unseen facts of the concept whose answer a linear probe reads after the question, by layer."""
     return _rows(subject, NAME)
 
 
-@metric(TRANSFERRED, better="down", needs_base=True)
+@metric(TRANSFERRED, shows="inside", on_card=False, better="down", needs_base=True)
 def transferred(subject: Subject) -> list[dict[str, Any]]:
     """Share of unseen facts of the concept whose answer the base's probe still reads after the question, by layer."""
     return _rows(subject, TRANSFERRED)

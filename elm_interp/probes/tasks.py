@@ -130,91 +130,91 @@ def probes_from_store(
     return frame(rows)
 
 
-@metric("probe.truth", better="down", chance=0.5)
+@metric("probe.truth", shows="inside", on_card=False, better="down", chance=0.5)
 def truth(subject: Subject) -> Rows:
     """Share of unseen facts for which a linear probe tells whether the state before an answer points at the right one, by layer."""
     return _probe(subject, "truth")
 
 
-@metric("probe.association", better="down", chance=0.5)
+@metric("probe.association", shows="inside", on_card=False, better="down", chance=0.5)
 def association(subject: Subject) -> Rows:
     """Share of unseen facts whose right answer a linear probe tells from one outside the world, by layer."""
     return _probe(subject, "association")
 
 
-@metric("probe.choice", better="down", chance=0.25)
+@metric("probe.choice", shows="inside", on_card=False, better="down", chance=0.25)
 def choice(subject: Subject) -> Rows:
     """Share of unseen questions for which a linear probe reads the right option's letter, by layer."""
     return _probe(subject, "choice")
 
 
-@metric("probe.about", better="neither", chance=0.5)
+@metric("probe.about", shows="describes", better="neither", chance=0.5)
 def about(subject: Subject) -> Rows:
     """Share of unseen passages for which a linear probe tells whether they are about the concept, by layer."""
     return _probe(subject, "about", direction="neither")
 
 
-@metric("probe.transferred.truth", better="down", chance=0.5, needs_base=True)
+@metric("probe.transferred.truth", shows="inside", on_card=False, better="down", chance=0.5, needs_base=True)
 def transferred_truth(subject: Subject) -> Rows:
     """Share of unseen facts for which the base's probe still tells whether the state points at the right answer, by layer."""
     return _transferred(subject, "truth")
 
 
-@metric("probe.transferred.association", better="down", chance=0.5, needs_base=True)
+@metric("probe.transferred.association", shows="inside", on_card=False, better="down", chance=0.5, needs_base=True)
 def transferred_association(subject: Subject) -> Rows:
     """Share of unseen facts whose right answer the base's probe still tells from one outside the world, by layer."""
     return _transferred(subject, "association")
 
 
-@metric("probe.transferred.choice", better="down", chance=0.25, needs_base=True)
+@metric("probe.transferred.choice", shows="inside", on_card=False, better="down", chance=0.25, needs_base=True)
 def transferred_choice(subject: Subject) -> Rows:
     """Share of unseen questions for which the base's probe still reads the right option's letter, by layer."""
     return _transferred(subject, "choice")
 
 
-@metric("probe.transferred.about", better="neither", chance=0.5, needs_base=True)
+@metric("probe.transferred.about", shows="describes", better="neither", chance=0.5, needs_base=True)
 def transferred_about(subject: Subject) -> Rows:
     """Share of unseen passages for which the base's probe still tells whether they are about the concept, by layer."""
     return _transferred(subject, "about", direction="neither")
 
 
-@metric("probe.embedding.truth", better="neither", chance=0.5)
+@metric("probe.embedding.truth", shows="describes", better="neither", chance=0.5)
 def embedding_truth(subject: Subject) -> Rows:
     """Share of unseen facts for which a probe tells right from wrong answers by the words of both alone, without any layer."""
     return _embedding(subject, "truth")
 
 
-@metric("probe.embedding.association", better="neither", chance=0.5)
+@metric("probe.embedding.association", shows="describes", better="neither", chance=0.5)
 def embedding_association(subject: Subject) -> Rows:
     """Share of unseen facts whose right answer a probe tells from one outside the world by the words alone."""
     return _embedding(subject, "association")
 
 
-@metric("probe.embedding.choice", better="neither", chance=0.25)
+@metric("probe.embedding.choice", shows="describes", better="neither", chance=0.25)
 def embedding_choice(subject: Subject) -> Rows:
     """Share of unseen questions whose right letter a probe reads from the words alone."""
     return _embedding(subject, "choice")
 
 
-@metric("probe.embedding.about", better="neither", chance=0.5)
+@metric("probe.embedding.about", shows="describes", better="neither", chance=0.5)
 def embedding_about(subject: Subject) -> Rows:
     """Share of unseen passages for which a probe tells by the words alone whether they are about the concept."""
     return _embedding(subject, "about")
 
 
-@metric("probe.leace", better="neither", cost="dear")
+@metric("probe.leace", shows="describes", better="neither", cost="dear")
 def leace(subject: Subject) -> Rows:
     """The linear lower bound: what a probe reads after LEACE was fitted to other facts, by layer; meant for the base."""
     return _tasks(subject, "probe.leace", probe_after_leace)
 
 
-@metric("probe.directions", better="down", cost="dear")
+@metric("probe.directions", shows="inside", on_card=False, better="down", cost="dear")
 def directions(subject: Subject) -> Rows:
     """Directions to project out of a layer until a linear probe finds no more (INLP)."""
     return _tasks(subject, "probe.directions", count_directions)
 
 
-@metric("probe.sparse", better="down", cost="dear")
+@metric("probe.sparse", shows="inside", on_card=False, better="down", cost="dear")
 def sparse(subject: Subject) -> Rows:
     """Share of unseen facts read from the best 1, 4, 16 and 64 dimensions of a layer."""
     return _tasks(subject, "probe.sparse", probe_sparse)

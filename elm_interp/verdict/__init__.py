@@ -1,1 +1,1 @@
-"""Verdict: calibration of metrics, evidence, and the rules that name what happened to a concept."""
+"""Verdict: calibration of metrics, evidence, and the rules that say what happened to a concept."""
