@@ -1,7 +1,8 @@
-"""ELM in the straightforward form, one sample at a time, as in the authors' code: the reference for our results and times.
+"""ELM in the straightforward form, one sample at a time, as in the authors' code: the reference for results and times.
 
-For each sample the frozen model runs three passes, one after the other. Whole vocabularies are kept. Every term has a backward
-pass of its own. The text of the fluency term is generated for this one sample, by three streams that run in turn.
+For each sample the frozen model runs three passes, one after the other. Whole vocabularies are kept. Every term has a
+backward pass of its own. The text of the fluency term is generated for this one sample, by three streams that run in
+turn.
 
     parameters = lm.adapters.attach(objective.adapter.config(lm))
     plain_step(lm, objective, forget, retain, (expert, novice))      # adds to the gradients of the parameters
@@ -69,7 +70,7 @@ def guided(lm: HookedLM, objective: ELM, ids: Sequence[int], classes: tuple[str,
 def write(
     lm: HookedLM, objective: ELM, opening: Sequence[int], classes: tuple[str, str], new_tokens: int, seed: int
 ) -> list[int]:
-    """Token ids sampled from P_erased after the opening, one at a time, each stream by itself, without the end-of-text token."""
+    """Token ids sampled from P_erased after the opening, each stream by itself, without the end-of-text token."""
     guidance = objective.guidance
     generator, stop = torch.Generator().manual_seed(seed), end_ids(lm)
     new = [[*_start(lm, prefix), *opening] for prefix in ("", *classes)]

@@ -184,8 +184,8 @@ def test_rmu_keeps_each_concepts_own_passages_with_its_own_weight(tiny_lm, tiny_
 def test_a_run_erases_a_mixture_and_scores_it(tiny_model_folder, tiny_concept, second, tmp_path):
     folders = [write_concept(concept, tmp_path / concept.name) for concept in (tiny_concept, second)]
     config = RunConfig(
-        str(tiny_model_folder), f"{folders[0]}=2+{folders[1]}", ELM.from_settings(layers=(1,), rank=2, fluency_weight=0),
-        Training(steps=3, save_every=3), dtype="float32",
+        str(tiny_model_folder), f"{folders[0]}=2+{folders[1]}",
+        ELM.from_settings(layers=(1,), rank=2, fluency_weight=0), Training(steps=3, save_every=3), dtype="float32",
     )  # fmt: skip
     run = Run.create(tmp_path / "run", config)
     run_stage(run, "erase", progress=False)

@@ -1,4 +1,4 @@
-"""WHP: the translation and its position map, the labels against ones worked out by hand, and the model left as it was."""
+"""WHP: the translation and its position map, the labels against ones worked out by hand, the model left as it was."""
 
 import dataclasses
 

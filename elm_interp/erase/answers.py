@@ -1,8 +1,9 @@
 """The answers term (ours): how likely answers to the concept's training questions should be, from the frozen base.
 
-A small model answers questions by another route than it continues prose, so that passages alone hardly change its answers.
-"answers" trains the choices of the training questions, right or wrong, and names of the concept, to the likelihood that ELM's
-target gives them. "kept_answers" keeps the base's likelihood of answers to other questions, and of answers without a question.
+A small model answers questions by another route than it continues prose, so that passages alone hardly change its
+answers. "answers" trains the choices of the training questions, right or wrong, and names of the concept, to the
+likelihood that ELM's target gives them. "kept_answers" keeps the base's likelihood of answers to other questions, and
+of answers without a question.
 
     samples = answer_samples(lm, concept, guidance, (expert, novice), names=3, seed=0)
 """
@@ -26,7 +27,7 @@ from elm_interp.models.unembedding import at_logits, differentiable, log_prob
 from elm_interp.training.objective import sample_kind
 
 ANSWER_TOKENS = 5
-"""First tokens of an answer that are trained on: the rest is mostly spelling, and all answers of a step are padded alike."""
+"""First tokens of an answer that are trained on; the rest is mostly spelling."""
 UNLIKELY = -50.0
 """Log-probability of a token that the target rules out, since a goal must be finite."""
 ALONE = 4
@@ -59,10 +60,10 @@ class Options:
 
 
 def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tensor]:
-    """Smooth L1 distance of the log-probability of each option's tokens to its goal, averaged over the tokens of each term.
+    """Smooth L1 distance of each option token's log-probability to its goal, averaged over the tokens of each term.
 
-    A divergence hardly changes tokens of small probability, since its gradient there is p - q; most answers to a question are
-    such tokens. A choice between answers compares their log-probabilities, so this loss does too.
+    A divergence hardly changes tokens of small probability, since its gradient there is p - q; most answers to a
+    question are such tokens. A choice between answers compares their log-probabilities, so this loss does too.
 
     Args:
         lm: the model, with the adapter that is trained.
@@ -132,7 +133,7 @@ def _samples(
     classes: tuple[str, ...],
     progress: bool,
 ) -> list[Options]:
-    """Samples of (id, prompt, answers), with the log-probability of each token under the target; without guidance, the base."""
+    """Samples of (id, prompt, answers), with each token's log-probability under the target, or under the base."""
     split = [split_continuations(lm, prompt, [f" {a}" for a in answers]) for _, prompt, answers in questions]
     cut = [(prompt, [option[:ANSWER_TOKENS] for option in options]) for prompt, options in split]
     prefixes = [[], *(lm.encode([prefix])[0] for prefix in classes)]

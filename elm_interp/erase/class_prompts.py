@@ -1,7 +1,7 @@
 """Ten expert and ten novice prompts about a concept, for methods that draw a class prompt at random.
 
-The authors' code draws from ten of each at every step. Its novices also change the subject to something amusing, so that
-ignorance and deflection cannot be told apart. These prompts say the same in our own words.
+The authors' code draws from ten of each at every step. Its novices also change the subject to something amusing, so
+that ignorance and deflection cannot be told apart. These prompts say the same in our own words.
 
     expert, novice = draw_prompts(concept, 40, seed=0)[0]
 """
@@ -38,7 +38,7 @@ NOVICE = (
 
 
 def draw_prompts(concept: Concept, n: int, seed: int) -> list[tuple[str, str]]:
-    """An expert's and a novice's prompt for each of n texts, drawn independently, with the concept's keywords filled in."""
+    """An expert's and a novice's prompt for each of n texts, drawn independently, with the keywords filled in."""
     rng = random.Random(seed)
     words = ", ".join(concept.keywords) or concept.title or concept.name
     return [

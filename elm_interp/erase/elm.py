@@ -7,25 +7,25 @@ Each term is a distance to a distribution that the frozen model itself gives:
     fluency   generated text      as erase, on text sampled from that target          (equation 9)
     answers   training questions  the likelihood that this target gives each answer   (ours, off in the paper's preset)
 
-A term of weight 0 is left out: `erase_weight=0`, `retain_weight=0` and `fluency_weight=0` are the paper's ablations (table 2),
-and so is `erase_target="random"`. `rank=None` trains the layers' whole weights (table 6). What only the authors' released code
-does is in `elm_released`.
+A term of weight 0 is left out: `erase_weight=0`, `retain_weight=0` and `fluency_weight=0` are the paper's ablations
+(table 2), and so is `erase_target="random"`. `rank=None` trains the layers' whole weights (table 6). What only the
+authors' released code does is in `elm_released`.
 
-    preset          sets                                                      from
-    paper           η 500, the same at every token                            paper, appendix D; constant in equation 5
-                    rank 4, layers 4 to 7                                     paper, appendix D
-                    retain on whole distributions                             paper, equation 8
-                    fluency against the target, prompt in every stream        paper, equation 9 and appendix E
-                    weights 1, 1, 1                                           authors' code; the paper sweeps around (table 5)
-                    alpha 16, all seven projections                           authors' code
-                    temperature 1, no cut                                     the paper has neither
-                    top_k 256, 160 tokens a passage                           ours: about 700 characters
-                    64 fluency texts of 48 tokens                             ours
-                    lr 5e-5 constant, weight decay 0.01, 4 samples a step     authors' code: 1 sample × accumulation 4
-    smollm2-135m    η 10, one-sided, layers 2 to 17, rank 16, alpha 32,       ours, tuned on the training questions of the pack
-                    weights 1, 0.5, 0, and 1 for answers                      harry-potter; fluent without the fluency term
-    organism        η 35, layers 0 and 1, rank 16, alpha 32, weights 1,       ours, tuned on training questions in wordings
-                    0.5, 0, and 0.1 for answers                               that the concept leaves out
+    preset          sets                                                 from
+    paper           η 500, the same at every token                       paper, appendix D; constant in equation 5
+                    rank 4, layers 4 to 7                                paper, appendix D
+                    retain on whole distributions                        paper, equation 8
+                    fluency against the target, prompt in every stream   paper, equation 9 and appendix E
+                    weights 1, 1, 1                                      authors' code; a sweep in the paper's table 5
+                    alpha 16, all seven projections                      authors' code
+                    temperature 1, no cut                                the paper has neither
+                    top_k 256, 160 tokens a passage                      ours: about 700 characters
+                    64 fluency texts of 48 tokens                        ours
+                    lr 5e-5 constant, decay 0.01, 4 samples a step       authors' code: 1 sample × accumulation 4
+    smollm2-135m    η 10, one-sided, layers 2 to 17, rank 16, alpha 32,  ours, tuned on the training questions of the
+                    weights 1, 0.5, 0, and 1 for answers                 pack harry-potter; fluent without fluency term
+    organism        η 35, layers 0 and 1, rank 16, alpha 32,             ours, tuned on training questions in wordings
+                    weights 1, 0.5, 0, and 0.1 for answers               that the concept leaves out
 
 The organism's layers: a question is answered from what the first blocks look up about its entity, and adapters of later
 blocks only hide it.
@@ -47,7 +47,7 @@ from elm_interp.erase.losses import distribution_loss
 from elm_interp.models import HookedLM
 from elm_interp.training.adapter import Adapter
 from elm_interp.training.objective import Objective, Preset, Sample, Teacher, TopK, method
-from elm_interp.training.settings import Training, number_problems
+from elm_interp.training.settings import CONSTANT, Training, number_problems
 
 LEAST = {
     **dict.fromkeys(("top_k", "fluency_tokens", "fluency_samples"), 1),
@@ -59,39 +59,19 @@ LEAST = {
 
 PromptPairs = list[tuple[str, str]]
 """The expert's and the novice's prompt of each text."""
+_SMALL = {"rank": 16, "alpha": 32.0, "retain_weight": 0.5, "fluency_weight": 0.0}
 
 
 @method(
     "elm",
     presets={
-        "paper": Preset(
-            {"fluency_batch": 4},
-            training={"steps": 750, "lr": 5e-5, "schedule": "constant", "warmup": 0, "weight_decay": 0.01},
-        ),
+        "paper": Preset({"fluency_batch": 4}, training={**CONSTANT, "steps": 750, "lr": 5e-5}),
         "smollm2-135m": Preset(
-            {
-                "eta": 10.0,
-                "one_sided": True,
-                "layers": tuple(range(2, 18)),
-                "rank": 16,
-                "alpha": 32.0,
-                "retain_weight": 0.5,
-                "fluency_weight": 0.0,
-                "answers_weight": 1.0,
-            },
+            {**_SMALL, "eta": 10.0, "one_sided": True, "layers": tuple(range(2, 18)), "answers_weight": 1.0},
             training={"steps": 75, "forget_batch": 1, "retain_batch": 1, "lr": 4e-3, "save_every": 25},
         ),
         "organism": Preset(
-            {
-                "eta": 35.0,
-                "layers": (0, 1),
-                "rank": 16,
-                "alpha": 32.0,
-                "retain_weight": 0.5,
-                "fluency_weight": 0.0,
-                "answers_weight": 0.1,
-                "answers_batch": 16,
-            },
+            {**_SMALL, "eta": 35.0, "layers": (0, 1), "answers_weight": 0.1, "answers_batch": 16},
             training={"steps": 150, "retain_batch": 8, "lr": 8e-3, "save_every": 50},
         ),
     },
@@ -109,7 +89,7 @@ class ELM(Objective):
     top_k: int = 256
     """Tokens of each target that are kept one by one; the rest counts as one sum."""
     plausible: float = 0.0
-    """A target keeps only tokens at least this share as likely as the base's likeliest; 0 keeps all, as in the paper."""
+    """A target keeps only tokens at least this share as likely as the base's likeliest; 0 keeps all (paper)."""
     erase_weight: float = 1.0
     """λ1 of equation 10."""
     retain_weight: float = 1.0
@@ -119,8 +99,8 @@ class ELM(Objective):
     answers_weight: float = 0.0
     """Weight of the answers term; see `answers`. Answers that should stay have the retain weight."""
     answer_names: int = 3
-    """Names from the forget passages that join a question's choices, since held-out questions ask for them too; and as many
-    answers from outside the concept, so that these names are unlearned and not every name."""
+    """Names from the forget passages that join a question's choices, since held-out questions ask for them too; and as
+    many answers from outside the concept, so that these names are unlearned and not every name."""
     erase_target: Literal["guided", "random"] = "guided"
     """"random": random tokens in random proportion, the paper's control that any other target would do as well."""
     fluency_samples: int = 64

@@ -1,14 +1,15 @@
 """ELM as the authors' released code trains it (March 2025), where that departs from their paper.
 
-preset          sets                                        from the code
-released-code   η 1 to 1000 along the text                  trainscripts/erase.py: start fixed at 1, end 1000 by default
-                temperature 1.2, top_k 50, cut              all three passes; the softmax is taken over the 50 alone
-                retain on the likeliest token               its default; the paper says distributions
-                fluency on the generated tokens             the next token as a label; the paper says the target
-                fluency_eta 3, 200 tokens                   guidance 3, 100 to 300 tokens; here the mean, no bridge sentence
-                prompts drawn, one of ten a side            drawn anew at every step there, once for each text here
-                rank 256, alpha 16, dropout 0.05            its defaults (first commit: rank 8; released adapter: rank 4)
-                3000 steps, lr 5e-5 constant, no clipping   12,000 micro-steps of 1 sample, accumulation 4
+preset          sets                                    from the code
+released-code   η 1 to 1000 along the text              trainscripts/erase.py: start fixed at 1, end 1000 by default
+                temperature 1.2, top_k 50, cut          all three passes; the softmax is taken over the 50 alone
+                retain on the likeliest token           its default; the paper says distributions
+                fluency on the generated tokens         the next token as a label; the paper says the target
+                fluency_eta 3, 200 tokens               guidance 3, 100 to 300 tokens; here the mean, no bridge sentence
+                prompts drawn, one of ten a side        drawn anew at every step there, once for each text here
+                rank 256, alpha 16, dropout 0.05        its defaults (first commit: rank 8; released adapter: rank 4)
+                3000 steps, lr 5e-5 constant,           12,000 micro-steps of 1 sample, accumulation 4
+                weight decay 0.01, no clipping
 
 objective = ELM.preset("released-code")
 """
@@ -27,23 +28,13 @@ from elm_interp.erase.guidance import Guidance, certain, likeliest
 from elm_interp.models import HookedLM
 from elm_interp.training.adapter import Adapter
 from elm_interp.training.objective import Preset, Teacher, TopK, method
-from elm_interp.training.settings import number_problems, positive_problems
+from elm_interp.training.settings import CONSTANT, UNCLIPPED, number_problems, positive_problems
 
 
 @method(
     "elm-released",
     presets={
-        "released-code": Preset(
-            {"fluency_batch": 4},
-            training={
-                "steps": 3000,
-                "lr": 5e-5,
-                "schedule": "constant",
-                "warmup": 0,
-                "weight_decay": 0.01,
-                "max_grad_norm": 1e9,
-            },
-        )
+        "released-code": Preset({"fluency_batch": 4}, training={**CONSTANT, **UNCLIPPED, "steps": 3000, "lr": 5e-5})
     },
 )
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class ELMReleased(ELM):
     cut: bool = True
     """A target holds only its `top_k` likeliest tokens, instead of the rest as one sum."""
     hard_labels: bool = True
-    """Retain trains on the base's likeliest token and fluency on the generated token, instead of whole distributions."""
+    """Retain trains on the base's likeliest token and fluency on the generated token, not on whole distributions."""
     prompts: Literal["concept", "drawn"] = "drawn"
     """Class prompts: the concept's own, or for each text one of ten (see `class_prompts`)."""
     fluency_eta: float | None = 3.0

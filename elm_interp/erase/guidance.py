@@ -2,13 +2,13 @@
 
     P_erased(x) ∝ P(x) · (P(x | novice) / P(x | expert)) ^ η                                (paper, equations 5 and 6)
 
-At large η the token wins that the novice prompt favours most, however odd it is: text generated from this target repeats
-itself or echoes the prompt. `one_sided` caps the ratio at 1: tokens that the expert finds likelier are lowered as in the
-paper, and no token is raised above what the base gives it.
+At large η the token wins that the novice prompt favours most, however odd it is: text generated from this target
+repeats itself or echoes the prompt. `one_sided` caps the ratio at 1: tokens that the expert finds likelier are lowered
+as in the paper, and no token is raised above what the base gives it.
 
-The three passes depend on frozen weights alone. So they run once, in batches, and all texts share the keys and values of a
-class prompt. Only the hidden states before the unembedding are kept of a pass (a few hundred numbers a token). Any η,
-temperature, top-k or mask then costs one product with the unembedding, and no pass.
+The three passes depend on frozen weights alone. So they run once, in batches, and all texts share the keys and values
+of a class prompt. Only the hidden states before the unembedding are kept of a pass (a few hundred numbers a token). Any
+η, temperature, top-k or mask then costs one product with the unembedding, and no pass.
 """
 
 import math
@@ -37,7 +37,7 @@ class Guidance:
     one_sided: bool = False
     """Cap the ratio at 1, so that tokens are only lowered."""
     top_k: int = 256
-    """Tokens that are kept one by one at each position, the likeliest under the base or the target; the rest is one sum."""
+    """Tokens kept one by one at each position, the likeliest under the base or the target; the rest is one sum."""
     temperature: float = 1.0
     """Divides the logits of all three passes."""
     plausible: float = 0.0
@@ -103,7 +103,7 @@ def _log_softmax(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Floa
 def hidden_after(
     lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]], *, max_tokens: int = PASS_TOKENS, progress: bool = False
 ) -> list[Float[Tensor, "pos d_model"]]:
-    """Hidden states before the unembedding along each row of ids, after one prefix whose keys and values all rows share.
+    """Hidden states before the unembedding along each row, after one prefix whose keys and values all rows share.
 
     Args:
         lm: the model, with or without an adapter.

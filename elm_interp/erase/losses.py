@@ -17,8 +17,8 @@ EPS = 1e-6
 def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """KL(target ‖ model) in nats a token, averaged over the target positions of each term.
 
-    This is the cross-entropy with a soft target (ELM, equations 7 to 9) less the target's entropy: the gradient is the same,
-    and 0 means that the target is reached. Samples of similar length share a forward pass.
+    This is the cross-entropy with a soft target (ELM, equations 7 to 9) less the target's entropy: the gradient is the
+    same, and 0 means that the target is reached. Samples of similar length share a forward pass.
 
     Args:
         lm: the model, with the adapter that is trained.
@@ -69,8 +69,8 @@ def _to_named(
 ) -> tuple[Float[Tensor, " pos"], Float[Tensor, "pos d_vocab"]]:
     """KL to k named tokens and a rest at each position, and its gradient at the logits.
 
-    With p the model's probabilities and q the target's, the gradient at a named token's logit is p - q, and at a token of the
-    rest p · (1 - q_rest / p_rest).
+    With p the model's probabilities and q the target's, the gradient at a named token's logit is p - q, and at a token
+    of the rest p · (1 - q_rest / p_rest).
     """
     log_p = logits.log_softmax(1, dtype=torch.float32)
     tokens, q = target.tokens.to(log_p.device).long(), target.probs.to(log_p)

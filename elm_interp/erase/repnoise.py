@@ -7,17 +7,17 @@
 Data are pairs of a forget text and a harmless one. A mask says which tokens of the forget text count:
 
     questions    the right answer and a refusal of the same question: the tokens that differ, as in the paper
-    passages     a forget and a retain passage, which share nothing: every token but the first, whose state has seen no text
+    passages     a forget and a retain passage, which share nothing: all tokens but the first, whose state saw no text
 
-    preset          sets                                                       from
-    paper           β 0.001, α 1, whole weights of every block, 256 tokens,    the paper's defaults; length: the authors' code
-                    questions with refusals
-                    1250 steps of 8, lr 2e-5, cosine, 10 % warm-up,            the paper: 10,000 pairs once, 8 a step
+    preset          sets                                                   from
+    paper           β 0.001, α 1, whole weights of every block,            the paper's defaults; length: authors' code
+                    256 tokens, questions with refusals
+                    1250 steps of 8, lr 2e-5, cosine, 10 % warm-up,        the paper: 10,000 pairs once, 8 a step
                     no weight decay, no clipping
-    smollm2-135m    β 1, α 0.5, LoRA of rank 16, passages and questions,       ours, not tuned
+    smollm2-135m    β 1, α 0.5, LoRA of rank 16, passages and questions,   ours, not tuned
                     160 tokens
-    organism        the same with β 0.5                                        ours: tuned on the training questions, from
-                                                                               four settings
+    organism        the same with β 0.5                                    ours: tuned on the training questions,
+                                                                           from four settings
 
     objective = RepNoise.preset("paper")
 """
@@ -37,10 +37,10 @@ from elm_interp.errors import DataError
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import split_continuations
 from elm_interp.training.objective import Objective, Preset, method
-from elm_interp.training.settings import Training, number_problems
+from elm_interp.training.settings import UNCLIPPED, Training, number_problems
 
 KERNELS = 5
-"""Gaussian kernels of the MMD, each twice as wide as the one before; the middle one's width is the mean squared distance."""
+"""Gaussian kernels of the MMD, each twice as wide as the last; the middle one's width is the mean squared distance."""
 REFUSAL = " I do not know."
 _LORA = {"rank": 16, "alpha": 32.0, "pairs": "both", "max_tokens": 160}
 
@@ -69,7 +69,7 @@ class Pair:
 @method(
     "repnoise",
     presets={
-        "paper": Preset(training={"steps": 1250, "forget_batch": 8, "lr": 2e-5, "warmup": 125, "max_grad_norm": 1e9}),
+        "paper": Preset(training={"steps": 1250, "forget_batch": 8, "lr": 2e-5, "warmup": 125, **UNCLIPPED}),
         "smollm2-135m": Preset(
             {**_LORA, "noise_weight": 1.0, "ascent_weight": 0.5},
             training={"steps": 100, "forget_batch": 4, "lr": 5e-4, "save_every": 25},

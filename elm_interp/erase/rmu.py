@@ -3,20 +3,22 @@
     erase     forget passages    mean squared distance of the hidden state after one block to c · u
     retain    retain passages    the same distance to the frozen model's own hidden state, times α
 
-u is a random direction of length 1, fixed for each concept, and c is the steering coefficient. Only a few projections at or
-below that block are trained, so a step runs no block above it.
+u is a random direction of length 1, fixed for each concept, and c is the steering coefficient. Only a few projections
+at or below that block are trained, so a step runs no block above it.
 
-    preset          sets                                                           from
-    paper           block 7; last MLP projection of blocks 5 to 7, whole weights;  the authors' training script and its
-                    c 6.5, α 1200, passages of 512 tokens                          settings for Zephyr-7B
-                    150 steps of 4 + 4, lr 5e-5 constant, decay 0.01, no clipping  their log for Zephyr; AdamW's default decay
-    smollm2-135m    block 10, trains 8 to 10; c 40, α 100; 160 tokens              ours: depth in proportion, c about twice the
-                                                                                   hidden state's norm there; not tuned
-    organism        block 2, trains the MLPs of 0 to 2; c 60, α 3; 160 tokens      ours: tuned on the training questions, from
-                                                                                   eight settings
+    preset          sets                                                  from
+    paper           block 7; the last MLP projection of blocks 5 to 7,    the authors' training script and its settings
+                    whole weights; c 6.5, α 1200, 512 tokens              for Zephyr-7B
+                    150 steps of 4 + 4, lr 5e-5 constant,                 their log for Zephyr; AdamW's default decay
+                    weight decay 0.01, no clipping
+    smollm2-135m    block 10, trains 8 to 10; c 40, α 100; 160 tokens     ours: depth in proportion, c about twice the
+                                                                          hidden state's norm there; not tuned
+    organism        block 2, trains the MLPs of 0 to 2; c 60, α 3;        ours: tuned on the training questions, from
+                    160 tokens                                            eight settings
 
-Several concepts can be trained together as a mixture (`elm_interp.data.mixture`). Each sample then carries the vector of its
-own concept: the direction comes from the concept's name; `steerings` and `retain_weights` set length and α for each.
+Several concepts can be trained together as a mixture (`elm_interp.data.mixture`). Each sample then carries the vector
+of its own concept: the direction comes from the concept's name; `steerings` and `retain_weights` set length and α for
+each.
 
     objective = RMU.preset("paper")
 """
@@ -37,7 +39,7 @@ from elm_interp.errors import ConfigError
 from elm_interp.models import HookedLM
 from elm_interp.training.adapter import Adapter
 from elm_interp.training.objective import Objective, Preset, method, sample_kind
-from elm_interp.training.settings import number_problems
+from elm_interp.training.settings import CONSTANT, UNCLIPPED, number_problems
 
 
 @sample_kind
@@ -63,16 +65,7 @@ class Steered:
 @method(
     "rmu",
     presets={
-        "paper": Preset(
-            training={
-                "steps": 150,
-                "lr": 5e-5,
-                "schedule": "constant",
-                "warmup": 0,
-                "weight_decay": 0.01,
-                "max_grad_norm": 1e9,
-            }
-        ),
+        "paper": Preset(training={**CONSTANT, **UNCLIPPED, "steps": 150, "lr": 5e-5}),
         "smollm2-135m": Preset(
             {"layer": 10, "layers": (8, 9, 10), "steering": 40.0, "retain_weight": 100.0, "max_tokens": 160},
             training={"steps": 100, "forget_batch": 2, "retain_batch": 2, "lr": 1e-3, "save_every": 25},
@@ -190,7 +183,7 @@ class RMU(Objective):
 
 
 def direction(d_model: int, concept: str, seed: int) -> Float[Tensor, " d_model"]:
-    """The random direction of a concept, of length 1: entries uniform from 0 to 1, then scaled, as in the authors' code."""
+    """The random direction of a concept: entries uniform from 0 to 1, scaled to length 1, as in the authors' code."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{concept} {seed}".encode()))
     drawn = torch.rand(d_model, generator=generator)
     return drawn / drawn.norm()

@@ -84,8 +84,8 @@ def position_map(ends: Sequence[int], new_ends: Sequence[int], translated: Trans
 def make_dictionary(concept: Concept) -> dict[str, str]:
     """A dictionary from the concept alone: each of its names -> a name from the retain passages.
 
-    Names are paired by frequency, so that a common name gets a common one. If there are no capitalised names, words are taken.
-    Names and words that occur on the other side too are left out.
+    Names are paired by frequency, so that a common name gets a common one. If there are no capitalised names, words are
+    taken. Names and words that occur on the other side too are left out.
     """
     ours, others = concept.passages("forget"), concept.passages("retain")
     names, generic = concept.names(), Concept("", tuple(others), tuple(ours)).names()

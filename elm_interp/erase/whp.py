@@ -1,28 +1,28 @@
-"""WHP: "Who's Harry Potter" (Eldan & Russinovich 2023), which trains forget text on labels without knowledge of the concept.
+"""WHP: "Who's Harry Potter" (Eldan & Russinovich 2023), which trains forget text on labels that ignore the concept.
 
 Three steps, the first two in `prepare`:
 
     reinforced model    an adapter is trained on the forget passages; it shows which tokens knowledge makes likelier
-    generic labels      v_generic = v_base - α · ReLU(v_reinforced - v_base); v_base on the text with the dictionary's terms
-                        replaced, v_reinforced on the text itself, at tokens that end at the same place in both texts
+    generic labels      v_generic = v_base - α · ReLU(v_reinforced - v_base); v_base on the text with the terms of the
+                        dictionary replaced, v_reinforced on the text itself, at tokens that end at the same place
     training            forget passages, on the labels
 
-Only the first occurrence of a term in a text is trained on, and its translation is lowered among the later labels. Otherwise
-the model would learn to change a name in the middle of a text.
+Only the first occurrence of a term in a text is trained on, and its translation is lowered among the later labels.
+Otherwise the model would learn to change a name in the middle of a text.
 
-    preset          sets                                                          from
-    paper           α 5, the likeliest token as label, whole weights of every     the paper; where sources disagree on the form
-                    block, 512 tokens; reinforced: lr 3e-6, 128 texts a step,     of the label, the first is the default
-                    3 epochs
-                    150 steps of 128, lr 1e-6 constant, decay 0.01, no clipping   the paper: batch 8 × accumulation 16; the
-                                                                                  effect is there by 120 to 150 steps
-    smollm2-135m    the distribution as label, LoRA of rank 16, 160 tokens;       ours, not tuned
-                    reinforced: lr 1e-3, 8 texts a step
-    organism        the same, reinforced for 20 epochs                            ours: tuned on the training questions, from
-                                                                                  three settings
+    preset          sets                                                 from
+    paper           α 5, the likeliest token as label, whole weights     the paper; sources disagree on the form of the
+                    of every block, 512 tokens                           label, the first is the default
+                    reinforced: lr 3e-6, 128 texts a step, 3 epochs      the paper
+                    150 steps of 128, lr 1e-6 constant,                  the paper: batch 8 × accumulation 16; the
+                    weight decay 0.01, no clipping                       effect is there by 120 to 150 steps
+    smollm2-135m    the distribution as label, LoRA of rank 16, 160      ours, not tuned
+                    tokens; reinforced: lr 1e-3, 8 texts a step
+    organism        the same, reinforced for 20 epochs                   ours: tuned on the training questions, from
+                                                                         three settings
 
-The dictionary maps terms of the concept to generic ones. It is the one given, else the concept's own, else one made from its
-names.
+The dictionary maps terms of the concept to generic ones. It is the one given, else the concept's own, else one made
+from its names.
 
     objective = WHP.preset("paper")
     inference_logits(lm, batch, reinforced="reinforced/")      # without training: two models at every token
@@ -47,7 +47,7 @@ from elm_interp.errors import ConfigError
 from elm_interp.models import Batch, HookedLM
 from elm_interp.models.unembedding import at_logits
 from elm_interp.training.objective import Objective, Preset, Sample, TopK, method, sample_kind
-from elm_interp.training.settings import Training, number_problems
+from elm_interp.training.settings import CONSTANT, UNCLIPPED, Training, number_problems
 
 LOWERED = 10.0
 """Nats subtracted from the first token of a translation whose term occurred before; the paper gives no number."""
@@ -71,21 +71,10 @@ class Labelled(Sample):
 @method(
     "whp",
     presets={
-        "paper": Preset(
-            training={
-                "steps": 150,
-                "forget_batch": 128,
-                "lr": 1e-6,
-                "schedule": "constant",
-                "warmup": 0,
-                "weight_decay": 0.01,
-                "max_grad_norm": 1e9,
-            }
-        ),
+        "paper": Preset(training={**CONSTANT, **UNCLIPPED, "steps": 150, "forget_batch": 128, "lr": 1e-6}),
         "smollm2-135m": Preset(_LORA, training={"steps": 100, "forget_batch": 4, "lr": 1e-3, "save_every": 25}),
         "organism": Preset(
-            {**_LORA, "reinforce_epochs": 20},
-            training={"steps": 200, "forget_batch": 8, "lr": 2e-3, "save_every": 50},
+            {**_LORA, "reinforce_epochs": 20}, training={"steps": 200, "forget_batch": 8, "lr": 2e-3, "save_every": 50}
         ),
     },
 )
@@ -214,7 +203,7 @@ def inference_logits(
     strength: float = 5.0,
     positions: Literal["last", "all"] = "last",
 ) -> Float[Tensor, "batch *pos d_vocab"]:
-    """The generic logits at inference: nothing is trained to forget, both models run at every token, no term is replaced.
+    """The generic logits at inference: nothing is trained to forget, both models run, no term is replaced.
 
     The paper does not evaluate this form, though benchmarks have called it WHP.
 

@@ -100,7 +100,7 @@ def damage(path: Path) -> str | None:
 
 
 def set_damaged_aside(root: Path) -> list[str]:
-    """Rename damaged checkpoints to `damaged-…`, so that a resume takes the newest complete one; returns what was wrong."""
+    """Rename damaged checkpoints to `damaged-…`, so that a resume skips them; returns what was wrong."""
     found = []
     for path in sorted(root.glob("checkpoint-*")):
         problem = damage(path)

@@ -1,12 +1,12 @@
 """The gradient of one training step, in as many passes as memory needs, shared among processes.
 
-A step's samples are split into processes × `accumulate` passes. Every pass weights its mean loss by its share of the step's
-target positions, so that the gradients add up to that of the whole batch. When memory runs out, `accumulate` doubles and the
-step starts again from the same random state.
+A step's samples are split into processes × `accumulate` passes. Every pass weights its mean loss by its share of the
+step's target positions, so that the gradients add up to that of the whole batch. When memory runs out, `accumulate`
+doubles and the step starts again from the same random state.
 
     passes = Passes(lm, objective, accelerator, warn)
-    losses, _ = passes.gradients(batch, step, masters)          # {"erase": 3.1, ...}; masters.weights hold the gradients
-    losses, norms = passes.gradients(batch, step, masters, term_norms=True)      # {"erase": 0.7, ...}: norm of each term's own
+    losses, _ = passes.gradients(batch, step, masters)          # {"erase": 3.1, ...}; masters.weights hold the gradient
+    losses, norms = passes.gradients(batch, step, masters, term_norms=True)      # {"erase": 0.7, ...}: each term's norm
 """
 
 from collections.abc import Callable, Sequence
@@ -50,8 +50,8 @@ class Passes:
             batch: the samples of the step.
             step: its number, for messages.
             masters: receive the gradient.
-            term_norms: also measure the gradient of each term, in a backward pass of its own, unless memory runs out. The
-                gradient in the masters is the same to the bit.
+            term_norms: also measure the gradient of each term, in a backward pass of its own, unless memory runs out.
+                The gradient in the masters is the same to the bit.
 
         Returns:
             The mean of each term over the step, unweighted; and the norm of each weighted term's gradient, if measured.
@@ -133,8 +133,8 @@ class Passes:
     def _split_finer(self, samples: int, step: int, why: str) -> None:
         if self._split_over()[0] * self.accumulate >= samples:
             raise torch.OutOfMemoryError(
-                f"step {step} does not fit into memory with one sample a pass ({why}); cut the texts shorter (max_tokens), "
-                "or take a smaller dtype or model."
+                f"step {step} does not fit into memory with one sample a pass ({why}); cut the texts shorter "
+                "(max_tokens), or take a smaller dtype or model."
             )
         self.accumulate *= 2
         clear_device_cache(garbage_collection=True)
@@ -152,7 +152,7 @@ class Passes:
 
 
 def gradient(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> Float[Tensor, " n"]:
-    """The gradient at all parameters, flat, in float32; the graph and the parameters' own gradients stay as they are."""
+    """The gradient at all parameters, flat, in float32; graph and stored gradients stay as they are."""
     moving = [p for p in parameters if p.requires_grad]
     grads = iter(torch.autograd.grad(loss, moving, retain_graph=True, allow_unused=True))
     found = [next(grads) if p.requires_grad else None for p in parameters]
@@ -167,8 +167,8 @@ def not_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Example]) ->
         if not bool(torch.isfinite(loss).all()):
             ids = sorted({sample.id for sample in batch if sample.term == term} or {sample.id for sample in batch})
             return (
-                f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower learning "
-                "rate or float32. The last checkpoint is complete."
+                f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower "
+                "learning rate or float32. The last checkpoint is complete."
             )
     return ""
 

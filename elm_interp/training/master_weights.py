@@ -1,7 +1,7 @@
 """Float32 master weights of an adapter, and the random states that a resume needs.
 
-Adapters of a bfloat16 base are bfloat16 (see `AdapterSlots.attach`), which would round small updates away. So the optimiser
-updates float32 copies, and gradients of several passes add up in float32.
+Adapters of a bfloat16 base are bfloat16 (see `AdapterSlots.attach`), which would round small updates away. So the
+optimiser updates float32 copies, and gradients of several passes add up in float32.
 """
 
 from collections.abc import Callable

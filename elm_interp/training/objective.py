@@ -11,8 +11,8 @@
     METHODS["mine"].preset("paper", rank=4)          # the objective
     METHODS["mine"].training_preset("paper")         # its training
 
-`prepare` computes once what depends on frozen weights alone. `loss` gives named terms for a few samples; the trainer weights,
-logs and checks each. Nothing here knows of files, schedules or optimisers.
+`prepare` computes once what depends on frozen weights alone. `loss` gives named terms for a few samples; the trainer
+weights, logs and checks each. Nothing here knows of files, schedules or optimisers.
 """
 
 from abc import ABC, abstractmethod
@@ -57,8 +57,8 @@ class Example(Protocol):
 def sample_kind(kind: T) -> T:
     """Class decorator: declare a dataclass that the target cache can write and read, by its fields.
 
-    Fields hold tensors, numbers, texts, tuples of these, or other sample kinds. Samples of a kind that is not declared are
-    prepared anew for each run.
+    Fields hold tensors, numbers, texts, tuples of these, or other sample kinds. Samples of a kind that is not declared
+    are prepared anew for each run.
     """
     SAMPLE_KINDS.add(kind.__name__, kind)
     return kind
@@ -109,7 +109,7 @@ class TopK:
 @sample_kind
 @dataclass(frozen=True)
 class Teacher:
-    """A distribution at each position, kept as the frozen model's hidden state before the unembedding: exact and small."""
+    """A distribution at each position, kept as the frozen model's hidden state before the unembedding: exact, small."""
 
     hidden: Float[Tensor, "pos d_model"]
 
@@ -179,7 +179,7 @@ class Objective(ABC):
 
     @classmethod
     def from_settings(cls, **settings: Any) -> Self:
-        """An objective from flat settings: those of the adapter stand among the others, or under "adapter" as a mapping.
+        """An objective from flat settings: the adapter's stand among the others, or under "adapter" as a mapping.
 
         Raises:
             UnknownNameError: a setting that does not exist; the message gives the closest.

@@ -2,7 +2,8 @@
 
     batch = draw(samples["erase"], 4, step, seed)
 
-The pools of several concepts become one pool that is drawn from in a ratio: with 5 to 1, every six samples hold five and one.
+The pools of several concepts become one pool that is drawn from in a ratio: with 5 to 1, every six samples hold five
+and one.
 """
 
 from collections.abc import Callable, Mapping, Sequence

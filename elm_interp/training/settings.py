@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup": 0, "weight_decay": 0.01}
+"""AdamW as scripts of papers use it: a constant rate and PyTorch's default weight decay."""
+UNCLIPPED = {"max_grad_norm": 1e9}
+"""No clipping: a norm that no gradient reaches."""
+
 
 @dataclass(frozen=True)
 class Training:
-    """How an objective is optimised with AdamW. Batch sizes of terms that only one method has are settings of the method."""
+    """How an objective is optimised with AdamW; batch sizes of a method's own terms are settings of the method."""
 
     steps: int = 120
     """Optimiser steps."""
@@ -31,11 +36,11 @@ class Training:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     accumulate: int = 1
-    """Passes that a step's samples are split into: less memory, the same gradient. Doubles by itself when memory runs out."""
+    """Passes that a step's samples are split into: less memory, the same gradient. Doubles when memory runs out."""
     save_every: int = 20
     """Steps between checkpoints; the last step is always saved."""
     norms_every: int = 20
-    """Steps between measurements of each weighted term's own gradient norm, from step 1 on; one more backward pass a term."""
+    """Steps between measurements of each weighted term's gradient norm, which take one more backward pass a term."""
 
     def problems(self) -> list[str]:
         """Settings that cannot work, in words."""

@@ -1,8 +1,8 @@
 """Prepared samples on disk, so that a sweep over rank, layers, dropout or loss weights runs the frozen model once.
 
-They are stored under a hash of everything that they depend on: the model and its dtype, the concept, the seed, the code that
-made them, and the method's settings. Settings that the method names in `not_in_targets` are left out, and of a loss weight
-only whether it is 0 counts.
+They are stored under a hash of everything that they depend on: the model and its dtype, the concept, the seed, the code
+that made them, and the method's settings. Settings that the method names in `not_in_targets` are left out, and of a
+loss weight only whether it is 0 counts.
 
     samples, seconds = prepared(lm, objective, concept, model_hash="…", seed=0)
 
@@ -76,7 +76,7 @@ def _key(lm: HookedLM, objective: Objective, concept: Concept, model_hash: str, 
 
 
 def _code(method: type[Objective]) -> str:
-    """A hash of the code that makes samples; "" for a method without a file, as from a notebook, which is not cached."""
+    """A hash of the code that makes samples; "" for a method without a file (from a notebook), which is not cached."""
     root = Path(__file__).parents[1]
     own = [sys.modules[kind.__module__] for kind in method.__mro__ if issubclass(kind, Objective)]
     if not all(getattr(module, "__file__", None) for module in own):

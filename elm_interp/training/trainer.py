@@ -1,12 +1,13 @@
 """The training loop: one for all methods, exact on resume, ignorant of their terms.
 
 The objective says which pools a step draws from. Which samples it draws is a pure function of seed and step, and the
-checkpoint holds the optimiser's moments and the random states. So k steps and a resume equal n steps bit for bit on a CPU.
+checkpoint holds the optimiser's moments and the random states. So k steps and a resume equal n steps bit for bit on a
+CPU.
 
     train(lm, objective, samples, Training(steps=120), Path("runs/x"))
 
-Under `accelerate launch` the processes share the samples of every step and train one adapter, the same up to rounding. With
-configs/fsdp.yaml they hold a model together that does not fit on one device.
+Under `accelerate launch` the processes share the samples of every step and train one adapter, the same up to rounding.
+With configs/fsdp.yaml they hold a model together that does not fit on one device.
 """
 
 import time
@@ -78,8 +79,8 @@ def train(
 
     Raises:
         ConfigError: an adapter is on, or a pool that the objective asks for is empty.
-        NotFiniteError: a loss term or the gradient was NaN or infinite in more than `MAX_SKIPPED` steps or in the last; names
-            term, step and samples.
+        NotFiniteError: a loss term or the gradient was NaN or infinite in more than `MAX_SKIPPED` steps or in the last;
+            names term, step and samples.
         UnmovedError: a trained layer learned nothing; names it.
         torch.OutOfMemoryError: not even one sample a pass fits.
     """
@@ -101,16 +102,16 @@ def train(
             lm.adapters.release()
     if still := unmoved_layers(start, end):
         raise UnmovedError(
-            f"training did not move layer {', '.join(map(str, still))} of {table['layer'].unique().tolist()}: no gradient "
-            "reached it. Is the weight of every loss that should reach it above 0? The checkpoints are complete."
+            f"training did not move layer {', '.join(map(str, still))} of {table['layer'].unique().tolist()}: no "
+            "gradient reached it. Is every loss weight that should reach it above 0? The checkpoints are complete."
         )
     return list_checkpoints(folder / "checkpoints")[-1]
 
 
 def _check_pools(objective: Objective, samples: Mapping[str, Sequence[Example]], training: Training) -> None:
     problems = [
-        f'method {objective.name} asks for {size} samples of pool "{pool}" a step, but it is empty; the training part of '
-        f"the concept has nothing to make them of. Add passages or questions to the concept, or ask for 0 samples."
+        f'method {objective.name} asks for {size} samples of pool "{pool}" a step, but it is empty; the training part '
+        "of the concept has nothing to make them of. Add passages or questions to the concept, or ask for 0 samples."
         for pool, size in objective.pools(training).items()
         if size > 0 and not samples.get(pool)
     ]
@@ -247,7 +248,7 @@ def _cuda(lm: HookedLM) -> list[torch.device]:
 
 @contextmanager
 def _plain_attention(lm: HookedLM) -> Iterator[None]:
-    """Use plain attention on a CPU, where the fused kernel's backward pass is slower at passage lengths (a third of a step)."""
+    """Use plain attention on a CPU: the fused kernel's backward pass would add a third to a step at passage lengths."""
     before = lm.model.config._attn_implementation
     plain = lm.device.type == "cpu" and before == "sdpa"
     if plain:

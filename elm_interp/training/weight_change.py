@@ -46,7 +46,8 @@ def weight_changes(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> pd
 def unmoved_layers(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> list[int]:
     """Layers in which no parameter that decides the adapter's effect changed, between two snapshots.
 
-    For a LoRA only the B matrices decide. They start at zero, while weight decay moves the A matrices even without learning.
+    For a LoRA only the B matrices decide. They start at zero, while weight decay moves the A matrices even without
+    learning.
     """
     found = []
     for layer in sorted({_layer(name) for name in start}):
