@@ -1,11 +1,12 @@
 """Time of collecting, as a multiple of the backbone's bare forward passes, beside other ways to read the activations.
 
-Prompts of mixed length from the harry-potter pack; every layer, last position. Bare passes, ours and the peers run in turn
-on the same part of the prompts, in a different order each time. A ratio is the median over parts and repetitions.
+Prompts of mixed length from the harry-potter pack; every layer, last position. Bare passes, ours and the peers run in
+turn on the same part of the prompts, in a different order each time. A ratio is the median over parts and repetitions.
 
     vs_bare                      collect_texts, tokenising included, over the bare passes on ready batches
-    peers                        on the same ready batches, over the bare passes: nnsight; TransformerLens with names_filter
-                                 and one position, and with its default cache; transformers' output_hidden_states
+    peers                        on the same ready batches, over the bare passes: nnsight; TransformerLens with
+                                 names_filter and one position, and with its default cache; transformers'
+                                 output_hidden_states
     checkpoints_vs_forwards      `collect_datasets` of all checkpoints into a store, over one bare pass for each
     checkpoints_vs_unshared      the same, over those passes without the blocks that need to run only once
     peak_extra_mb                peak memory of `collect_datasets` beyond the loaded model (peak_extra_mb_quarter: on a
@@ -97,8 +98,7 @@ def compare(lm: HookedLM, prompts: list[str], repetitions: int) -> dict[str, flo
 
 
 def compare_checkpoints(lm: HookedLM, prompts: list[str], adapters: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Time of collecting all checkpoints over one bare pass for each; half of these run before and half after, against
-    a drift of the machine's speed."""
+    """Time of collecting over one bare pass for each checkpoint, half of them before and half after, against drift."""
     batches = ready(lm, prompts)
     seconds: list[float] = []
 
