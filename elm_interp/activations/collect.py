@@ -1,7 +1,7 @@
-"""Collecting activations: texts pass through the model in batches of similar length; only the wanted positions are kept.
+"""Collecting activations: texts pass through the model in batches of similar length; only some positions are kept.
 
-The unembedding never runs. Checkpoints are adapters that are swapped on one base, and blocks below the lowest adapted one
-run once for all of them.
+The unembedding never runs. Checkpoints are adapters that are swapped on one base, and blocks below the lowest adapted
+one run once for all of them.
 
 Shapes: (example, layer, d_model) in the order of the texts; layer l is read after block l, before the final norm.
 
