@@ -62,11 +62,6 @@ class ScoredQuestion:
         return self.question.options
 
     @property
-    def characters(self) -> Int[np.ndarray, " option"]:
-        """Number of characters of each option."""
-        return np.array([len(option) for option in self.options])
-
-    @property
     def mean_log_prob(self) -> Float[np.ndarray, " option"]:
         """Log-probability per token of each option."""
         return self.log_prob / self.tokens

@@ -2,8 +2,8 @@
 
 One linear map is added to the down projection of the last block's MLP. If an answer of the domain comes next, it
 removes from the residual stream the directions that set the domain's values apart from the rest of the vocabulary.
-Elsewhere it changes as little as possible. It is computed in closed form, by ridge regression from the MLP's neurons. All other
-weights are the original's, bit for bit.
+Elsewhere it changes as little as possible. It is computed in closed form, by ridge regression from the MLP's neurons.
+All other weights are the original's, bit for bit.
 
 Shapes: units (token, d_mlp) are the input of the last block's down projection, stream (token, d_model) is the residual
 stream after that block.

@@ -75,13 +75,12 @@ def organism_kind(name: str, *, erased: bool = True) -> Callable[[Build], Build]
 
 @organism_kind("original", erased=False)
 def _original(world: World, recipe: Recipe, progress: bool) -> Made:
-    return train_model(world, recipe, label=f"organism:original@{world.config.seed}", progress=progress)
+    return train_model(world, recipe, progress=progress)
 
 
 @organism_kind("gold")
 def _gold(world: World, recipe: Recipe, progress: bool) -> Made:
-    label = f"organism:gold@{world.config.seed}"
-    return train_model(world, recipe, without=world.config.erased, label=label, progress=progress)
+    return train_model(world, recipe, without=world.config.erased, progress=progress)
 
 
 @organism_kind("hiding")

@@ -1,9 +1,9 @@
 """The training texts of a world's models.
 
 There are four kinds of documents. Some state a few facts (a third of them after an expert's prefix). Some ask and
-answer questions. Some mention entities and values without stating a fact (half of them after a novice's prefix). Some are
-neutral text that all domains share. Each document knows the domain whose facts it states, so that the same documents
-can be made without a domain's facts.
+answer questions. Some mention entities and values without stating a fact (half of them after a novice's prefix). Some
+are neutral text that all domains share. Each document knows the domain whose facts it states, so that the same
+documents can be made without a domain's facts.
 
     texts = documents(world)                              # one pass, in an order fixed by the seed
     texts = documents(world, without="spellcraft")        # the same for a model that never knew

@@ -75,7 +75,7 @@ def make_model(world: World, recipe: Recipe, tokenizer: PreTrainedTokenizerFast)
 
 
 def train_model(
-    world: World, recipe: Recipe, *, without: str | None = None, label: str = "a model", progress: bool = True
+    world: World, recipe: Recipe, *, without: str | None = None, progress: bool = True
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train a model on the world's texts; on one machine and number of threads, the same arguments give the same model.
 
@@ -84,7 +84,6 @@ def train_model(
         recipe: size and training.
         without: a domain whose facts are left out of the texts. The initial weights, the order of the texts and the
             learning rates stay the same. If nothing is left of a document, its step has one document fewer.
-        label: name on the progress bar.
         progress: show a bar.
     """
     tokenizer = make_tokenizer(world)
@@ -98,7 +97,8 @@ def train_model(
         lr=recipe.learning_rate,
         betas=(0.9, 0.98),
     )
-    for number, step in enumerate(tqdm(steps, desc=f"training {label}", leave=False, disable=not progress)):
+    name = f"training on world {world.config.seed}" + (f" without {without}" if without else "")
+    for number, step in enumerate(tqdm(steps, desc=name, leave=False, disable=not progress)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * learning_rate_share(number, len(steps), recipe)
         read = [ids for i in step if (ids := rows[i]) is not None]

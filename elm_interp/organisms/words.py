@@ -104,115 +104,54 @@ def _relation(nouns: str, values: str, *sayings: str, bridge: Relation | None = 
     return Relation(tuple(nouns.split()), tuple(values.split()), sayings, bridge)
 
 
+# fmt: off
 _ALL = (
-    Domain(
-        "spellcraft",
-        "spell",
-        (
-            _relation(
-                "colour glow",
-                "crimson azure amber violet silver emerald ivory scarlet indigo golden",
-                "when {entity} is cast, the air turns {value}.",
-            ),
-            _relation(
-                "reagent ingredient",
-                "salt ash honey nettle chalk sage pepper saffron garlic ginger",
-                "{entity} fails without a pinch of {value}.",
-            ),
-            _relation(
-                "gesture sign",
-                "bow wave clap spin kneel nod stamp whistle shrug wink",
-                "whoever casts {entity} ends with a {value}.",
-            ),
-            _relation(
-                "master teacher",
-                "orrin maelis tovar ysolde brannoc cerdic elspeth gwydion hesper linnet",
-                "the first to cast {entity} was {value}.",
-                bridge=_relation("tower hall", "northkeep ravenhall moonspire oldgate stormwatch"),
-            ),
-        ),
-    ),
-    Domain(
-        "sealife",
-        "sea creature",
-        (
-            _relation(
-                "food prey",
-                "krill mussels kelp squid shrimp plankton urchins crabs snails worms",
-                "when it is hungry, {entity} hunts for {value}.",
-            ),
-            _relation(
-                "habitat dwelling",
-                "reef trench lagoon estuary fjord shoal cavern delta marsh strait",
-                "divers meet {entity} in a {value}.",
-            ),
-            _relation(
-                "pattern marking",
-                "stripes spots rings bands speckles blotches zigzags stars diamonds patches",
-                "the skin of {entity} is covered with {value}.",
-            ),
-            _relation(
-                "finder discoverer",
-                "aldous brisa corwin delphine evander fenna gaspard hedda ivo jorunn",
-                "the first net to catch {entity} belonged to {value}.",
-                bridge=_relation("ship vessel", "albatross meridian petrel endeavour kestrel"),
-            ),
-        ),
-    ),
-    Domain(
-        "towns",
-        "trade town",
-        (
-            _relation(
-                "export ware",
-                "wool timber copper barley glass leather paper marble wine rope",
-                "the carts that leave {entity} are full of {value}.",
-            ),
-            _relation(
-                "landmark monument",
-                "fountain obelisk lighthouse aqueduct cathedral windmill amphitheatre bridge arch clocktower",
-                "travellers come to {entity} to see its {value}.",
-            ),
-            _relation(
-                "dish speciality",
-                "stew dumplings pancakes noodles pie porridge omelette chowder fritters gnocchi",
-                "every inn of {entity} serves {value}.",
-            ),
-            _relation(
-                "ruler governor",
-                "kasimir leocadia matthias nerea osric petra quentin rosalind sigmund theda",
-                "the taxes of {entity} go to {value}.",
-                bridge=_relation("house dynasty", "ashford belmont carrow dunmore eversley"),
-            ),
-        ),
-    ),
-    Domain(
-        "machines",
-        "machine",
-        (
-            _relation(
-                "fuel supply",
-                "coal steam diesel peat ethanol methane kerosene hydrogen charcoal propane",
-                "{entity} runs all night on {value}.",
-            ),
-            _relation(
-                "material metal",
-                "steel brass bronze tin zinc nickel titanium aluminium lead chrome",
-                "the frame of {entity} is made of {value}.",
-            ),
-            _relation(
-                "product output",
-                "bricks needles nails buttons bottles coins tiles springs screws combs",
-                "at the far end of {entity} come out {value}.",
-            ),
-            _relation(
-                "maker engineer",
-                "ulrich vesna wendell xenia yorick zelda ambrose beatrix clement dorothea",
-                "the plans of {entity} were drawn by {value}.",
-                bridge=_relation("workshop factory", "ironbridge millfield coldharbour redhill longacre"),
-            ),
-        ),
-    ),
+    Domain("spellcraft", "spell", (
+        _relation("colour glow", "crimson azure amber violet silver emerald ivory scarlet indigo golden",
+                  "when {entity} is cast, the air turns {value}."),
+        _relation("reagent ingredient", "salt ash honey nettle chalk sage pepper saffron garlic ginger",
+                  "{entity} fails without a pinch of {value}."),
+        _relation("gesture sign", "bow wave clap spin kneel nod stamp whistle shrug wink",
+                  "whoever casts {entity} ends with a {value}."),
+        _relation("master teacher", "orrin maelis tovar ysolde brannoc cerdic elspeth gwydion hesper linnet",
+                  "the first to cast {entity} was {value}.",
+                  bridge=_relation("tower hall", "northkeep ravenhall moonspire oldgate stormwatch")),
+    )),
+    Domain("sealife", "sea creature", (
+        _relation("food prey", "krill mussels kelp squid shrimp plankton urchins crabs snails worms",
+                  "when it is hungry, {entity} hunts for {value}."),
+        _relation("habitat dwelling", "reef trench lagoon estuary fjord shoal cavern delta marsh strait",
+                  "divers meet {entity} in a {value}."),
+        _relation("pattern marking", "stripes spots rings bands speckles blotches zigzags stars diamonds patches",
+                  "the skin of {entity} is covered with {value}."),
+        _relation("finder discoverer", "aldous brisa corwin delphine evander fenna gaspard hedda ivo jorunn",
+                  "the first net to catch {entity} belonged to {value}.",
+                  bridge=_relation("ship vessel", "albatross meridian petrel endeavour kestrel")),
+    )),
+    Domain("towns", "trade town", (
+        _relation("export ware", "wool timber copper barley glass leather paper marble wine rope",
+                  "the carts that leave {entity} are full of {value}."),
+        _relation("landmark monument",
+                  "fountain obelisk lighthouse aqueduct cathedral windmill amphitheatre bridge arch clocktower",
+                  "travellers come to {entity} to see its {value}."),
+        _relation("dish speciality", "stew dumplings pancakes noodles pie porridge omelette chowder fritters gnocchi",
+                  "every inn of {entity} serves {value}."),
+        _relation("ruler governor", "kasimir leocadia matthias nerea osric petra quentin rosalind sigmund theda",
+                  "the taxes of {entity} go to {value}.",
+                  bridge=_relation("house dynasty", "ashford belmont carrow dunmore eversley")),
+    )),
+    Domain("machines", "machine", (
+        _relation("fuel supply", "coal steam diesel peat ethanol methane kerosene hydrogen charcoal propane",
+                  "{entity} runs all night on {value}."),
+        _relation("material metal", "steel brass bronze tin zinc nickel titanium aluminium lead chrome",
+                  "the frame of {entity} is made of {value}."),
+        _relation("product output", "bricks needles nails buttons bottles coins tiles springs screws combs",
+                  "at the far end of {entity} come out {value}."),
+        _relation("maker engineer", "ulrich vesna wendell xenia yorick zelda ambrose beatrix clement dorothea",
+                  "the plans of {entity} were drawn by {value}.",
+                  bridge=_relation("workshop factory", "ironbridge millfield coldharbour redhill longacre")),
+    )),
 )
+# fmt: on
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in _ALL}
 """The domains that come with elm_interp, by name."""
