@@ -19,9 +19,8 @@ Another kind is a function that makes a model and its tokenizer:
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from elm_interp.data import Concept, concept_source
 from elm_interp.errors import UnknownModelError, UnknownNameError, unknown
+from elm_interp.files import hash_of
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.loading import cache_folder, cached_folder, model_source
 from elm_interp.organisms import words
@@ -138,13 +138,12 @@ def organism_folder(
 def organism_hash(kind: str, world: World, recipe: Recipe) -> str:
     """A hash of everything that makes the model what it is."""
     # the domains' words are in the config
-    wordings = {
-        name: text for name, text in vars(words).items() if name.isupper() and name[0] != "_" and name != "DOMAINS"
-    }
-    config = world.config
-    erased = config.erased if ORGANISMS[kind].erased else ""
-    made_of = (VERSION, kind, config.resolved(), erased, config.entities, config.redundancy, config.seed)
-    return sha256(repr((made_of, sorted(wordings.items()), recipe)).encode()).hexdigest()[:16]
+    names = [name for name in vars(words) if name.isupper() and name[0] != "_" and name != "DOMAINS"]
+    config = {name: getattr(world.config, name) for name in ("entities", "redundancy", "seed")}
+    config["domains"] = [asdict(domain) for domain in world.config.resolved()]  # cut to the world's relations
+    config["erased"] = world.config.erased if ORGANISMS[kind].erased else ""
+    wordings = {name: getattr(words, name) for name in names}
+    return hash_of({"version": VERSION, "kind": kind, "world": config, "words": wordings, "recipe": asdict(recipe)})
 
 
 @model_source("organism")
