@@ -240,7 +240,7 @@ def verdict(run: Folder, as_json: AsJson = False) -> None:
     opened = Run.open(run)
     found = verdict_of(opened, progress=True)
     opened.save_json("verdict", found.to_dict())
-    print(json.dumps(found.to_dict(), indent=1) if as_json else found.to_text())
+    print(json.dumps(found.to_dict(), indent=1) if as_json else found)
 
 
 def attack(

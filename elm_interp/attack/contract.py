@@ -3,15 +3,15 @@
 An attack changes weights (another adapter), activations (`edits`) or prompts (`prompt`) of a `Subject`, so every metric
 measures every attack without a line of its own.
 
-    @attack("greeting")
+    @attack("hello")
     @dataclass(frozen=True)
-    class Greeting(Attack):
+    class Hello(Attack):
         words: str = "Hello. "
 
         def run(self, subject: Subject) -> Subject:
             return subject.with_(prompt=lambda text: self.words + text)
 
-    table = measure_attack(ATTACKS["greeting"](), run.subject(), "innocence.*")
+    table = measure_attack(ATTACKS["hello"](), run.subject(), "innocence.*")
 """
 
 from abc import ABC, abstractmethod

@@ -10,7 +10,6 @@ erase → evaluate → collect → probe → norms → progress → report
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -72,8 +71,7 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
             )
     subject = run.subject()
     if judge is not None:
-        scorer = load_model(judge, dtype=run.config.dtype, device=run.config.device)
-        subject = replace(subject, base=replace(subject.base, judge=scorer), judge=scorer)
+        subject.judge = subject.base.judge = load_model(judge, dtype=run.config.dtype, device=run.config.device)
     run.save_results("scorecard", score_card(subject, progress=progress))
     run.save_json("samples", samples(subject, 8))
 
