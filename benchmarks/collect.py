@@ -1,23 +1,21 @@
-"""Time of collecting, against bare forward passes of the backbone and other ways to read the same activations.
+"""Time of collecting, as a multiple of the backbone's bare forward passes, beside other ways to read the activations.
 
-The prompts are of mixed length, from the harry-potter pack; every layer is read at the last position. Bare passes, ours
-and the peers run on the same part of the prompts in turn, in a changing order. A ratio is the median over parts and
-repetitions.
+Prompts of mixed length from the harry-potter pack; every layer, last position. Bare passes, ours and the peers run in
+turn on the same part of the prompts, in a different order each time. A ratio is the median over parts and repetitions.
 
-    vs_bare                    collect_texts, with tokenising, over bare passes on ready batches
-    peers                      on the same ready batches, over the bare passes: nnsight; TransformerLens with
-                               names_filter and one position; TransformerLens with its default cache; transformers'
-                               output_hidden_states
-    checkpoints_vs_forwards    `collect_datasets` of all checkpoints into a store on disk, over one bare pass for each
-                               adapter
-    checkpoints_vs_unshared    the same, over those passes with the blocks below the first adapted one counted once
-    peak_extra_mb              peak memory of `collect_datasets` beyond the loaded model
-    peak_extra_mb_quarter      the same on a quarter of the prompts
+    vs_bare                      collect_texts, tokenising included, over the bare passes on ready batches
+    peers                        on the same ready batches, over the bare passes: nnsight; TransformerLens with
+                                 names_filter and one position, and with its default cache; transformers'
+                                 output_hidden_states
+    checkpoints_vs_forwards      `collect_datasets` of all checkpoints into a store, over one bare pass for each
+    checkpoints_vs_unshared      the same, over those passes without the blocks that need to run only once
+    peak_extra_mb                peak memory of `collect_datasets` beyond the loaded model (peak_extra_mb_quarter: on a
+                                 quarter of the prompts)
 
-Adapters have the preset's layers and rank, and random weights: their values do not change the time.
+Adapters have the preset's layers and rank, and random weights, which does not change their speed.
 
     python benchmarks/collect.py [--json]
-    python benchmarks/collect.py --prompts 32 --checkpoints 3 --repetitions 1     # one minute
+    python benchmarks/collect.py --prompts 32 --checkpoints 3 --repetitions 1     # a minute
 """
 
 import argparse
@@ -44,24 +42,24 @@ from elm_interp.probes import concept_datasets
 
 PARTS = 4
 Side = Callable[[list[str]], Callable[[], Any]]
-"""From prompts to the call that is timed on them."""
+"""From prompts to what is timed on them."""
 
 
 def main() -> None:
-    """Measure and print the results."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--checkpoints", type=int, default=20)
-    parser.add_argument("--repetitions", type=int, default=3, help="of the comparison with peers")
+    parser.add_argument("--repetitions", type=int, default=3, help="of the comparison with bare passes and peers")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     args = parser.parse_args()
 
     lm, prompts = load_model(args.model), mixed_prompts(args.prompts)
     with tempfile.TemporaryDirectory() as folder:
         adapters = make_adapters(lm, args.checkpoints, Path(folder) / "adapters")
-        two = dict(list(adapters.items())[:2])
-        peaks = [peak_extra_mb(lm, part, two, Path(folder) / f"peak-{len(part)}") for part in (prompts[::4], prompts)]
+        some = dict(list(adapters.items())[:2])
+        peaks = [peak_extra_mb(lm, part, some, Path(folder) / f"peak-{len(part)}") for part in (prompts[::4], prompts)]
         peers = compare(lm, prompts, args.repetitions)
         across = compare_checkpoints(lm, prompts, adapters, Path(folder))
     found = {
@@ -81,7 +79,7 @@ def main() -> None:
 
 
 def compare(lm: HookedLM, prompts: list[str], repetitions: int) -> dict[str, float | None]:
-    """Time of ours and of each peer over that of the bare passes; None for a peer that is not installed."""
+    """Time over the bare passes' time, for ours and each peer; None for a peer that is not installed."""
     sides: dict[str, Side] = {
         "bare": lambda part: partial(bare, lm, ready(lm, part)),
         "collect_texts": lambda part: partial(collect_texts, lm, part),
@@ -100,13 +98,13 @@ def compare(lm: HookedLM, prompts: list[str], repetitions: int) -> dict[str, flo
 
 
 def compare_checkpoints(lm: HookedLM, prompts: list[str], adapters: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Collecting all checkpoints over one bare pass each: half of the passes before, half after, to cancel drift."""
+    """Time of collecting over one bare pass for each checkpoint, half of them before and half after, against drift."""
     batches = ready(lm, prompts)
     seconds: list[float] = []
 
-    def forwards(paths: list[Path]) -> None:
-        for adapter in paths:
-            with lm.adapter(adapter):  # swapping adapters is not timed
+    def forwards(some: list[Path]) -> None:
+        for adapter in some:
+            with lm.adapter(adapter):  # swapping is not the passes' time
                 seconds.append(timed(partial(bare, lm, batches)))
 
     paths = list(adapters.values())
@@ -128,11 +126,11 @@ def compare_checkpoints(lm: HookedLM, prompts: list[str], adapters: Mapping[str,
 
 
 def take_turns(sides: Mapping[str, Side], parts: Iterable[list[str]]) -> dict[str, list[float]]:
-    """Seconds of each side on each part of the prompts."""
+    """Seconds of each side on each part."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn, part in enumerate(parts):
         names = list(sides)
-        # the order changes, so that a drift of the machine favours no side
+        # who goes first and who follows whom changes, so that a drift of the machine favours nobody
         names = names[turn % len(names) :] + names[: turn % len(names)]
         for name in names[:: -1 if turn % 2 else 1]:
             seconds[name].append(timed(sides[name](part)))
@@ -140,7 +138,7 @@ def take_turns(sides: Mapping[str, Side], parts: Iterable[list[str]]) -> dict[st
 
 
 def timed(run: Callable[[], Any]) -> float:
-    """Seconds of a call."""
+    """Seconds that a call takes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
@@ -152,13 +150,13 @@ def over(ours: list[float], theirs: list[float]) -> float:
 
 
 def ready(lm: HookedLM, prompts: list[str]) -> list[Batch]:
-    """Length-bucketed batches, as ours makes them."""
+    """Batches of like length, as ours makes them."""
     return [batch for _, batch in prepare_batches(lm, prompts)]
 
 
 @torch.no_grad()
 def bare(lm: HookedLM, batches: list[Batch]) -> None:
-    """Embedding, blocks and final norm; nothing is kept."""
+    """Embedding, blocks and final norm, and nothing kept."""
     backbone = lm.model.get_submodule(lm.layout.backbone)
     for batch in batches:
         backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
@@ -166,7 +164,7 @@ def bare(lm: HookedLM, batches: list[Batch]) -> None:
 
 @torch.no_grad()
 def hidden_states(lm: HookedLM, batches: list[Batch]) -> torch.Tensor:
-    """output_hidden_states of transformers; its last layer is after the final norm."""
+    """What transformers itself offers; its last layer is after the final norm."""
     found = []
     for batch in batches:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -177,10 +175,10 @@ def hidden_states(lm: HookedLM, batches: list[Batch]) -> torch.Tensor:
 
 
 def nnsight_side(lm: HookedLM) -> Side:
-    """As users of nnsight write it: one trace per batch, stopped after the last block.
+    """What users of nnsight write: one trace a batch, stopped after the last block.
 
     Raises:
-        ImportError: nnsight is not installed.
+        ImportError: it is not installed.
     """
     import nnsight
 
@@ -201,14 +199,14 @@ def nnsight_side(lm: HookedLM) -> Side:
 
 
 def transformer_lens_side(lm: HookedLM, *, filtered: bool) -> Side:
-    """run_with_cache of TransformerLens, with the wanted names and position, or with its defaults.
+    """TransformerLens's run_with_cache, with the names and position that are wanted, or as it comes.
 
     Raises:
-        ImportError: TransformerLens is not installed.
+        ImportError: it is not installed.
     """
     bridge = lm.as_transformer_lens()
     names = [f"blocks.{layer}.hook_out" for layer in range(lm.n_layers)]
-    # logits_to_keep=1 would skip most of the unembedding, but in bfloat16 on a CPU it is slower than all of it
+    # logits_to_keep=1 would spare most of the head, but in bfloat16 on a CPU it takes longer than the whole of it
     options: dict[str, Any] = {"names_filter": names, "pos_slice": -1, "output_attentions": False}
 
     @torch.no_grad()
@@ -221,7 +219,7 @@ def transformer_lens_side(lm: HookedLM, *, filtered: bool) -> Side:
         return torch.cat(found)
 
     def side(part: list[str]) -> Callable[[], Any]:
-        # pos_slice is one position for all rows, so pad on the left
+        # its one position for all rows wants the padding on the left
         rows = [
             [ids[mask.bool()].tolist() for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)]
             for b in ready(lm, part)
@@ -232,10 +230,10 @@ def transformer_lens_side(lm: HookedLM, *, filtered: bool) -> Side:
 
 
 def check_that_they_agree(lm: HookedLM, sides: Mapping[str, Side], prompts: list[str]) -> None:
-    """Check that all sides read the same activations; this is also their warm-up.
+    """Everyone reads the same activations (this also warms everyone up).
 
     Raises:
-        AssertionError: a side reads something else.
+        AssertionError: somebody reads something else.
     """
     order = [i for rows, _ in prepare_batches(lm, prompts) for i in rows]
     expected = collect_texts(lm, prompts)[order]
@@ -247,9 +245,9 @@ def check_that_they_agree(lm: HookedLM, sides: Mapping[str, Side], prompts: list
 
 
 def peak_extra_mb(lm: HookedLM, prompts: list[str], adapters: Mapping[str, Path], folder: Path) -> float | None:
-    """Peak memory of collecting two checkpoints beyond what is held before; None if the system does not report it."""
+    """Peak memory of collecting two checkpoints beyond what was held before; None if the system cannot tell."""
     for weight in lm.model.parameters():
-        weight.sum()  # memory-mapped weights are not in memory until they are used
+        weight.sum()  # what lies in a file only is not in memory until it is used
 
     def run() -> None:
         collect_datasets(lm, ActivationStore(folder), {"prompts": dataset(prompts)}, adapters)
@@ -263,18 +261,18 @@ def peak_extra_mb(lm: HookedLM, prompts: list[str], adapters: Mapping[str, Path]
     if not reset.exists():
         return None
     before = psutil.Process().memory_info().rss
-    reset.write_text("5")  # resets the high-water mark
+    reset.write_text("5")  # the highest mark so far is forgotten
     run()
     highest = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return round((int(highest.split()[1]) * 1024 - before) / 1e6, 1)
 
 
 def make_adapters(lm: HookedLM, n: int, folder: Path) -> dict[str, Path]:
-    """Adapters of the preset's shape with random weights."""
+    """Checkpoints of the preset's shape with random weights."""
     made = {}
     for number in range(n):
         torch.manual_seed(number)
-        lm.adapters.attach(ELM.preset("smollm2-135m").adapter.config(lm))
+        lm.adapters.attach(ELM.preset("smollm2-135m").adapter(lm))
         for name, parameter in lm.model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(0, 0.01)
@@ -285,12 +283,12 @@ def make_adapters(lm: HookedLM, n: int, folder: Path) -> dict[str, Path]:
 
 
 def dataset(prompts: list[str]) -> Dataset:
-    """Prompts as a dataset for a store."""
+    """Prompts as what a store takes."""
     return Dataset("prompts", tuple(prompts), pd.DataFrame({"id": range(len(prompts))}))
 
 
 def mixed_prompts(n: int) -> list[str]:
-    """The first n of: questions with an answer, lettered questions and passages, in turn."""
+    """Questions with an answer, lettered questions and passages in turn, as many as asked for."""
     concept = load_concept("harry-potter")
     made = concept_datasets(concept, ["truth", "choice"])
     kinds = [made["truth"].texts, made["choice"].texts, texts(concept.passages("forget") + concept.passages("retain"))]

@@ -12,7 +12,7 @@ and a new metric is one function.
 
 import fnmatch
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -80,12 +80,8 @@ class Subject:
     @contextmanager
     def on(self) -> Iterator[HookedLM]:
         """The model in this state, with its adapter and edits; the previous state is restored after."""
-        with self.lm.adapter(self.adapter):
-            if not self.edits:
-                yield self.lm
-                return
-            with self.lm.hooks(self.edits):
-                yield self.lm
+        with self.lm.adapter(self.adapter), self.lm.hooks(self.edits) if self.edits else nullcontext():
+            yield self.lm
 
     def at(self, adapter: str | Path | None, *, method: str = "base", step: int | None = None) -> "Subject":
         """The same model with another adapter, without edits and prompt transformation; the base is shared."""
@@ -112,7 +108,7 @@ class Subject:
         """
         changes = {"concept": self._unprompted} | changes
         changes["edits"] = _edits_in_turn(self.edits, edits or {}, self.lm.n_layers)
-        changes["prompt"] = _prompts_in_turn(self.prompt, prompt)
+        changes["prompt"] = _in_turn(self.prompt, prompt)
         return replace(self, **changes)
 
     def ask(self, questions: Sequence[Question]) -> list[Question]:
@@ -123,7 +119,7 @@ class Subject:
         return asked.ask("forget", "all")
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The result of `compute`, computed once for this state, so that metrics share scores, texts and activations."""
+        """The result of `compute`, computed once per state, so that metrics share scores, texts and activations."""
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
@@ -293,28 +289,23 @@ def measure(
 
 
 def _edits_in_turn(first: Mapping[str, Edit], second: Mapping[str, Edit], n_layers: int) -> dict[str, Edit]:
-    """Edits by full site name; where both have one, the second acts on the result of the first."""
+    """Edits by full site name; if both have one, the second acts on the result of the first."""
     before, after = (
         {site.full_name: edit for name, edit in edits.items() for site in resolve_sites(name, None, n_layers)}
         for edits in (first, second)
     )
-    return before | {name: _both(before[name], edit) if name in before else edit for name, edit in after.items()}
+    return {site: _in_turn(before.get(site), after.get(site)) for site in before | after}
 
 
-def _both(first: Edit, second: Edit) -> Edit:
-    def edit(activation: Tensor) -> Tensor:
-        # an edit that returns None left the activation as it is, or changed it in place
-        for one in (first, second):
-            replaced = one(activation)
-            activation = activation if replaced is None else replaced
-        return activation
-
-    return edit
-
-
-def _prompts_in_turn(
-    first: Callable[[str], str] | None, second: Callable[[str], str] | None
-) -> Callable[[str], str] | None:
+def _in_turn(first: Callable[[T], T | None] | None, second: Callable[[T], T | None] | None) -> Any:
     if first is None or second is None:
         return first or second
-    return lambda text: second(first(text))
+
+    def both(value: T) -> T:
+        # an edit that returns None left the activation as it is, or changed it in place
+        for function in (first, second):
+            changed = function(value)
+            value = value if changed is None else changed
+        return value
+
+    return both

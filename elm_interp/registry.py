@@ -98,10 +98,13 @@ def discover() -> None:
         if _done:
             return
         _done.append(True)  # a module that asks while it is imported sees what is there
-        package = import_module("elm_interp")
-        for module in pkgutil.walk_packages(package.__path__, "elm_interp."):
-            if module.name not in ("elm_interp.cli", "elm_interp.__main__"):
-                import_module(module.name)
+        try:
+            for module in pkgutil.walk_packages(import_module("elm_interp").__path__, "elm_interp."):
+                if module.name not in ("elm_interp.cli", "elm_interp.__main__"):
+                    import_module(module.name)
+        except BaseException:
+            _done.clear()
+            raise
         for entry in entry_points(group=PLUGINS):
             try:
                 entry.load()
@@ -121,7 +124,7 @@ METRICS: Registry[Any] = Registry("metric")
 PROBE_TASKS: Registry[Any] = Registry("probe task")
 """See `elm_interp.probes.tasks.probe_task`."""
 FIGURES: Registry[Any] = Registry("figure")
-"""See `elm_interp.plots.figure.figure`."""
+"""See `elm_interp.plots.figures.figure`."""
 ATTACKS: Registry[Any] = Registry("attack")
 """See `elm_interp.attack.contract.attack`."""
 SITES: Registry[Any] = Registry("site", UnknownSiteError)

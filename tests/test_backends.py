@@ -1,6 +1,7 @@
 """Back ends: the same numbers through torch, nnsight and TransformerLens, and nothing left behind by any."""
 
 import copy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 
 from elm_interp.errors import BackendError, UnknownNameError
 from elm_interp.models import HookedLM, load_model
+from elm_interp.models.backends import TorchBackend
+from elm_interp.models.backends import backend as declared_backend
 from elm_interp.models.backends.torch import count_hooks
 from elm_interp.models.batch import real_tokens
 from elm_interp.models.generation import generate
+from elm_interp.registry import BACKENDS as BACKENDS_DECLARED
 
 pytest.importorskip("nnsight")
 pytest.importorskip("transformer_lens")
@@ -303,6 +307,30 @@ def test_remote_is_passed_on_to_nnsight(tiny_model_folder, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         remote.logits(remote.pad([[5, 6]]))
     assert asked == [True]
+
+
+def test_a_back_end_of_somebody_else_is_loaded_by_name(tiny_model_folder, tiny_lm):
+    @declared_backend("counted")
+    class Counted(TorchBackend):
+        passes = 0
+
+        def run(self, batch, reads=None):
+            self.passes += 1
+            return super().run(batch, reads)
+
+    try:
+        lm = load_model(tiny_model_folder, dtype="float32", device="cpu", backend="counted")
+        assert (lm.backend, tiny_lm.backend) == ("counted", "torch")
+        before = lm._backend.passes
+        assert torch.equal(lm.logits(lm.pad(ROWS)), tiny_lm.logits(tiny_lm.pad(ROWS)))
+        assert lm._backend.passes == before + 1
+    finally:
+        del BACKENDS_DECLARED._found["counted"], BACKENDS_DECLARED._origins["counted"]
+
+
+def test_importing_the_back_ends_imports_none_of_their_libraries():
+    program = "import sys, elm_interp.models; print([m for m in ('nnsight', 'transformer_lens') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_an_unknown_back_end_names_the_closest(tiny_lm):

@@ -1,6 +1,6 @@
 """Ten things that a researcher does in a notebook, each in at most five lines (a test counts them).
 
-What stands before the first `assert` of a task is what the person writes; the fixtures are what is on the table already.
+The lines before the first `assert` of a task are what the person writes; the fixtures are what there is already.
 """
 
 import ast
@@ -107,6 +107,7 @@ def test_8_patch_base_into_erased_at_one_site_and_position(lm, checkpoint, batch
     clean = lm.run_with_cache(batch, sites=site, positions="last")[site]
     with lm.adapter(checkpoint), lm.hooks({site: lambda _: clean}, positions="last"):
         patched = lm.logits(batch)
+    assert patched.shape == (2, lm.d_vocab)
     with lm.adapter(checkpoint):
         assert not torch.allclose(patched, lm.logits(batch))
 
@@ -134,5 +135,5 @@ def test_no_task_is_longer_than_five_lines():
     ]
     assert len(tasks) == 10
     for task in tasks:
-        first = next(node for node in task.body if isinstance(node, ast.Assert))
-        assert first.lineno - task.body[0].lineno <= MOST_LINES, task.name
+        first = min(node.lineno for node in ast.walk(task) if isinstance(node, ast.Assert))
+        assert first - task.body[0].lineno <= MOST_LINES, task.name

@@ -123,9 +123,9 @@ def test_redundancy_is_the_number_of_wordings_in_which_a_fact_is_stated_and_aske
         sentences = {s for d in documents(world) if d for s in d.sentences}
         sayings = {r.nouns: r.sayings for r in world.domains["towns"].relations}
         for fact in world.facts_of("towns"):
-            stated = {fact.says(*pair) for pair in product(words.STATEMENTS, fact.nouns)}
-            stated |= {fact.says(saying) for saying in sayings[fact.nouns]}
-            asked = {fact.says(*pair) for pair in product(words.QUESTIONS, fact.nouns)}
+            stated = {fact.put(*pair) for pair in product(words.STATEMENTS, fact.nouns)}
+            stated |= {fact.put(saying) for saying in sayings[fact.nouns]}
+            asked = {fact.put(*pair) for pair in product(words.QUESTIONS, fact.nouns)}
             answered = {words.ANSWERED.format(question=question, value=fact.value) for question in asked}
             assert len(stated & sentences) == len(answered & sentences) == redundancy
 
@@ -142,7 +142,7 @@ def test_settings_that_cannot_work_are_all_listed():
         make_world(domains=("spellcraft", "sealife"), erased="towns")
     poor = Domain("poor", "thing", (Relation(("size",), ("big", "big", "very small")),))
     with pytest.raises(
-        ConfigError, match=r"(?s)has 3 values.*'big' stands in poor.size already.*'very small' is not one word"
+        ConfigError, match=r"(?s)has 3 values.*'big' is in poor.size already.*'very small' is not one word"
     ):
         make_world(domains=(poor, "towns"), erased="towns")
 

@@ -9,7 +9,6 @@ from elm_interp.activations import ActivationStore, collect_datasets
 from elm_interp.errors import DataError, UnknownNameError
 from elm_interp.metrics import Subject, measure
 from elm_interp.probes import (
-    PROBE_TASKS,
     LogisticProbe,
     MeanDifferenceProbe,
     ProbeWeights,
@@ -24,6 +23,7 @@ from elm_interp.probes import (
 )
 from elm_interp.probes.logistic import objective
 from elm_interp.probes.splits import group_folds, scaler
+from elm_interp.registry import PROBE_TASKS
 from elm_interp.runs.progression import follow_metrics
 
 

@@ -142,8 +142,9 @@ def plot_charm(frame, *, ax=None):
 """
 
 
-def test_a_figure_of_another_distribution_is_drawn_with_its_caption(run, tmp_path):
-    site = tmp_path / "site"
+def test_a_figure_of_another_distribution_is_drawn_with_its_caption(tmp_path):
+    site, run = tmp_path / "site", tmp_path / "run"
+    (run / "results").mkdir(parents=True)
     (site / "charm-1.0.dist-info").mkdir(parents=True)
     (site / "charm.py").write_text(PLUGIN)
     (site / "charm-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: charm\nVersion: 1.0\n")

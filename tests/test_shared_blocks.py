@@ -69,7 +69,7 @@ def test_the_model_is_given_back_after_an_error(tiny_lm):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), reuse_blocks(tiny_lm, 2, output):
             tiny_lm.hidden(tiny_lm.tokenize(TEXTS))
-            1 / 0
+            raise ZeroDivisionError
         assert "forward" not in vars(tiny_lm.blocks[0])
         assert vars(tiny_lm.blocks[1])["forward"] is own
 

@@ -231,7 +231,8 @@ def test_the_frame_and_the_prints_say_what_is_there(tmp_path, examples, values):
     fill_site(store, examples, values, "mlp_out")
     frame = store.frame()
     assert list(frame) == [
-        "dataset", "checkpoint", "site", "positions", "layers", "examples", "d_model", "dtype", "model", "adapter", "fingerprint", "bytes",
+        "dataset", "checkpoint", "site", "positions", "layers", "examples", "d_model", "dtype", "model", "adapter",
+        "fingerprint", "bytes",
     ]  # fmt: skip
     row = frame.iloc[0]
     assert (row["site"], row["layers"], row["examples"], row["dtype"]) == ("resid_post", LAYERS, N, "bfloat16")

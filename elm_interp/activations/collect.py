@@ -1,7 +1,7 @@
-"""Collecting activations: texts pass through the model in batches of similar length; only the wanted positions are kept.
+"""Collecting activations: texts pass through the model in batches of similar length; only some positions are kept.
 
-The unembedding never runs. Checkpoints are adapters that are swapped on one base, and blocks below the lowest adapted one
-run once for all of them.
+The unembedding never runs. Checkpoints are adapters that are swapped on one base, and blocks below the lowest adapted
+one run once for all of them.
 
 Shapes: (example, layer, d_model) in the order of the texts; layer l is read after block l, before the final norm.
 
@@ -32,7 +32,7 @@ from elm_interp.models import Batch, HookedLM
 from elm_interp.models.batch import real_tokens
 from elm_interp.models.scoring import split_continuations
 from elm_interp.models.shared_blocks import reuse_blocks, shared_below
-from elm_interp.models.sites import LAYER_SITES
+from elm_interp.models.sites import resolve_sites
 
 SITE = "resid_post"
 SHARED_BYTES = 128 * 2**20
@@ -257,7 +257,8 @@ def _carry_out(
     bar: Any,
 ) -> None:
     """Read the texts of a plan at its checkpoints, and write what was read."""
-    below = shared_below(lm, folders.values()) if site in LAYER_SITES else 0
+    by_layer = resolve_sites(site, None, lm.n_layers)[0].kind.in_blocks
+    below = shared_below(lm, folders.values()) if by_layer else 0
     groups = _fitting(lm, plan.batches, below)
     with ExitStack() as stack:
         # a finished checkpoint is kept, whatever happens to those after it

@@ -44,7 +44,7 @@ class Dataset:
 
     @property
     def stored_examples(self) -> pd.DataFrame:
-        """The examples with a hash of each text and answer, so that a store can refuse other texts with the same ids."""
+        """The examples with a hash of each text and answer, by which a store tells other texts with the same ids."""
         said = self.texts if self.answers is None else map("\n".join, zip(self.texts, self.answers, strict=True))
         return self.examples.assign(text_sha256=[sha256(text.encode()).hexdigest()[:16] for text in said])
 

@@ -1,7 +1,7 @@
 """The index of an activation store: what the store holds, in which files, and what it was made from.
 
-The index is one small JSON file that is replaced in one step, so every file that it names is complete, even if a process
-died while writing. Processes that change a store take turns at a lock. Readers never wait and never write.
+The index is one small JSON file that is replaced in one step, so every file that it names is complete, even if a
+process died while writing. Processes that change a store take turns at a lock. Readers never wait and never write.
 
     index = Index.read(folder)
     index.entries["truth", "step-000060", "resid_post"].shards
@@ -66,7 +66,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Size of the shards."""
-        return sum(shard["bytes"] for shard in self.shards)
+        return sum(int(shard["bytes"]) for shard in self.shards)
 
     @property
     def folders(self) -> set[str]:
@@ -84,7 +84,7 @@ class Entry:
         return f"Entry({self.dataset!r} at {self.checkpoint!r}, {self.site or 'no site'} {self.positions}: {size})"
 
     def _repr_html_(self) -> str:
-        return pd.DataFrame([self.row]).to_html(index=False)
+        return str(pd.DataFrame([self.row]).to_html(index=False))
 
 
 @dataclass

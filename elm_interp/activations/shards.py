@@ -80,8 +80,8 @@ class ShardWriter:
         """Add activations of some examples.
 
         Raises:
-            StoreError: rows out of range or added before, or values of another shape or dtype than earlier ones; nothing
-                is added then.
+            StoreError: rows out of range or added before, or values of another shape or dtype than earlier ones.
+                Nothing is added then.
         """
         if self._folder is None:
             raise StoreError("the writer is not open; use it as `with store.writer(...) as w`.")
@@ -116,7 +116,7 @@ class ShardWriter:
             raise StoreError(
                 f"rows {int(index.min())} to {int(index.max())} were added, but {self._name} has examples 0 to {n - 1}."
             )
-        found, times = index.unique(return_counts=True)
+        found, times = index.unique(return_counts=True)  # type: ignore[no-untyped-call]
         twice = found[(times > 1) | self._seen[found]]
         if len(twice):
             raise StoreError(f"row {int(twice[0])} of {self._name} was added twice.")

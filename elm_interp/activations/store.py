@@ -1,8 +1,9 @@
 """ActivationStore: activations of many checkpoints on disk, so that analyses can be repeated without a model.
 
-A store is a folder. It holds a table of examples for each dataset, and a folder of safetensors shards for each (dataset,
-checkpoint, site). The index lists them with sizes and hashes. It is replaced in one step, so a process that dies while
-writing damages nothing. Several processes may read and write a store at once; each sees the state at which it opened it.
+A store is a folder. It holds a table of examples for each dataset, and a folder of safetensors shards for each
+(dataset, checkpoint, site). The index lists them with sizes and hashes. It is replaced in one step, so a process that
+dies while writing damages nothing. Several processes may read and write a store at once; each sees the state that it
+opened.
 
 Shapes: (rows, layer, d_model) is added, in any order of rows; (example, layer, d_model) is read, in the order of the
 examples. On disk a shard is (layer, rows, d_model), so that reading one layer touches nothing else.
@@ -56,7 +57,7 @@ class ActivationStore:
     Args:
         folder: an existing store, or where to make one; nothing is written before the first entry.
         repair: drop entries with a damaged shard instead of raising.
-        verify: hash every shard. False checks only that they exist and have the right size, so that nothing is read yet.
+        verify: hash every shard. False checks only that they exist and have the right size, and reads none.
 
     Raises:
         StoreError: the index cannot be read, or shards are missing or damaged; the message names each.
@@ -207,8 +208,8 @@ class ActivationStore:
             dataset: letters, digits, "_", "-" and ".".
             checkpoint: the same.
             examples: one row for each example, the same for every checkpoint of a dataset.
-            meta: "site", "positions", "fingerprint", "model" and "adapter" become columns of `frame`; the rest is kept in
-                `Entry.meta`.
+            meta: "site", "positions", "fingerprint", "model" and "adapter" become columns of `frame`; the rest is
+                kept in `Entry.meta`.
             shard_bytes: largest size of a shard.
 
         Raises:
@@ -244,7 +245,7 @@ class ActivationStore:
     def append(
         self, dataset: str, examples: pd.DataFrame, *, shard_bytes: int = SHARD_BYTES
     ) -> Iterator[dict[tuple[str, str], ShardWriter]]:
-        """Add examples to a dataset at all its checkpoints; they appear together when the context ends without exception.
+        """Add examples to a dataset at all its checkpoints; they appear together when the context ends without error.
 
             with store.append("truth", more) as writers:
                 writers["base", "resid_post"].add([0, 1], tensor)
@@ -259,8 +260,8 @@ class ActivationStore:
 
         Raises:
             UnknownNameError: no such dataset.
-            StoreError: other columns, an example that the dataset has already, rows missing at some checkpoint, values of
-                another shape or dtype, or the dataset was changed by another process. Nothing is added then.
+            StoreError: other columns, an example that the dataset has already, rows missing at some checkpoint, values
+                of another shape or dtype, or the dataset was changed by another process. Nothing is added then.
         """
         entries, known = self._index.of(dataset), self.examples(dataset)
         examples = examples.reset_index(drop=True)
@@ -297,16 +298,16 @@ class ActivationStore:
 
         Args:
             folders: the other stores; every shard is checked.
-            append: the workers divided the examples of a dataset, so examples of the same dataset name are put one below
+            append: the workers divided the examples of a dataset, so examples of the same dataset are put one below
                 the other, in the order of the folders. Otherwise they divided checkpoints, datasets or sites.
 
         Returns:
             This store.
 
         Raises:
-            StoreError: a folder without a store, a damaged store, or stores that do not belong together: other examples,
-                models, adapters, shapes or dtypes under the same names (with `append`: repeated examples, or other
-                checkpoints). The message lists every case, and nothing is changed on disk.
+            StoreError: a folder without a store, a damaged store, or stores that do not belong together: other
+                examples, models, adapters, shapes or dtypes under the same names (with `append`: repeated examples, or
+                other checkpoints). The message lists every case, and nothing is changed on disk.
         """
         others = [(Path(folder), self._other(Path(folder))) for folder in folders]
 

@@ -10,13 +10,11 @@ from elm_interp.evaluate.choices import (
 )
 from elm_interp.evaluate.fluency import generations, samples
 from elm_interp.evaluate.knowledge import scores
-from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio
 from elm_interp.evaluate.scorecard import card_metrics, destroyed, score_card, summary
 from elm_interp.evaluate.specificity import kl_divergences, read_passages
 
 __all__ = [
     "ScoredQuestion",
-    "Sums",
     "accuracy",
     "card_metrics",
     "destroyed",
@@ -25,8 +23,6 @@ __all__ = [
     "kl_divergences",
     "longest_option",
     "per_question",
-    "perplexity_of",
-    "perplexity_ratio",
     "read_passages",
     "samples",
     "score_card",

@@ -46,7 +46,7 @@ Form = Literal["two", "all"]
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """A question and the log-probabilities (nats) of its options: the choices, then the outside answer if there is one."""
+    """A question and the log-probabilities (nats) of its options: the choices, then the outside answer if any."""
 
     question: Question
     log_prob: Float[np.ndarray, " option"]
@@ -60,11 +60,6 @@ class ScoredQuestion:
     def options(self) -> tuple[str, ...]:
         """The scored texts."""
         return self.question.options
-
-    @property
-    def characters(self) -> Int[np.ndarray, " option"]:
-        """Number of characters of each option."""
-        return np.array([len(option) for option in self.options])
 
     @property
     def mean_log_prob(self) -> Float[np.ndarray, " option"]:

@@ -123,6 +123,11 @@ def _not_empty(texts: Sequence[str]) -> int:
     return sum(bool(text.strip()) for text in texts)
 
 
+def _row(subject: Subject, name: str, compute: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The row of a metric; none if the concept has no question to write after."""
+    return [measurements(name, **compute())] if prompts(subject.concept) else []
+
+
 def _reverse_losses(subject: Subject) -> Sums:
     def compute() -> Sums:
         texts = generations(subject)
@@ -138,9 +143,7 @@ def _reverse_losses(subject: Subject) -> Sums:
 )  # fmt: skip
 def reverse_ppl(subject: Subject) -> list[dict[str, Any]]:
     """Perplexity under the base of the text that the model generates about the concept."""
-    if not prompts(subject.concept):
-        return []
-    return [measurements("seamlessness.reverse_ppl", **perplexity_of(_reverse_losses(subject)))]
+    return _row(subject, "seamlessness.reverse_ppl", lambda: perplexity_of(_reverse_losses(subject)))
 
 
 @metric(
@@ -150,10 +153,8 @@ def reverse_ppl(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def reverse_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
     """Reverse perplexity as a multiple of that of the base's own text; 1 = as fluent as the base."""
-    if not prompts(subject.concept):
-        return []
-    found = perplexity_ratio(_reverse_losses(subject), _reverse_losses(subject.base))
-    return [measurements("seamlessness.reverse_ppl_ratio", **found)]
+    losses = (_reverse_losses(state) for state in (subject, subject.base))
+    return _row(subject, "seamlessness.reverse_ppl_ratio", lambda: perplexity_ratio(*losses))
 
 
 @metric(
@@ -162,12 +163,13 @@ def reverse_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def distinct2(subject: Subject) -> list[dict[str, Any]]:
     """Share of distinct word pairs, over all texts that the model generates about the concept."""
-    texts = generations(subject)
-    if not texts:
-        return []
-    low, high = jackknife(lambda kept: distinct([texts[i] for i in kept]), len(texts))
-    ci = (max(low, 0.0), min(high, 1.0))
-    return [measurements("seamlessness.distinct2", distinct(texts), n=_not_empty(texts), ci=ci)]
+
+    def found() -> dict[str, Any]:
+        texts = generations(subject)
+        low, high = jackknife(lambda kept: distinct([texts[i] for i in kept]), len(texts))
+        return {"value": distinct(texts), "n": _not_empty(texts), "ci": (max(low, 0.0), min(high, 1.0))}
+
+    return _row(subject, "seamlessness.distinct2", found)
 
 
 @metric(
@@ -197,9 +199,8 @@ def distinct2_ratio(subject: Subject) -> list[dict[str, Any]]:
 def repeated(subject: Subject) -> list[dict[str, Any]]:
     """Share of word 4-grams that occurred earlier in the same generated text about the concept."""
     texts = generations(subject)
-    if not texts:
-        return []
-    return [measurements("seamlessness.repetition", **pooled_mean(repetition(texts)) | {"n": _not_empty(texts)})]
+    counted = {"n": _not_empty(texts)}
+    return _row(subject, "seamlessness.repetition", lambda: pooled_mean(repetition(texts)) | counted)
 
 
 @metric(
@@ -209,7 +210,7 @@ def repeated(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def judge_ppl(subject: Subject) -> list[dict[str, Any]]:
     """Perplexity under an independent model of the text generated about the concept; no row without a judge."""
-    if subject.judge is None or not prompts(subject.concept):
+    if (judge := subject.judge) is None:
         return []
-    losses = losses_after(subject.judge, prompts(subject.concept), generations(subject))
-    return [measurements("seamlessness.judge_ppl", **perplexity_of(losses))]
+    losses = losses_after(judge, prompts(subject.concept), generations(subject))
+    return _row(subject, "seamlessness.judge_ppl", lambda: perplexity_of(losses))

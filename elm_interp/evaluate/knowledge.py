@@ -9,16 +9,7 @@ concept without a question set has no row for it.
 from itertools import compress
 from typing import Any, NamedTuple
 
-from elm_interp.evaluate.choices import (
-    LONGEST,
-    Form,
-    ScoredQuestion,
-    accuracy,
-    longest_option,
-    protocol_of,
-    rows_of,
-    score_choices,
-)
+from elm_interp.evaluate import choices
 from elm_interp.metrics import Shows, Subject, metric
 
 TOPICS = {
@@ -36,7 +27,7 @@ class Accuracy(NamedTuple):
     asked: str
     """Question set, one of `TOPICS`."""
     protocol: str
-    form: Form
+    form: choices.Form
     shows: Shows
     headline: bool = False
     four: bool = False
@@ -62,31 +53,34 @@ ACCURACIES = (
 """The metrics of this file but the baseline."""
 
 
-def scores(subject: Subject, which: str, split: str = "held_out") -> list[ScoredQuestion]:
+def scores(subject: Subject, which: str, split: str = "held_out") -> list[choices.ScoredQuestion]:
     """The scored questions of one set and split of the concept, computed once for each state."""
 
-    def compute() -> list[ScoredQuestion]:
+    def compute() -> list[choices.ScoredQuestion]:
         with subject.on() as lm:
-            return score_choices(lm, subject.concept.ask(which, split))
+            return choices.score_choices(lm, subject.concept.ask(which, split))
 
     return subject.memo(("choices", which, split), compute)
 
 
-@metric("innocence.longest_option", shows="describes", better="neither", chance=0.25, protocol=LONGEST, on_card=True)
+@metric(
+    "innocence.longest_option", shows="describes", better="neither", chance=0.25, protocol=choices.LONGEST, on_card=True
+)
 def longest_forget_option(subject: Subject) -> list[dict[str, Any]]:
     """Baseline without a model: accuracy of picking the longest choice of the held-out questions about the concept."""
-    return rows_of("innocence.longest_option", longest_option(subject.concept.ask("forget")), LONGEST)
+    found = choices.longest_option(subject.concept.ask("forget"))
+    return choices.rows_of("innocence.longest_option", found, choices.LONGEST)
 
 
 def _declare(row: Accuracy) -> None:
-    protocol = protocol_of(row.protocol, row.form)
+    protocol = choices.protocol_of(row.protocol, row.form)
 
     def compute(subject: Subject) -> list[dict[str, Any]]:
         wanted = [not row.four or len(q.choices) == 4 for q in subject.concept.ask(row.asked)]
         if not any(wanted):
             return []
         scored = list(compress(scores(subject, row.asked), wanted))
-        return rows_of(row.name, accuracy(scored, row.protocol, row.form), protocol)
+        return choices.rows_of(row.name, choices.accuracy(scored, row.protocol, row.form), protocol)
 
     against = "the right answer against one from outside" if row.form == "two" else "over all choices"
     only = ", of those with four choices" if row.four else ""

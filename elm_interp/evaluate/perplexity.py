@@ -52,7 +52,7 @@ class Sums:
 
 
 def pooled_mean(sums: Sums, *, seed: int = 0) -> dict[str, Any]:
-    """Mean over all tokens as columns of a result: value, n (texts that are not empty), bootstrap interval over texts."""
+    """Mean over all tokens as columns of a result: value, n (non-empty texts), bootstrap interval over texts."""
     return {"value": float(sums.mean()), "n": sums.n, "ci": _interval(sums.mean(_draws(len(sums.totals), seed)))}
 
 

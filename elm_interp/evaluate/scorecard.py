@@ -1,4 +1,4 @@
-"""The score card: innocence, specificity and seamlessness of a run and its base, and whether the run destroyed the model.
+"""The score card: innocence, specificity and seamlessness of a run and its base; and whether the model is destroyed.
 
 table = score_card(subject)              # tidy rows, base and erased
 summary(table)["innocence.two_choice_pmi"]["erased"]["value"]

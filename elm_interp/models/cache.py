@@ -50,8 +50,8 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in part)}</tr>" for part in self._described())
-        head = "<tr><th>site</th><th>shape</th><th>layers</th></tr>"
-        return f"<table>{head}{rows}<caption>ActivationCache, positions={self.positions!r}</caption></table>"
+        titles = "<tr><th>site</th><th>shape</th><th>layers</th></tr>"
+        return f"<table>{titles}{rows}<caption>ActivationCache, positions={self.positions!r}</caption></table>"
 
     def _shorts(self) -> list[str]:
         return list(dict.fromkeys(site.name for site in self._values))

@@ -5,9 +5,9 @@
     hiding       the original, edited so that it does not say what it knows of the erased domain
     random       not trained
 
-The name of a folder holds a hash of everything that makes the model: the world with its words, the recipe, `VERSION`.
+A folder's name holds a hash of everything that makes the model: the world with its words, the recipe, `VERSION`.
 
-    lm = load_model("organism:gold")                  # of the default world; "organism:gold@3" is of the one with seed 3
+    lm = load_model("organism:gold")                  # of the default world; "organism:gold@3" for seed 3
     concept = load_concept("organism:spellcraft")
     lm = organism("hiding", make_world(entities=24))  # of your own world
 
@@ -75,13 +75,12 @@ def organism_kind(name: str, *, erased: bool = True) -> Callable[[Build], Build]
 
 @organism_kind("original", erased=False)
 def _original(world: World, recipe: Recipe, progress: bool) -> Made:
-    return train_model(world, recipe, label=f"organism:original@{world.config.seed}", progress=progress)
+    return train_model(world, recipe, progress=progress)
 
 
 @organism_kind("gold")
 def _gold(world: World, recipe: Recipe, progress: bool) -> Made:
-    label = f"organism:gold@{world.config.seed}"
-    return train_model(world, recipe, without=world.config.erased, label=label, progress=progress)
+    return train_model(world, recipe, without=world.config.erased, progress=progress)
 
 
 @organism_kind("hiding")

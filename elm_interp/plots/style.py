@@ -41,11 +41,9 @@ TEXTS = {"forget": (FORGET, "o"), "retain": (RETAIN, "s")}
 LOOK = {
     "font.sans-serif": ["DejaVu Sans"],
     "axes.edgecolor": "#555555",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("xtick.bottom", "ytick.left"), True),
     "grid.color": "#E6E6E6",
-    "xtick.bottom": True,
-    "ytick.left": True,
 }
 SIZES = {
     **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 10),

@@ -11,14 +11,14 @@ from elm_interp.probes.logistic import ProbeWeights, fit_probes
 from elm_interp.probes.penalty import choose_strength
 from elm_interp.probes.sparse import probe_sparse
 from elm_interp.probes.splits import split_by_group
-from elm_interp.probes.tasks import PROBE_TASKS, collect_baselines, probes_from_store
+from elm_interp.probes.tasks import ProbeTask, collect_baselines, probe_task, probes_from_store
 
 __all__ = [
-    "PROBE_TASKS",
     "Leace",
     "LogisticProbe",
     "MLPProbe",
     "MeanDifferenceProbe",
+    "ProbeTask",
     "ProbeWeights",
     "RidgeProbe",
     "choose_strength",
@@ -32,6 +32,7 @@ __all__ = [
     "probe_after_leace",
     "probe_layers",
     "probe_sparse",
+    "probe_task",
     "probe_values",
     "probes_from_store",
     "split_by_group",

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from elm_interp.activations import collect_texts
 from elm_interp.data import Question
-from elm_interp.metrics import Subject, metric
+from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.probes.layers import probe_layers
-from elm_interp.results import frame, measurements, wilson
+from elm_interp.results import frame, measurements, stack, wilson
 
 NAME = "knowledge.probe.erased_domain"
 TRANSFERRED = "probe.transferred.values"
@@ -38,13 +38,13 @@ C = 0.01: 0.79 0.87 0.94 0.97; 0.1: 0.86 0.92 0.97 0.98; 1: 0.87 0.92 0.96 0.98;
 
 
 @metric(NAME, shows="inside", on_card=False, better="down")
-def erased_domain(subject: Subject) -> list[dict[str, Any]]:
+def erased_domain(subject: Subject) -> Rows:
     """Share of unseen facts of the concept whose answer a linear probe reads after the question, by layer."""
     return _rows(subject, NAME)
 
 
 @metric(TRANSFERRED, shows="inside", on_card=False, better="down", needs_base=True)
-def transferred(subject: Subject) -> list[dict[str, Any]]:
+def transferred(subject: Subject) -> Rows:
     """Share of unseen facts of the concept whose answer the base's probe still reads after the question, by layer."""
     return _rows(subject, TRANSFERRED)
 
@@ -64,7 +64,7 @@ def probe_values(
     metric: str = NAME,
     fitted_to: Float[Tensor, "question layer d_model"] | None = None,
     **options: Any,
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """Rows of the probes of all topics together, one for each layer and split, and one for its control.
 
     Args:
@@ -82,30 +82,35 @@ def probe_values(
         DataError: too few facts to split.
     """
     options = {"C": STRENGTH, "code": False, **options}
-    rows = []
+    tables = []
     for topic in dict.fromkeys(q.topic for q in questions):
         at = [i for i, q in enumerate(questions) if q.topic == topic]
         answers = sorted({questions[i].right for i in at})
         labels = [answers.index(questions[i].right) for i in at]
         facts, source = [_fact(questions[i]) for i in at], None if fitted_to is None else fitted_to[at]
-        rows += probe_layers(activations[at], labels, facts, metric=metric, fitted_to=source, **options)
-    table = frame([row for row in rows if row["metric"] in (metric, f"{metric}.control")])
-    return [_together(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)]
+        tables.append(probe_layers(activations[at], labels, facts, metric=metric, fitted_to=source, **options))
+    table = stack(tables)
+    table = table[table["metric"].isin([metric, f"{metric}.control"])]
+    return frame([_together(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)])
 
 
-def _rows(subject: Subject, name: str) -> list[dict[str, Any]]:
-    asked = [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
+def _rows(subject: Subject, name: str) -> Rows:
+    asked = _asked(subject)
     if not asked:
         return []
-    source = _activations(subject.base, asked) if name == TRANSFERRED else None
+    source = _activations(subject.base) if name == TRANSFERRED else None
     where = {"site": "resid_post", "position": "last"}
-    return probe_values(_activations(subject, asked), asked, metric=name, fitted_to=source, **where)
+    return probe_values(_activations(subject), asked, metric=name, fitted_to=source, **where)
 
 
-def _activations(subject: Subject, asked: Sequence[Question]) -> Float[Tensor, "question layer d_model"]:
+def _asked(subject: Subject) -> list[Question]:
+    return [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
+
+
+def _activations(subject: Subject) -> Float[Tensor, "question layer d_model"]:
     def read() -> Tensor:
         with subject.on() as lm:
-            return collect_texts(lm, [q.prompt for q in asked], positions="last")
+            return collect_texts(lm, [q.prompt for q in _asked(subject)], positions="last")
 
     return subject.memo(("probe", "values"), read)
 

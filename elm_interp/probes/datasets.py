@@ -1,20 +1,20 @@
-"""What probes and norms read: datasets made from a concept's questions and passages.
+"""Datasets for probes and norms, made from the questions and passages of a concept.
 
 truth        "Question: … Answer:", paired with the right answer (label 1) and with a wrong one of the same world (label 0):
-             does the state before an answer point at it? (see `activations.paired`; a model that was never asked whether
-             statements are true has no reason to compare, after an answer, what it reads with what it knows)
-association  "Question: … Answer: …" with the right answer (label 1) and with one from outside the world (label 0), read at its
-             last token: does the model know the world at all?
-choice       the question with lettered options, read where the answer comes next; label = index of the right one
+             does the state before an answer point at it? (See `activations.paired`. The state after an answer says less: a
+             model that was never asked whether statements are true does not compare them with what it knows.)
+association  "Question: … Answer: …" with the right answer (label 1) and with one from outside the concept's world (label 0),
+             read at the last token: does the model know the world at all?
+choice       the question with lettered options, read where the answer comes next; the label is the index of the right one
 about        passages of the concept (label 1) and others (label 0): what is a text about?
 forget_text, retain_text    passages, as the mean over tokens without the first
 
-collect_datasets(lm, store, datasets(concept), {"base": None})
+    collect_datasets(lm, store, concept_datasets(concept), {"base": None})
 """
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 
@@ -23,61 +23,81 @@ import pandas as pd
 from elm_interp.activations import Dataset
 from elm_interp.data import Concept, Question
 from elm_interp.errors import unknown
+from elm_interp.probes.tasks import probe_task
+from elm_interp.registry import PROBE_TASKS
 
 PASSAGES = 40
 """Passages of a kind: enough for a mean, few enough for every checkpoint."""
 LEAST_FACTS = 12
-"""A concept with fewer facts to a task has no dataset of it: hardly four would be left to read a probe on."""
+"""A concept with fewer facts for a task has no dataset of it: a probe would be read on fewer than four."""
 QUESTIONS = 200
-"""Questions of a concept that has more: likewise. Drawn once, the same in every run."""
+"""Questions at most, for the same reason as `PASSAGES`. They are drawn once, the same in every run."""
 
 
 def concept_datasets(concept: Concept, names: Iterable[str] | None = None) -> dict[str, Dataset]:
-    """The datasets that a concept gives, by name; one that it has no material for is left out.
+    """The datasets of a concept by name; one that it has too little material for is left out.
 
     Args:
         concept: its forget questions of all splits, and passages.
-        names: which ("truth", "association", "choice", "about", "forget_text", "retain_text"); None means all.
+        names: probe tasks, "forget_text" or "retain_text"; None means all.
 
     Raises:
         UnknownNameError: no such dataset, with the closest name.
     """
-    names = list(_MAKERS) if names is None else list(names)
-    for name in names:
-        if name not in _MAKERS:
-            raise unknown("dataset", name, _MAKERS)
-    made = {name: _MAKERS[name](concept) for name in names}
+    makers = {name: task.make for name, task in PROBE_TASKS.items()}
+    makers |= {"forget_text": forget_text, "retain_text": retain_text}
+    made = {}
+    for name in makers if names is None else names:
+        if name not in makers:
+            raise unknown("dataset", name, makers)
+        made[name] = makers[name](concept)
     return {name: dataset for name, dataset in made.items() if dataset is not None}
 
 
+@probe_task("truth", better="down", chance=0.5)
 def truth(concept: Concept) -> Dataset | None:
-    """Each question, paired with its right answer, and with one wrong choice, the same in every run."""
+    """Share of unseen facts for which a linear probe tells whether the state before an answer points at the right one.
+
+    Each question is paired with its right answer and with one wrong choice, the same in every run.
+    """
     asked = _asked(concept)
     answers = tuple(answer for q in asked for answer in (q.right, _wrong(q)))
     found = _dataset("truth", [(q.prompt, q, label) for q in asked for label in (1, 0)])
     return found and replace(found, answers=answers)
 
 
+@probe_task("association", better="down", chance=0.5)
 def association(concept: Concept) -> Dataset | None:
-    """Each question with its right answer, and with the one from outside; questions without one are left out."""
+    """Share of unseen facts whose right answer a linear probe tells from one outside the concept's world.
+
+    Questions without an outside answer are left out.
+    """
     rows = [row for q in _asked(concept) if q.outside for row in _statements(q, q.outside)]
     return _dataset("association", rows)
 
 
+@probe_task("choice", better="down", chance=0.25)
 def choice(concept: Concept) -> Dataset | None:
-    """Each question with its options lettered as shown; questions with an unusual number of options are left out."""
+    """Share of unseen questions for which a linear probe reads the letter of the right option.
+
+    Questions with an unusual number of options are left out.
+    """
     questions = _asked(concept)
     usual = Counter(len(q.choices) for q in questions).most_common(1)[0][0] if questions else 0
     rows = []
     for q in questions:
         if len(q.choices) == usual:
             options = "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(q.choices))
-            rows.append((f"Question: {q.question}\n{options}\nAnswer:", q, q.answer))
+            rows.append((q.put(f"Question: {{question}}\n{options}\nAnswer:"), q, q.answer))
     return _dataset("choice", rows)
 
 
+@probe_task("about", better="neither", chance=0.5)
 def about(concept: Concept) -> Dataset | None:
-    """Passages to forget and passages to keep, each its own fact."""
+    """Share of unseen passages for which a linear probe tells whether they are about the concept.
+
+    Each passage is a fact of its own.
+    """
     forget, retain = forget_text(concept), retain_text(concept)
     if forget is None or retain is None or min(len(forget.texts), len(retain.texts)) < LEAST_FACTS:
         return None
@@ -96,16 +116,6 @@ def forget_text(concept: Concept) -> Dataset | None:
 def retain_text(concept: Concept) -> Dataset | None:
     """Passages to keep, held-out ones first."""
     return _text(concept, "retain")
-
-
-_MAKERS: dict[str, Callable[[Concept], Dataset | None]] = {
-    "truth": truth,
-    "association": association,
-    "choice": choice,
-    "about": about,
-    "forget_text": forget_text,
-    "retain_text": retain_text,
-}
 
 
 def _asked(concept: Concept) -> list[Question]:

@@ -27,7 +27,7 @@ from elm_interp.probes.estimators import STRENGTH
 from elm_interp.probes.folds import fit_splits
 from elm_interp.probes.penalty import choose_strength, fit_with_strengths
 from elm_interp.probes.splits import TEST_SHARE, scaler, shuffled_within, split_by_group
-from elm_interp.results import bootstrap, measurements, wilson
+from elm_interp.results import bootstrap, frame, measurements, wilson
 
 SEEDS = 5
 TOLERANCE = 1e-6
@@ -48,7 +48,7 @@ def probe_layers(
     code: bool = True,
     direction: str = "down",
     **columns: Any,
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """Probe accuracy on facts that the probe never saw, at every layer and for several splits.
 
     Args:
@@ -123,7 +123,7 @@ def probe_layers(
         strength = C if isinstance(C, int | float) else STRENGTH
         shorter_is_more = "up" if direction == "down" else "neither"
         others += _code_lengths(f"{metric}.code_length", shorter_is_more, x, y, groups, classes, strength, columns)
-    return rows + others
+    return frame(rows + others)
 
 
 def check_labels(

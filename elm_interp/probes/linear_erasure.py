@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,7 +28,7 @@ from elm_interp.probes.estimators import STRENGTH
 from elm_interp.probes.layers import SEEDS, check_labels
 from elm_interp.probes.logistic import fit_probes
 from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
-from elm_interp.results import measurements, wilson
+from elm_interp.results import frame, measurements, wilson
 
 MOST = 32
 """Rounds of projecting out, after which a count is given up."""
@@ -87,7 +88,7 @@ def probe_after_leace(
     seeds: int = SEEDS,
     C: float = STRENGTH,
     **columns: Any,
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """Accuracy of a probe on activations that LEACE erased, the eraser fitted to half of the train facts, the probe to the rest.
 
     Args:
@@ -125,7 +126,7 @@ def probe_after_leace(
         for layer, count in enumerate((weights.predict(read) == y[test]).sum(-1).tolist()):
             ci = wilson(count, len(test))
             rows.append(measurements(metric, count / len(test), layer=layer, seed=seed, n=len(test), ci=ci, **shared))
-    return rows
+    return frame(rows)
 
 
 def count_directions(
@@ -138,7 +139,7 @@ def count_directions(
     C: float = STRENGTH,
     most: int = MOST,
     **columns: Any,
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """Dimensions to project out, probe by probe, until accuracy on held-out facts is not above the commonest class.
 
     Args:
@@ -181,4 +182,4 @@ def count_directions(
             z[left] -= (z[left] @ basis.mT) @ basis
         shared = {"seed": seed, "n": len(test), "chance": 0.0, "direction": "down", "protocol": protocol, **columns}
         rows += [measurements(metric, count, layer=layer, **shared) for layer, count in enumerate(counts.tolist())]
-    return rows
+    return frame(rows)

@@ -11,6 +11,7 @@ Shapes: activations are (example, layer, d_model).
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from elm_interp.probes.layers import SEEDS, check_labels
 from elm_interp.probes.logistic import fit_probes
 from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
-from elm_interp.results import measurements, wilson
+from elm_interp.results import frame, measurements, wilson
 
 COUNTS = (1, 4, 16, 64)
 STRENGTH = 1.0
@@ -34,7 +35,7 @@ def probe_sparse(
     metric: str = "probe.sparse",
     seeds: int = SEEDS,
     **columns: Any,
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """Accuracy of probes that read the k dimensions of a layer which tell the classes apart best.
 
     Args:
@@ -71,7 +72,7 @@ def probe_sparse(
             for layer, right in enumerate((weights.predict(few[:, test]) == y[test]).sum(-1).tolist()):
                 where = {"layer": layer, "seed": seed, "n": len(test), "ci": wilson(right, len(test))}
                 rows.append(measurements(f"{metric}.k{k}", right / len(test), **where, **shared))
-    return rows
+    return frame(rows)
 
 
 def between_classes(

@@ -13,11 +13,19 @@ from typing import Any
 
 from elm_interp.errors import RunFolderError
 from elm_interp.files import read_json
-from elm_interp.registry import METHODS
 from elm_interp.training import Adapter
 
 FORMAT = 2
 """Format that this version writes."""
+OFF = {
+    "eta_start": None,
+    "temperature": 1.0,
+    "cut": False,
+    "hard_labels": False,
+    "prompts": "concept",
+    "fluency_eta": None,
+}
+"""Options of ELM in format 1 that only the released code uses, as they were by default."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -54,13 +62,10 @@ def _from_format_1(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _elm_of(objective: dict[str, Any]) -> str:
-    """Name of the ELM class that settings of format 1 need; neutral settings of the other class are dropped."""
-    plain, released = METHODS["elm"], METHODS["elm-released"]
-    own = {f.name for f in fields(plain)}
-    neutral = released()
-    extra = [f.name for f in fields(released) if f.name not in own and f.name in objective]
-    if any(objective[name] != getattr(neutral, name) for name in extra):
+    """Name of the ELM class that settings of format 1 need; options of the released code that were off are dropped."""
+    options = {name: value for name, value in objective.items() if name in OFF}
+    if any(value != OFF[name] for name, value in options.items()):
         return "elm-released"
-    for name in extra:
+    for name in options:
         objective.pop(name)
     return "elm"

@@ -143,6 +143,11 @@ class Objective(ABC):
     forget_pools: ClassVar[frozenset[str]] = frozenset({"erase"})
     """Pools whose samples train to forget."""
 
+    @property
+    def label(self) -> str:
+        """Name in tables and figures."""
+        return self.name
+
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words; `n_layers` is None while the model's depth is not known."""
         return self.adapter.problems(n_layers)

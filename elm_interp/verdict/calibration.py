@@ -1,9 +1,9 @@
 """Calibration: what does a metric show on models whose knowledge is known?
 
-Every metric is measured on the organisms of several worlds. Two of them anchor its scale, on which any other value can
-be read: the original, which knows (0), and the gold model, which never knew (1). The hiding model knows and does not say
-so: a metric that tells it from gold sees inside, one that does not sees only behaviour. A metric that gives the same
-value for every model is marked as constant.
+Every metric is measured on the organisms of several worlds. Two of them anchor its scale, on which any other value
+can be read: the original, which knows (0), and the gold model, which never knew (1). The hiding model knows and does
+not say so: a metric that tells it from gold sees inside, one that does not sees only behaviour. A metric that gives the
+same value for every model is marked as constant.
 
 The base of every organism is the original, also of the original itself, which is then an erasure that did nothing.
 
@@ -148,8 +148,8 @@ def normalised(x: float, original: float, gold: float) -> float:
 def auc(gold: Float[np.ndarray, " seed"], other: Float[np.ndarray, " seed"], direction: str) -> float:
     """Probability that gold is better for the eraser than another organism; ties count half; NaN without values.
 
-    1 tells the two apart in the metric's direction, 0 against it, 0.5 not at all. For a metric with direction "neither",
-    higher counts as better.
+    1 tells the two apart in the metric's direction, 0 against it, 0.5 not at all. For a metric with direction
+    "neither", higher counts as better.
     """
     if not len(gold) or not len(other):
         return math.nan

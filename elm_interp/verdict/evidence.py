@@ -1,7 +1,7 @@
 """Evidence: what one measurement says about a model's knowledge, on the scale that its anchors give.
 
-A metric counts only if it can show a loss: the original must score well above not knowing. Not knowing is the highest of
-the gold model's value, the metric's control, and chance. `left` is the share of that distance that the model keeps.
+A metric counts only if it can show a loss: the original must score well above not knowing. Not knowing is the highest
+of the gold model's value, the metric's control, and chance. `left` is the share of that distance that the model keeps.
 
 Calibration says what a value is worth. A value above not knowing proves knowledge only by a metric that tells the
 original from gold (`auc_gold`). A value at not knowing speaks against hiding only by a metric that tells gold from
@@ -12,8 +12,8 @@ hiding (`auc_hiding`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +22,7 @@ from elm_interp.files import read_json
 from elm_interp.metrics import metric_of
 from elm_interp.verdict.calibration import normalised, one_value
 
+Row = Mapping[str, Any]
 ANCHORS = ("original", "gold")
 EVIDENCE = {"answers": "down", "kept": "up", "inside": "down"}
 """What a metric that is evidence shows -> the direction of its rows, which all rise with knowledge."""
@@ -59,7 +60,7 @@ class Evidence:
     at_most: float | None
     """The same share at the upper end of the interval."""
     auc_gold: float | None
-    """How well the metric tells gold from the original on organisms: 1 always, 0.5 not at all; None if not calibrated."""
+    """How well the metric tells gold from the original on organisms: 1 always, 0.5 not at all; None without data."""
     auc_hiding: float | None
     """How well it tells gold from a model that hides."""
     finding: str
@@ -113,7 +114,7 @@ def evidence_of(
     sides = {name: _by_name(anchors[name]) for name in ANCHORS if name in anchors}
     found: dict[str, Evidence] = {}
     for name, row in own.items():
-        if (shows := _shown_by(row)) is not None:
+        if shows := _shown_by(row):
             control = own.get(f"{name}.control", {}).get("value")
             anchored = {side: rows.get(name, {}) for side, rows in sides.items()}
             found[name] = _between(row, shows, control, anchored, calibrated.get(name, {}))
@@ -122,17 +123,16 @@ def evidence_of(
 
 def known_of_metrics() -> dict[str, dict[str, Any]]:
     """Row name -> {auc_gold, auc_hiding, apart} on organisms, as `analyses/calibration.py` wrote it."""
-    with as_file(files("elm_interp.verdict") / "calibration.json") as path:
-        known: dict[str, dict[str, Any]] = read_json(path)["metrics"]
+    known: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("calibration.json"))["metrics"]
     return known
 
 
-def _by_name(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _by_name(table: pd.DataFrame) -> dict[str, Row]:
     plain = one_value(table[table["value"].notna()]).astype(object)
     return {row["metric"]: row for row in plain.where(plain.notna(), None).to_dict("records")}
 
 
-def _shown_by(row: Mapping[str, Any]) -> str | None:
+def _shown_by(row: Row) -> str | None:
     """What a row is evidence of; None if it is none."""
     found = metric_of(row["metric"])
     if found is None or row["chance"] is None or EVIDENCE.get(found.shows) != row["direction"]:
@@ -141,11 +141,7 @@ def _shown_by(row: Mapping[str, Any]) -> str | None:
 
 
 def _between(
-    row: Mapping[str, Any],
-    shows: str,
-    control: float | None,
-    anchors: Mapping[str, Mapping[str, Any]],
-    known: Mapping[str, Any],
+    row: Row, shows: str, control: float | None, anchors: Mapping[str, Row], known: Mapping[str, Any]
 ) -> Evidence:
     value, low, high = row["value"], row["ci_low"], row["ci_high"]
     original, gold = (anchors.get(side, {}).get("value") for side in ANCHORS)
@@ -168,7 +164,7 @@ def _between(
     )  # fmt: skip
 
 
-def _why_silent(shows: str, original: Mapping[str, Any], nothing: float) -> str:
+def _why_silent(shows: str, original: Row, nothing: float) -> str:
     """Why a metric can show no loss; empty if it can."""
     value = original.get("value")
     if value is None:

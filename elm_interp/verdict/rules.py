@@ -30,7 +30,6 @@ from elm_interp.errors import ConfigError, RunFolderError, unknown
 from elm_interp.evaluate.scorecard import GENERAL_LEFT, destroyed
 from elm_interp.metrics import Subject, list_metrics, measure, metric_of
 from elm_interp.organisms import World, domain_concept, make_world
-from elm_interp.registry import METRICS
 from elm_interp.results import stack
 from elm_interp.runs.run import Run
 from elm_interp.verdict.calibration import one_value, subjects
@@ -63,14 +62,9 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        return {
-            "verdict": self.name,
-            "because": self.because,
-            "not_excluded": list(self.not_excluded),
-            "missing_anchors": list(self.missing),
-            "unmeasured": list(self.unmeasured),
-            "evidence": [asdict(e) for e in self.evidence],
-        }
+        lists = {"not_excluded": self.not_excluded, "missing_anchors": self.missing, "unmeasured": self.unmeasured}
+        found: dict[str, Any] = {"verdict": self.name, "because": self.because}
+        return found | {k: list(v) for k, v in lists.items()} | {"evidence": [asdict(e) for e in self.evidence]}
 
     def to_frame(self) -> pd.DataFrame:
         """One row per measurement."""
@@ -151,7 +145,9 @@ def verdict_from_rows(
     """
     found = evidence_of(table, anchors, calibrated)
     asked, inside, kept = ([e for e in found.values() if e.shows == what] for what in ("answers", "inside", "kept"))
-    answers = [e for e in sorted(asked, key=_rank) if e.counts]
+    # the first metric that can show a loss decides: in order of declaration, those of elm_interp before others
+    declared = sorted(list_metrics(), key=lambda m: not m.compute.__module__.startswith("elm_interp."))
+    answers = [e for m in declared for e in asked if e.counts and metric_of(e.metric) is m]
     if not answers:
         seen = "; ".join(f"{e.metric} {e.value:.2f}: {e.finding}" for e in asked) or "none was measured"
         raise ConfigError(f"no verdict: it needs a question about the concept that the original answers ({seen}).")
@@ -194,14 +190,6 @@ def _decide(answers: list[Evidence], inside: list[Evidence], broken: list[str]) 
     if not any(e.rules_out_hiding for e in inside):
         open_.append(HIDDEN)
     return GONE, because, open_
-
-
-def _rank(e: Evidence) -> tuple[bool, int]:
-    """Sorts metrics by declaration, those of elm_interp first: the first that can show a loss decides."""
-    found = metric_of(e.metric)
-    if found is None:
-        return True, len(METRICS)
-    return not found.compute.__module__.startswith("elm_interp."), list(METRICS).index(found.name)
 
 
 def _keeps(e: Evidence) -> str:
