@@ -116,6 +116,7 @@ class ELM(Objective):
 
     not_in_targets = frozenset({"adapter", "fluency_batch", "answers_batch"})
     forget_pools = frozenset({"erase", "answers"})
+    optional_pools = frozenset({"answers", "kept_answers"})
 
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""

@@ -140,6 +140,8 @@ class Objective(ABC):
     """Set by `method`."""
     not_in_targets: ClassVar[frozenset[str]] = frozenset({"adapter"})
     """Settings that the prepared samples do not depend on; a change of these finds them in the cache."""
+    optional_pools: ClassVar[frozenset[str]] = frozenset()
+    """Pools that are left out where the concept has nothing for them; any other empty pool is an error."""
     forget_pools: ClassVar[frozenset[str]] = frozenset({"erase"})
     """Pools whose samples train to forget."""
 
