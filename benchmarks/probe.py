@@ -27,10 +27,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from elm_interp.probes.estimators import STRENGTH
-from elm_interp.probes.folds import fit_splits
-from elm_interp.probes.logistic import ProbeWeights, objective
+from elm_interp.probes.solver import ProbeWeights, fit_probes
 
 COMPONENTS = 512
+TOLERANCE = 1e-3
+"""About what scikit-learn misses by default."""
 
 
 def main() -> None:
@@ -71,7 +72,8 @@ def compare(width: int, args: argparse.Namespace) -> dict[str, Any]:
         if layer < 0:
             x = x[:1]
         began = time.perf_counter()
-        weights = fit_splits(x, y.expand(args.folds, -1), rows, STRENGTH, classes=args.classes)
+        labels = y.expand(args.folds, -1)
+        weights = fit_probes(x, labels, STRENGTH, rows=rows, classes=args.classes, tolerance=TOLERANCE)
         right = ((weights.predict(x) == y) & ~rows).sum(-1) / (~rows).sum(-1)
         seconds = time.perf_counter() - began
         here = [i % (args.checkpoints * args.folds) for i in chosen if i // (args.checkpoints * args.folds) == layer]
@@ -145,7 +147,13 @@ def objectives(
     of_theirs = ProbeWeights(
         torch.from_numpy(model.coef_).double()[None], torch.from_numpy(model.intercept_).double()[None]
     )
-    return float(objective(of_ours, z, y[None], STRENGTH)), float(objective(of_theirs, z, y[None], STRENGTH))
+    return objective(of_ours, z, y), objective(of_theirs, z, y)
+
+
+def objective(weights: ProbeWeights, z: Tensor, y: Tensor) -> float:
+    """C · Σ loss + ½ |w|², for weights in the units of z."""
+    right = weights.log_probabilities(z)[0].gather(-1, y[:, None])
+    return float(0.5 * weights.coef.square().sum() - STRENGTH * right.sum())
 
 
 if __name__ == "__main__":

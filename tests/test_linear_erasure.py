@@ -5,7 +5,6 @@ import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.linear_model import LogisticRegression
 
-from elm_interp import results
 from elm_interp.probes import count_directions, fit_leace, probe_after_leace, probe_layers, probe_sparse
 from elm_interp.probes.linear_erasure import shrinkage
 
@@ -20,7 +19,7 @@ def planted(classes=2, *, n=120, d=40, directions=1, strength=3.0):
 
 
 def mean_by_layer(rows):
-    return results.frame(rows).groupby("layer")["value"].mean()
+    return rows.groupby("layer")["value"].mean()
 
 
 @pytest.mark.parametrize(("n", "d"), [(200, 10), (40, 100)])
@@ -63,7 +62,7 @@ def test_the_shrinkage_is_scikit_learns(n):
 
 def test_a_linear_eraser_takes_what_a_probe_reads_on_facts_that_it_never_saw():
     x, y, facts = planted(n=400)
-    assert mean_by_layer([r for r in probe_layers(x, y, facts) if r["metric"] == "probe"])[1] > 0.9
+    assert mean_by_layer(probe_layers(x, y, facts).query("metric == 'probe'"))[1] > 0.9
     assert mean_by_layer(probe_after_leace(x, y, facts))[1] < 0.62
 
 
@@ -83,7 +82,7 @@ def test_a_count_that_is_given_up_is_the_most():
 
 def test_sparse_probes_find_the_dimension_that_tells():
     x, y, facts = planted(n=400, directions=1, strength=4)
-    table = results.frame(probe_sparse(x, y, facts, counts=(1, 8, 64)))
+    table = probe_sparse(x, y, facts, counts=(1, 8, 64))
     assert set(table["metric"]) == {"probe.sparse.k1", "probe.sparse.k8"}
     shares = table[table["layer"] == 1].groupby("metric")["value"].mean()
     assert shares["probe.sparse.k1"] > 0.95

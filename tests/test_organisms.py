@@ -29,7 +29,7 @@ from elm_interp.organisms import (
 )
 from elm_interp.organisms.train import make_tokenizer, schedule
 from elm_interp.probes.estimators import STRENGTH
-from elm_interp.probes.logistic import fit_probes
+from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import scaler, split_by_group
 from elm_interp.registry import ORGANISMS
 
@@ -378,7 +378,7 @@ def probed(lm: HookedLM, world: World) -> list[float]:
         train, test = split_by_group([q.fact for q in asked], seed=0)
         train, test = train[~held_out[train]], test[held_out[test]]
         mean, spread = scaler(x[:, train])
-        probe = fit_probes((x[:, train] - mean) / spread, labels[train].expand(len(x), -1), STRENGTH, classes=10)
+        probe = fit_probes((x[:, train] - mean) / spread, labels[train], STRENGTH, classes=10)
         scores = probe.scores((x[:, test] - mean) / spread).gather(2, options[test].expand(len(x), -1, -1))
         right = torch.tensor([q.answer for q in asked])[test]
         shares.append((scores.argmax(-1) == right).float().mean(1))

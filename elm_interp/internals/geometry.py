@@ -1,11 +1,12 @@
-"""Geometry: how far an erased model's activations moved from the base's on the same texts, layer by layer.
+"""Geometry: how far an erased model's activations moved from the base's on the same texts, by layer.
 
-An eraser that acts on the concept alone moves forget text and leaves retain text where it was; one that pushes activations off
-course (RMU) moves them at its layer and keeps them there, one that edits what is said (ELM) should let them come back.
+An eraser that acts on the concept alone moves forget text and leaves retain text where it was. One that pushes activations
+off course (RMU) moves them at its layer and keeps them there; one that edits the output distribution (ELM) should let them
+come back.
 
-Per text: the length of the difference as a share of the base's, and the cosine. Of the whole set, each marked "descriptive",
-since in published tests of metrics they tell erased from ignorant models badly: CKA, PCA shift, subspace angle, effective rank,
-and how well a direction separates forget from retain text. Say what they look like; conclude nothing from them.
+Per text: the length of the difference as a share of the base's, and the cosine. Of the whole set: CKA, PCA shift, subspace
+angle, effective rank, and how well a direction separates forget from retain text. These are marked "descriptive", since in
+published tests of metrics they hardly tell erased from ignorant models: show them, and conclude nothing from them.
 
 Shapes: activations are (example, layer, d_model), each text's mean over tokens without the first; results are (layer,).
 
@@ -20,9 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from elm_interp.errors import DataError
-from elm_interp.internals.norms import mean_activations
+from elm_interp.internals.norms import layer_rows, mean_activations, mean_rows
 from elm_interp.metrics import Rows, Subject, metric
-from elm_interp.results import bootstrap, measurements
 
 COMPONENTS = 8
 """Directions of a text set's main subspace."""
@@ -32,25 +32,26 @@ ByLayer = Float[Tensor, " layer"]
 
 def difference(x: Activations, base: Activations) -> Float[Tensor, "example layer"]:
     """Length of the difference, as a share of the base's length."""
-    _paired(x, base)
+    _check_pair(x, base)
     return (x - base).norm(dim=-1) / base.norm(dim=-1)
 
 
 def cosine(x: Activations, base: Activations) -> Float[Tensor, "example layer"]:
     """Cosine of the angle between the two."""
-    _paired(x, base)
+    _check_pair(x, base)
     return torch.nn.functional.cosine_similarity(x, base, dim=-1)
 
 
 def cka(x: Activations, base: Activations) -> ByLayer:
-    """Linear centred kernel alignment, debiased (Song et al. 2012; Nguyen et al. 2021): 1 is the same up to rotation and scale.
+    """Linear centred kernel alignment, debiased (Song et al. 2012; Nguyen et al. 2021).
 
-    The usual estimate is near 1 for any two sets with fewer examples than dimensions; this one is near 0 for unrelated ones.
+    1 is the same up to rotation and scale. The usual estimate is near 1 for any two sets with fewer examples than
+    dimensions; this one is near 0 for unrelated sets.
 
     Raises:
         DataError: fewer than four examples, or sets that do not pair.
     """
-    _paired(x, base, least=4)
+    _check_pair(x, base, least=4)
     a, b = (_centred(part).double() for part in (x, base))
     a, b = a @ a.mT, b @ b.mT
     return _hsic(a, b) / (_hsic(a, a) * _hsic(b, b)).sqrt()
@@ -58,7 +59,7 @@ def cka(x: Activations, base: Activations) -> ByLayer:
 
 def pca_shift(x: Activations, base: Activations) -> ByLayer:
     """How far the mean moved along the base's first principal component, in standard deviations of the base along it."""
-    _paired(x, base)
+    _check_pair(x, base)
     _, s, v = torch.linalg.svd(_centred(base), full_matrices=False)
     moved = (x - base).mean(0)
     return (moved * v[:, 0]).sum(-1).abs() / (s[:, 0] / len(base) ** 0.5)
@@ -66,7 +67,7 @@ def pca_shift(x: Activations, base: Activations) -> ByLayer:
 
 def subspace_angle(x: Activations, base: Activations, *, components: int = COMPONENTS) -> ByLayer:
     """Mean principal angle between the spans of the first principal components, in degrees: 0 same, 90 unrelated."""
-    _paired(x, base, least=components + 1)
+    _check_pair(x, base, least=components + 1)
     parts = (_centred(part).double() for part in (x, base))
     first, second = (torch.linalg.svd(part, full_matrices=False)[2][:, :components] for part in parts)
     cosines = torch.linalg.svdvals(first @ second.mT).clamp(max=1)
@@ -91,49 +92,53 @@ def separation(forget: Activations, retain: Activations) -> ByLayer:
     return torch.stack(scores).mean(0)
 
 
-@metric("geometry.forget.difference", shows="describes", better="neither", unit="× base", needs_base=True)
+_SHARED: Any = {"shows": "describes", "better": "neither", "on_card": False}
+_MEANS = "mean over tokens, first left out"
+
+
+@metric("geometry.forget.difference", unit="× base", needs_base=True, **_SHARED)
 def forget_difference(subject: Subject) -> Rows:
     """How far activations on passages of the concept moved, as a share of their length in the base, by layer."""
-    return _each("geometry.forget.difference", difference(*_pair(subject, "forget")))
+    return mean_rows("geometry.forget.difference", difference(*_pair(subject, "forget")), protocol=_MEANS)
 
 
-@metric("geometry.retain.difference", shows="describes", better="neither", unit="× base", needs_base=True)
+@metric("geometry.retain.difference", unit="× base", needs_base=True, **_SHARED)
 def retain_difference(subject: Subject) -> Rows:
     """How far activations on passages to keep moved, as a share of their length in the base, by layer."""
-    return _each("geometry.retain.difference", difference(*_pair(subject, "retain")))
+    return mean_rows("geometry.retain.difference", difference(*_pair(subject, "retain")), protocol=_MEANS)
 
 
-@metric("geometry.forget.cosine", shows="describes", better="neither", needs_base=True)
+@metric("geometry.forget.cosine", needs_base=True, **_SHARED)
 def forget_cosine(subject: Subject) -> Rows:
     """Cosine between erased and base activations on the same passage of the concept, by layer."""
-    return _each("geometry.forget.cosine", cosine(*_pair(subject, "forget")))
+    return mean_rows("geometry.forget.cosine", cosine(*_pair(subject, "forget")), protocol=_MEANS)
 
 
-@metric("geometry.retain.cosine", shows="describes", better="neither", needs_base=True)
+@metric("geometry.retain.cosine", needs_base=True, **_SHARED)
 def retain_cosine(subject: Subject) -> Rows:
     """Cosine between erased and base activations on the same passage to keep, by layer."""
-    return _each("geometry.retain.cosine", cosine(*_pair(subject, "retain")))
+    return mean_rows("geometry.retain.cosine", cosine(*_pair(subject, "retain")), protocol=_MEANS)
 
 
-@metric("geometry.compared", shows="describes", better="neither", protocol="descriptive", needs_base=True, cost="dear")
+@metric("geometry.compared", protocol="descriptive", needs_base=True, cost="dear", **_SHARED)
 def compared(subject: Subject) -> Rows:
     """Descriptive: CKA, PCA shift and subspace angle to the base, on forget and on retain text, by layer."""
     rows: list[dict[str, Any]] = []
     for kind in ("forget", "retain"):
         pair = _pair(subject, kind)
         for name, function in (("cka", cka), ("pca_shift", pca_shift), ("subspace_angle", subspace_angle)):
-            rows += _whole(f"geometry.{kind}.{name}", function(*pair), len(pair[0]))
+            rows += layer_rows(f"geometry.{kind}.{name}", function(*pair), len(pair[0]))
     return rows
 
 
-@metric("geometry.shape", shows="describes", better="neither", protocol="descriptive", cost="dear")
+@metric("geometry.shape", protocol="descriptive", cost="dear", **_SHARED)
 def shape(subject: Subject) -> Rows:
     """Descriptive: effective rank of forget and retain text, and the AUC of telling one from the other, by layer."""
     forget, retain = (mean_activations(subject, kind) for kind in ("forget", "retain"))
     return [
-        *_whole("geometry.forget.effective_rank", effective_rank(forget), len(forget)),
-        *_whole("geometry.retain.effective_rank", effective_rank(retain), len(retain)),
-        *_whole("geometry.separation", separation(forget, retain), len(forget) + len(retain), chance=0.5),
+        *layer_rows("geometry.forget.effective_rank", effective_rank(forget), len(forget)),
+        *layer_rows("geometry.retain.effective_rank", effective_rank(retain), len(retain)),
+        *layer_rows("geometry.separation", separation(forget, retain), len(forget) + len(retain), chance=0.5),
     ]
 
 
@@ -141,28 +146,12 @@ def _pair(subject: Subject, kind: str) -> tuple[Activations, Activations]:
     return mean_activations(subject, kind), mean_activations(subject.base, kind)
 
 
-def _each(name: str, values: Float[Tensor, "example layer"]) -> list[dict[str, Any]]:
-    shared = {
-        "site": "resid_post",
-        "position": "mean",
-        "n": len(values),
-        "protocol": "mean over tokens, first left out",
-    }
-    columns = values.double().T.numpy()
-    return [measurements(name, v.mean(), layer=layer, ci=bootstrap(v), **shared) for layer, v in enumerate(columns)]
-
-
-def _whole(name: str, values: ByLayer, n: int, **columns: Any) -> list[dict[str, Any]]:
-    shared = {"site": "resid_post", "position": "mean", "n": n, **columns}
-    return [measurements(name, value, layer=layer, **shared) for layer, value in enumerate(values.tolist())]
-
-
 def _centred(x: Activations) -> Float[Tensor, "layer example d_model"]:
     return (x - x.mean(0)).transpose(0, 1)
 
 
 def _hsic(a: Float[Tensor, "layer n n"], b: Float[Tensor, "layer n n"]) -> ByLayer:
-    """The unbiased estimate, up to a factor that cancels in CKA."""
+    """The unbiased estimate of the Hilbert-Schmidt criterion, up to a factor that cancels in CKA."""
     n = a.shape[-1]
     # leave out each example's product with itself
     a, b = (part - torch.diag_embed(part.diagonal(dim1=1, dim2=2)) for part in (a, b))
@@ -170,7 +159,7 @@ def _hsic(a: Float[Tensor, "layer n n"], b: Float[Tensor, "layer n n"]) -> ByLay
     return together - 2 / (n - 2) * (a.sum(1) * b.sum(1)).sum(-1)
 
 
-def _paired(x: Activations, base: Activations, least: int = 1) -> None:
+def _check_pair(x: Activations, base: Activations, least: int = 1) -> None:
     if x.shape != base.shape or x.ndim != 3 or len(x) < least:
         raise DataError(
             f"activations of shape {tuple(x.shape)} and {tuple(base.shape)} cannot be compared; expected "

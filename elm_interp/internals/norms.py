@@ -1,8 +1,8 @@
-"""Norms: how long the residual stream is, layer by layer, on text of the concept and on other text.
+"""Norms: how long the residual stream is, by layer, on text of the concept and on other text.
 
-A method that pushes activations far off (RMU) shows it as a changed norm at its layer; one that edits what is said (ELM) should
-keep norms where they were, on retained text above all. The first token is left out: it draws attention from everywhere, and
-its norm is often hundreds of times that of the others.
+A method that pushes activations far off course (RMU) changes the norm at its layer. One that edits the output distribution
+(ELM) should keep norms as they were, above all on retain text. The first token is left out: every other token attends to
+it, and its norm is often hundreds of times that of the others.
 
 Shapes: (example, layer): the mean over a text's tokens of the L2 norm (not the norm of their mean).
 
@@ -10,7 +10,7 @@ Shapes: (example, layer): the mean over a text's tokens of the L2 norm (not the 
     table = measure(subject, "norm.*")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,38 +20,43 @@ from tqdm.auto import tqdm
 
 from elm_interp.activations.collect import collect_texts, prepare_batches, reduce_layers
 from elm_interp.data.batching import PASS_TOKENS
-from elm_interp.metrics import Subject, metric
+from elm_interp.errors import DataError
+from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.models import HookedLM
-from elm_interp.probes.datasets import concept_datasets
+from elm_interp.probes.datasets import passage_dataset
 from elm_interp.results import bootstrap, measurements
 
 PROTOCOL = "mean token norm, first token left out"
 OUTLIER = 10.0
-"""Times the median dimension: in small models a few dimensions stand far above this, and the bulk far below."""
+"""How many times the median dimension an outlier dimension is. In small models a few dimensions stand far above this, and
+all others far below."""
 
 
-@metric("norm.forget", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL)
-def forget(subject: Subject) -> list[dict[str, Any]]:
+@metric("norm.forget", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL, on_card=False)
+def forget(subject: Subject) -> Rows:
     """Mean L2 norm of the residual stream on passages of the concept, by layer."""
-    return _rows("norm.forget", _norms(subject, "forget"))
+    return mean_rows("norm.forget", _norms(subject, "forget"))
 
 
-@metric("norm.retain", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL)
-def retain(subject: Subject) -> list[dict[str, Any]]:
+@metric("norm.retain", shows="describes", better="neither", unit="L2 norm", protocol=PROTOCOL, on_card=False)
+def retain(subject: Subject) -> Rows:
     """Mean L2 norm of the residual stream on passages to keep, by layer."""
-    return _rows("norm.retain", _norms(subject, "retain"))
+    return mean_rows("norm.retain", _norms(subject, "retain"))
 
 
-@metric("norm.forget.ratio", shows="describes", better="neither", unit="× base", protocol=PROTOCOL, needs_base=True)
-def forget_ratio(subject: Subject) -> list[dict[str, Any]]:
+_RATIO: Any = {"shows": "describes", "better": "neither", "unit": "× base", "needs_base": True, "on_card": False}
+
+
+@metric("norm.forget.ratio", protocol=PROTOCOL, **_RATIO)
+def forget_ratio(subject: Subject) -> Rows:
     """Norm on passages of the concept as a multiple of the base's on the same passage, by layer."""
-    return _rows("norm.forget.ratio", _norms(subject, "forget") / _norms(subject.base, "forget"))
+    return mean_rows("norm.forget.ratio", _norms(subject, "forget") / _norms(subject.base, "forget"))
 
 
-@metric("norm.retain.ratio", shows="describes", better="neither", unit="× base", protocol=PROTOCOL, needs_base=True)
-def retain_ratio(subject: Subject) -> list[dict[str, Any]]:
+@metric("norm.retain.ratio", protocol=PROTOCOL, **_RATIO)
+def retain_ratio(subject: Subject) -> Rows:
     """Norm on passages to keep as a multiple of the base's on the same passage, by layer."""
-    return _rows("norm.retain.ratio", _norms(subject, "retain") / _norms(subject.base, "retain"))
+    return mean_rows("norm.retain.ratio", _norms(subject, "retain") / _norms(subject.base, "retain"))
 
 
 @metric(
@@ -60,19 +65,18 @@ def retain_ratio(subject: Subject) -> list[dict[str, Any]]:
     better="neither",
     unit="dimensions",
     protocol="root mean square over texts, of token means",
+    on_card=False,
 )
-def outliers(subject: Subject) -> list[dict[str, Any]]:
-    """Dimensions of the residual stream that are many times as large as the median one, on passages to keep, by layer."""
+def outliers(subject: Subject) -> Rows:
+    """Dimensions of the residual stream many times as large as the median one, on passages to keep, by layer."""
     x = mean_activations(subject, "retain")
-    shared = {"site": "resid_post", "position": "mean", "n": len(x)}
-    counts = outlier_dimensions(x).sum(-1).tolist()
-    return [measurements("geometry.outliers", count, layer=layer, **shared) for layer, count in enumerate(counts)]
+    return layer_rows("geometry.outliers", outlier_dimensions(x).sum(-1), len(x))
 
 
 def outlier_dimensions(
     x: Float[Tensor, "example layer d_model"], *, times: float = OUTLIER
 ) -> Bool[Tensor, "layer d_model"]:
-    """Which dimensions have a root mean square over examples of more than so many times the median dimension's.
+    """Which dimensions have a root mean square over examples above so many times that of the median dimension.
 
     A handful of such dimensions can carry most of a norm or a cosine: look here before believing either.
     """
@@ -81,14 +85,8 @@ def outlier_dimensions(
 
 
 def mean_activations(subject: Subject, kind: str) -> Float[Tensor, "example layer d_model"]:
-    """The mean over tokens, without the first, of the subject's activations on "forget" or "retain" passages; read once."""
-    dataset = concept_datasets(subject.concept, [f"{kind}_text"])[f"{kind}_text"]
-
-    def read() -> Tensor:
-        with subject.on() as lm:
-            return collect_texts(lm, dataset.texts, positions="mean", skip=dataset.skip)
-
-    return subject.memo(("mean activations", kind), read)
+    """Mean over tokens, without the first, of the activations on "forget" or "retain" passages; read once."""
+    return _read(subject, kind, collect_texts, positions="mean")
 
 
 def token_norms(
@@ -123,21 +121,35 @@ def token_norms(
     return out
 
 
+def mean_rows(name: str, values: Float[Tensor, "example layer"], **columns: Any) -> list[dict[str, Any]]:
+    """A row for each layer: the mean over examples, with a bootstrap interval."""
+    shared = {"site": "resid_post", "position": "mean", "n": len(values), **columns}
+    by_layer = enumerate(values.double().T.numpy())
+    return [measurements(name, v.mean(), layer=layer, ci=bootstrap(v), **shared) for layer, v in by_layer]
+
+
+def layer_rows(name: str, values: Float[Tensor, " layer"], n: int, **columns: Any) -> list[dict[str, Any]]:
+    """A row for each layer: one number of a whole set of n texts, without an interval."""
+    shared = {"site": "resid_post", "position": "mean", "n": n, **columns}
+    return [measurements(name, value, layer=layer, **shared) for layer, value in enumerate(values.tolist())]
+
+
 def _mean_norm(values: Float[Tensor, "batch pos d_model"], inside: Tensor) -> Float[Tensor, " batch"]:
     return (values.norm(dim=-1) * inside).sum(1) / inside.sum(1)
 
 
 def _norms(subject: Subject, kind: str) -> Float[Tensor, "example layer"]:
-    dataset = concept_datasets(subject.concept, [f"{kind}_text"])[f"{kind}_text"]
+    return _read(subject, kind, token_norms)
+
+
+def _read(subject: Subject, kind: str, reader: Callable[..., Tensor], **options: Any) -> Tensor:
+    """What a reader gives on "forget" or "retain" passages, once for each state."""
+    dataset = passage_dataset(subject.concept, kind)
+    if dataset is None:
+        raise DataError(f"{subject.concept.name} has no {kind} passages to read activations on.")
 
     def read() -> Tensor:
         with subject.on() as lm:
-            return token_norms(lm, dataset.texts, skip=dataset.skip)
+            return reader(lm, dataset.texts, skip=dataset.skip, **options)
 
-    return subject.memo(("token norms", kind), read)
-
-
-def _rows(name: str, values: Float[Tensor, "example layer"]) -> list[dict[str, Any]]:
-    shared = {"site": "resid_post", "position": "mean", "n": len(values)}
-    columns = values.double().T.numpy()
-    return [measurements(name, v.mean(), layer=layer, ci=bootstrap(v), **shared) for layer, v in enumerate(columns)]
+    return subject.memo((reader.__name__, kind), read)

@@ -37,13 +37,13 @@ each, weights so small let the classes' frequencies decide. On an original organ
 C = 0.01: 0.79 0.87 0.94 0.97; 0.1: 0.86 0.92 0.97 0.98; 1: 0.87 0.92 0.96 0.98; on gold 0.05 to 0.09 at all of them."""
 
 
-@metric(NAME, shows="inside", on_card=False, better="down")
+@metric(NAME, shows="inside", better="down", on_card=False)
 def erased_domain(subject: Subject) -> Rows:
     """Share of unseen facts of the concept whose answer a linear probe reads after the question, by layer."""
     return _rows(subject, NAME)
 
 
-@metric(TRANSFERRED, shows="inside", on_card=False, better="down", needs_base=True)
+@metric(TRANSFERRED, shows="inside", better="down", on_card=False, needs_base=True)
 def transferred(subject: Subject) -> Rows:
     """Share of unseen facts of the concept whose answer the base's probe still reads after the question, by layer."""
     return _rows(subject, TRANSFERRED)
@@ -90,27 +90,23 @@ def probe_values(
         facts, source = [_fact(questions[i]) for i in at], None if fitted_to is None else fitted_to[at]
         tables.append(probe_layers(activations[at], labels, facts, metric=metric, fitted_to=source, **options))
     table = stack(tables)
-    table = table[table["metric"].isin([metric, f"{metric}.control"])]
+    table = table[table["metric"].isin((metric, f"{metric}.control"))]
     return frame([_together(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)])
 
 
 def _rows(subject: Subject, name: str) -> Rows:
-    asked = _asked(subject)
+    asked = [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
     if not asked:
         return []
-    source = _activations(subject.base) if name == TRANSFERRED else None
+    source = _activations(subject.base, asked) if name == TRANSFERRED else None
     where = {"site": "resid_post", "position": "last"}
-    return probe_values(_activations(subject), asked, metric=name, fitted_to=source, **where)
+    return probe_values(_activations(subject, asked), asked, metric=name, fitted_to=source, **where)
 
 
-def _asked(subject: Subject) -> list[Question]:
-    return [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
-
-
-def _activations(subject: Subject) -> Float[Tensor, "question layer d_model"]:
+def _activations(subject: Subject, asked: Sequence[Question]) -> Float[Tensor, "question layer d_model"]:
     def read() -> Tensor:
         with subject.on() as lm:
-            return collect_texts(lm, [q.prompt for q in _asked(subject)], positions="last")
+            return collect_texts(lm, [q.prompt for q in asked], positions="last")
 
     return subject.memo(("probe", "values"), read)
 

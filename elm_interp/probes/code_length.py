@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from elm_interp.probes.logistic import fit_probes
-from elm_interp.probes.splits import group_prefixes, scaler
+from elm_interp.probes.solver import fit_probes
+from elm_interp.probes.splits import group_prefixes
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 """Ends of the blocks, as shares of the facts."""
@@ -55,12 +55,10 @@ def online_code_length(
         present = y[seen].unique()
         if len(block) == 0 or len(present) < 2:
             continue
-        mean, spread = scaler(x[:, seen])
-        # a class that did not occur has no finite intercept
-        labels = torch.searchsorted(present, y[seen]).expand(len(x), -1)
-        weights = fit_probes((x[:, seen] - mean) / spread, labels, C, classes=len(present))
+        # a class that has not occurred has no finite intercept
+        weights = fit_probes(x[:, seen], torch.searchsorted(present, y[seen]), C, classes=len(present))
         chances = torch.zeros(len(x), len(block), classes, dtype=torch.float64, device=x.device)
-        chances[..., present] = weights.log_probabilities((x[:, block] - mean) / spread).exp()
+        chances[..., present] = weights.log_probabilities(x[:, block]).exp()
         believed = chances.gather(2, y[block].expand(len(x), -1)[..., None])[..., 0]
         trust = len(seen) / (len(seen) + 1)
         bits[:, block] = -(trust * believed + (1 - trust) / classes).log2()

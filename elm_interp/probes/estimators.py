@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from elm_interp.probes.logistic import fit_probes
+from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import scaler
 
 STRENGTH = 0.01
@@ -86,7 +86,8 @@ class LogisticProbe(LinearProbe):
         self.scale = scale
 
     def _solve(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weights = fit_probes(torch.from_numpy(x)[None], torch.from_numpy(y)[None], self.C, classes=len(self.classes_))
+        features, labels = torch.from_numpy(x)[None], torch.from_numpy(y)
+        weights = fit_probes(features, labels, self.C, classes=len(self.classes_), standardise=False)
         return weights.coef[0].numpy(), weights.intercept[0].numpy()
 
     def predict_proba(self, X: Any) -> np.ndarray:

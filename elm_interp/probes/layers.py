@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from sklearn.base import ClassifierMixin, clone
 from torch import Tensor
@@ -24,11 +25,12 @@ from torch import Tensor
 from elm_interp.errors import DataError
 from elm_interp.probes.code_length import entropy, online_code_length
 from elm_interp.probes.estimators import STRENGTH
-from elm_interp.probes.folds import fit_splits
-from elm_interp.probes.penalty import choose_strength, fit_with_strengths
-from elm_interp.probes.splits import TEST_SHARE, scaler, shuffled_within, split_by_group
+from elm_interp.probes.penalty import choose_strength
+from elm_interp.probes.solver import fit_probes
+from elm_interp.probes.splits import TEST_SHARE, shuffled_within, split_by_group
 from elm_interp.results import bootstrap, frame, measurements, wilson
 
+Split = tuple[Int[Tensor, " train"], Int[Tensor, " test"]]
 SEEDS = 5
 TOLERANCE = 1e-6
 """Finer than scikit-learn's, so that no test row changes sides with the order of a sum."""
@@ -93,32 +95,30 @@ def probe_layers(
     columns = {"protocol": f"{kind}, {test_share:.0%} of facts held out", **columns}
     x = activations.float().transpose(0, 1)
     source = x if fitted_to is None else fitted_to.float().transpose(0, 1)
-    rows, others = [], []
     splits = [split_by_group(groups, seed=seed, test_share=test_share) for seed in range(seeds)]
-    tasks = [torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)]
     for seed, (train, _) in enumerate(splits):
         if len(y[train].unique()) < 2:
             raise DataError(f"split {seed} leaves one class in its {len(train)} train examples; more facts are needed.")
-    grid: Sequence[float] = () if isinstance(C, int | float) else C
-    together = None
-    if estimator is None and isinstance(C, int | float):
-        together = _all_splits(source, x, tasks, splits, C, classes)
-    for seed, ((train, test), both) in enumerate(zip(splits, tasks, strict=True)):
-        counts = both[0, train].bincount(minlength=classes)
-        if together is not None:
-            said = together[:, 2 * seed : 2 * seed + 2, test]
-        elif estimator is None:
-            facts = [groups[i] for i in train.tolist()]
-            said = _of_chosen_strength(source[:, train], x[:, test], both[:, train], facts, grid, classes, seed)
-        else:
-            said = _each_layer(estimator, source[:, train], x[:, test], both[:, train])
-        right = said.to(both.device) == both[:, test]
-        for layer, found in enumerate(right):
-            rows += _accuracies(metric, found, direction, layer=layer, seed=seed, chance=chance, **columns)
-            others.append(_selectivity(metric, found, direction, layer=layer, seed=seed, **columns))
-        common = int((both[0, test] == counts.argmax()).sum())
-        shared = {"seed": seed, "n": len(test), "ci": wilson(common, len(test)), "chance": chance, **columns}
-        others.append(measurements(f"{metric}.majority", common / len(test), direction="neither", **shared))
+    tasks = torch.stack([torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)])
+    if estimator is None:
+        strengths = C if isinstance(C, int | float) else _chosen(source, y, splits, groups, C, classes)
+        said = _logistic(source, x, tasks, splits, strengths, classes)
+    else:
+        said = _each_layer(estimator, source, x, tasks, splits)
+    rows, others = [], []
+    for seed, (train, test) in enumerate(splits):
+        where = {"seed": seed, **columns}
+        probe, control = (said[:, seed] == tasks[seed])[..., test].unbind(1)
+        pairs = zip(
+            accuracy_rows(metric, probe, direction=direction, chance=chance, **where),
+            accuracy_rows(f"{metric}.control", control, direction="neither", chance=chance, **where),
+            strict=True,
+        )
+        rows += [row for pair in pairs for row in pair]
+        others += _selectivity(f"{metric}.selectivity", probe, control, direction=direction, **where)
+        common = int((y[test] == y[train].bincount(minlength=classes).argmax()).sum())
+        shared = {"n": len(test), "ci": wilson(common, len(test)), "chance": chance, "direction": "neither", **where}
+        others.append(measurements(f"{metric}.majority", common / len(test), **shared))
     if code and estimator is None and fitted_to is None:
         strength = C if isinstance(C, int | float) else STRENGTH
         shorter_is_more = "up" if direction == "down" else "neither"
@@ -149,63 +149,75 @@ def check_labels(
     return torch.from_numpy(codes), max(len(names), 2)
 
 
-def _all_splits(
+def accuracy_rows(metric: str, right: Bool[Tensor, "layer test"], **columns: Any) -> list[dict[str, Any]]:
+    """A row for each layer: the share of test examples read rightly, with Wilson's interval."""
+    n = right.shape[1]
+    return [
+        measurements(metric, count / n, layer=layer, n=n, ci=wilson(count, n), **columns)
+        for layer, count in enumerate(right.sum(-1).tolist())
+    ]
+
+
+def _selectivity(
+    metric: str, probe: Bool[Tensor, "layer test"], control: Bool[Tensor, "layer test"], **columns: Any
+) -> list[dict[str, Any]]:
+    rows = []
+    for layer, gain in enumerate(probe.double() - control.double()):
+        value, half = float(gain.mean()), 1.96 * float(gain.std(correction=0)) / len(gain) ** 0.5
+        shared = {"n": len(gain), "chance": 0.0, **columns}
+        rows.append(measurements(metric, value, layer=layer, ci=(value - half, value + half), **shared))
+    return rows
+
+
+def _chosen(
     source: Float[Tensor, "layer example d_model"],
-    x: Float[Tensor, "layer example d_model"],
-    tasks: Sequence[Int[Tensor, "task example"]],
-    splits: Sequence[tuple[Int[Tensor, " train"], Int[Tensor, " test"]]],
-    C: float,
-    classes: int,
-) -> Int[Tensor, "layer split_task example"]:
-    """What logistic probes say of all rows, fitted to the train rows of each split, for all layers and labellings at once."""
-    labels = torch.cat(list(tasks)).to(x.device)
-    rows = torch.zeros_like(labels, dtype=torch.bool)
-    for i, (train, _) in enumerate(splits):
-        rows[2 * i : 2 * i + 2, train] = True
-    return fit_splits(source, labels, rows, C, classes=classes, tolerance=TOLERANCE).predict(x)
-
-
-def _of_chosen_strength(
-    train: Float[Tensor, "layer train d_model"],
-    test: Float[Tensor, "layer test d_model"],
-    y: Int[Tensor, "task train"],
-    facts: Sequence[Any],
+    y: Int[Tensor, " example"],
+    splits: Sequence[Split],
+    groups: Sequence[Any],
     C: Sequence[float],
     classes: int,
-    seed: int,
-) -> Int[Tensor, "layer task test"]:
-    """What logistic probes of all layers and labellings say of the test rows; the strength is chosen on the first labelling."""
-    y = y.to(train.device)
-    mean, spread = scaler(train)
-    scaled, labels = (train - mean) / spread, y.expand(len(train), -1, -1)
-    strengths = choose_strength(train, y[0], facts, C, seed=seed, classes=classes)
-    weights = fit_with_strengths(scaled, labels, strengths, classes=classes)
-    return weights.predict((test - mean) / spread)
+) -> Float[Tensor, "layer problem"]:
+    """The strength for each layer and split, chosen on the true labels; the control takes the same."""
+    y = y.to(source.device)
+    chosen = [
+        choose_strength(source[:, train], y[train], [groups[i] for i in train.tolist()], C, seed=seed, classes=classes)
+        for seed, (train, _) in enumerate(splits)
+    ]
+    return repeat(torch.stack(chosen), "seed layer -> layer (seed task)", task=2)
+
+
+def _logistic(
+    source: Float[Tensor, "layer example d_model"],
+    x: Float[Tensor, "layer example d_model"],
+    tasks: Int[Tensor, "seed task example"],
+    splits: Sequence[Split],
+    C: float | Float[Tensor, "layer problem"],
+    classes: int,
+) -> Int[Tensor, "layer seed task example"]:
+    """What logistic probes say of all rows, fitted to the train rows of each split: all layers and labellings at once."""
+    labels = rearrange(tasks, "seed task example -> (seed task) example").to(x.device)
+    rows = torch.zeros_like(labels, dtype=torch.bool)
+    for seed, (train, _) in enumerate(splits):
+        rows[2 * seed : 2 * seed + 2, train] = True
+    said = fit_probes(source, labels, C, rows=rows, classes=classes, tolerance=TOLERANCE).predict(x)
+    return rearrange(said, "layer (seed task) example -> layer seed task example", task=2).to(tasks.device)
 
 
 def _each_layer(
-    estimator: ClassifierMixin, train: Tensor, test: Tensor, y: Int[Tensor, "task train"]
-) -> Int[Tensor, "layer task test"]:
-    said = [
-        [clone(estimator).fit(a, task).predict(b) for task in y.numpy()]
-        for a, b in zip(train.cpu().numpy(), test.cpu().numpy(), strict=True)
-    ]
-    return torch.from_numpy(np.array(said))
-
-
-def _accuracies(metric: str, right: Bool[Tensor, "task test"], better: str, **columns: Any) -> list[dict[str, Any]]:
-    n = right.shape[1]
-    return [
-        measurements(metric + kind, count / n, n=n, ci=wilson(count, n), direction=direction, **columns)
-        for kind, count, direction in zip(("", ".control"), right.sum(-1).tolist(), (better, "neither"), strict=True)
-    ]
-
-
-def _selectivity(metric: str, right: Bool[Tensor, "task test"], better: str, **columns: Any) -> dict[str, Any]:
-    gain = right[0].double() - right[1].double()
-    value, half = float(gain.mean()), 1.96 * float(gain.std(correction=0)) / len(gain) ** 0.5
-    ci = (value - half, value + half)
-    return measurements(f"{metric}.selectivity", value, ci=ci, n=len(gain), chance=0.0, direction=better, **columns)
+    estimator: ClassifierMixin,
+    source: Float[Tensor, "layer example d_model"],
+    x: Float[Tensor, "layer example d_model"],
+    tasks: Int[Tensor, "seed task example"],
+    splits: Sequence[Split],
+) -> Int[Tensor, "layer seed task example"]:
+    """What an estimator says of the test rows (-1 of the others), fitted to the train rows."""
+    said = torch.full((len(x), *tasks.shape), -1)
+    for layer, (fit, read) in enumerate(zip(source.cpu().numpy(), x.cpu().numpy(), strict=True)):
+        for seed, (train, test) in enumerate(splits):
+            for task, y in enumerate(tasks[seed].numpy()):
+                found = clone(estimator).fit(fit[train], y[train]).predict(read[test])
+                said[layer, seed, task, test] = torch.from_numpy(found)
+    return said
 
 
 def _code_lengths(

@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from elm_interp.probes.estimators import STRENGTH
-from elm_interp.probes.layers import SEEDS, check_labels
-from elm_interp.probes.logistic import fit_probes
+from elm_interp.probes.layers import SEEDS, accuracy_rows, check_labels
+from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
 from elm_interp.results import frame, measurements, wilson
 
@@ -122,10 +122,8 @@ def probe_after_leace(
         mean, spread = scaler(x[:, erasing])
         eraser = fit_leace((x[:, erasing] - mean) / spread, y[erasing])
         fit, read = (eraser((x[:, part] - mean) / spread) for part in (fitting, test))
-        weights = fit_probes(fit, y[fitting].expand(len(x), -1), C, classes=classes)
-        for layer, count in enumerate((weights.predict(read) == y[test]).sum(-1).tolist()):
-            ci = wilson(count, len(test))
-            rows.append(measurements(metric, count / len(test), layer=layer, seed=seed, n=len(test), ci=ci, **shared))
+        weights = fit_probes(fit, y[fitting], C, classes=classes, standardise=False)
+        rows += accuracy_rows(metric, weights.predict(read) == y[test], seed=seed, **shared)
     return frame(rows)
 
 
@@ -170,7 +168,7 @@ def count_directions(
         counts = torch.full((len(x),), most * each)
         left = torch.arange(len(x))
         for done in range(most):
-            weights = fit_probes(z[left][:, train], y[train].expand(len(left), -1), C, classes=classes)
+            weights = fit_probes(z[left][:, train], y[train], C, classes=classes, standardise=False)
             right = (weights.predict(z[left][:, test]) == y[test]).sum(-1).tolist()
             above = torch.tensor([wilson(count, len(test))[0] > majority for count in right])
             counts[left[~above]] = done * each

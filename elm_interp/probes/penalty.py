@@ -14,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from elm_interp.errors import DataError
-from elm_interp.probes.logistic import ProbeWeights, fit_probes
-from elm_interp.probes.splits import group_folds, scaler
+from elm_interp.probes.solver import fit_probes
+from elm_interp.probes.splits import group_folds
 
 FOLDS = 4
+TOLERANCE = 1e-6
+"""Of the fits that are compared; float32 reaches it."""
 
 
 def choose_strength(
@@ -43,33 +45,15 @@ def choose_strength(
         DataError: fewer facts than folds, or folds that leave one class.
     """
     candidates = sorted(strengths)
-    loss = torch.zeros(len(candidates), len(x), dtype=torch.float64, device=x.device)
-    for train, test in group_folds(groups, seed=seed, folds=FOLDS):
+    rows = torch.ones(FOLDS, len(y), dtype=torch.bool, device=y.device)
+    for fold, (train, test) in enumerate(group_folds(groups, seed=seed, folds=FOLDS)):
+        rows[fold, test] = False
         if len(y[train].unique()) < 2:
-            raise DataError(f"an inner fold leaves one class in {len(train)} examples; more facts are needed.")
-        mean, spread = scaler(x[:, train])
-        fit, read = (x[:, train] - mean) / spread, (x[:, test] - mean) / spread
-        for i, C in enumerate(candidates):
-            logs = fit_probes(fit, y[train].expand(len(x), -1), C, classes=classes).log_probabilities(read)
-            loss[i] -= logs.gather(2, y[test].expand(len(x), -1)[..., None]).sum((1, 2))
-    return torch.tensor(candidates, dtype=torch.float64)[loss.argmin(0).cpu()]
-
-
-def fit_with_strengths(
-    x: Float[Tensor, "layer example d_model"],
-    y: Int[Tensor, "layer task example"],
-    strengths: Float[Tensor, " layer"],
-    *,
-    classes: int,
-) -> ProbeWeights:
-    """`fit_probes` with a C for each layer; layers of one C are fitted together."""
-    found = {
-        float(C): fit_probes(x[strengths == C], y[strengths == C], float(C), classes=classes)
-        for C in strengths.unique()
-    }
-    first = next(iter(found.values()))
-    coef = first.coef.new_empty(len(x), *first.coef.shape[1:])
-    intercept = first.intercept.new_empty(len(x), *first.intercept.shape[1:])
-    for C, weights in found.items():
-        coef[strengths == C], intercept[strengths == C] = weights.coef, weights.intercept
-    return ProbeWeights(coef, intercept)
+            raise DataError(f"inner fold {fold} leaves one class in {len(train)} examples; more facts are needed.")
+    labels = y.expand(FOLDS, -1)
+    losses = []
+    for C in candidates:
+        logs = fit_probes(x, labels, C, rows=rows, classes=classes, tolerance=TOLERANCE).log_probabilities(x)
+        right = logs.gather(-1, labels.expand(len(x), -1, -1)[..., None])[..., 0]
+        losses.append(-(right * ~rows).sum((1, 2)))
+    return torch.tensor(candidates, dtype=torch.float64)[torch.stack(losses).argmin(0).cpu()]

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from elm_interp.probes.layers import SEEDS, check_labels
-from elm_interp.probes.logistic import fit_probes
+from elm_interp.probes.layers import SEEDS, accuracy_rows, check_labels
+from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
-from elm_interp.results import frame, measurements, wilson
+from elm_interp.results import frame
 
 COUNTS = (1, 4, 16, 64)
 STRENGTH = 1.0
@@ -68,10 +68,8 @@ def probe_sparse(
         order = between_classes(z[:, train], y[train]).argsort(-1, descending=True)
         for k in (k for k in counts if k <= z.shape[-1]):
             few = z.gather(2, order[:, None, :k].expand(-1, z.shape[1], -1))
-            weights = fit_probes(few[:, train], y[train].expand(len(x), -1), STRENGTH, classes=classes)
-            for layer, right in enumerate((weights.predict(few[:, test]) == y[test]).sum(-1).tolist()):
-                where = {"layer": layer, "seed": seed, "n": len(test), "ci": wilson(right, len(test))}
-                rows.append(measurements(f"{metric}.k{k}", right / len(test), **where, **shared))
+            weights = fit_probes(few[:, train], y[train], STRENGTH, classes=classes)
+            rows += accuracy_rows(f"{metric}.k{k}", weights.predict(few[:, test]) == y[test], seed=seed, **shared)
     return frame(rows)
 
 

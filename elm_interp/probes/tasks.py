@@ -1,21 +1,24 @@
-"""Probe tasks: questions that a linear probe answers from activations, such as "is this the right answer?".
+"""Probe tasks: what a probe is asked to read, declared once, and what is measured of each.
 
-    @probe_task("truth", better="down", chance=0.5)
-    def truth(concept: Concept) -> Dataset | None: ...
+A task is a function from a concept to a dataset with labels and facts. To declare one is all: its activations are
+collected, it is probed by layer, followed over checkpoints, and drawn.
 
-A task is declared where its dataset is made (`datasets`), and is then collected, probed, followed over checkpoints and drawn.
-Each gives the metrics `probe.TASK`, `probe.transferred.TASK` and `probe.embedding.TASK`. The readings are
+    @probe_task("tense", better="neither", chance=0.5)
+    def tense(concept: Concept) -> Dataset | None:
+        \"\"\"Is the sentence in the past tense?\"\"\"
 
-    fresh        a probe fitted to what it reads
-    transferred  the base's probe, read on the erased model. Where it fails and a fresh one succeeds, the knowledge was
-                 re-encoded; where both succeed, it is unchanged and only not said
-    embedding    a probe of the mean token embedding: what the words alone tell
-    random_init  a probe of the same architecture with weights that were never trained: what the structure tells
-    leace        a probe after a linear eraser: the lower bound for an erased model
-    directions   how many directions carry the label
-    sparse       what a few dimensions tell
+Metrics of a task, read from an activation store without a model, or from a subject:
 
-    table = probes_from_store(store, "step-000060")             # every task that the store holds
+probe.TASK               a fresh probe, fitted to what it reads
+probe.transferred.TASK   the base's probe, read on the erased model: where it fails and a fresh one does not, the knowledge
+                         was re-encoded; where both succeed, it is unchanged and only not said
+probe.embedding.TASK     a probe of the mean token embedding: what the words give away, without any layer
+probe.random_init.TASK   a probe of the same architecture with random weights: what structure gives away (stores only)
+
+Metrics of all tasks together: `probe.leace`, what a probe reads after linear erasure, the lower bound for an erased model;
+`probe.directions`, how many directions carry the label; `probe.sparse`, what a few dimensions tell.
+
+    table = probes_from_store(store, "step-000060")             # every task in the store, as a tidy frame
     table = measure(erased, "probe.transferred.*")
 """
 
@@ -50,70 +53,76 @@ from elm_interp.probes.sparse import probe_sparse
 from elm_interp.registry import PROBE_TASKS
 from elm_interp.results import frame, stack
 
+Better = Literal["up", "down", "neither"]
 Maker = Callable[[Concept], Dataset | None]
 WORDS, NEVER = "-embedding", "-random_init"
-"""Endings of the dataset names of the two baselines. They are datasets of their own, so that a dataset keeps one position
-in the texts and one base."""
+"""Endings of the names of baseline datasets: token embeddings, and activations of a model with random weights. They are
+datasets of their own, so that a dataset has one place in the texts and one base."""
 
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """A declared task."""
+    """Something that a probe is asked to read."""
 
     name: str
     make: Maker
-    """The dataset of a concept; None where the concept has too little material."""
-    better: Literal["down", "neither"]
-    """The direction that is good for the eraser."""
+    better: Better
+    """What is good for the eraser."""
+    chance: float | None
+    """The accuracy of guessing."""
+
+    def dataset(self, concept: Concept) -> Dataset | None:
+        """The task's dataset, under the task's name; None where the concept has no material for it."""
+        made = self.make(concept)
+        return made and replace(made, name=self.name)
 
 
-def probe_task(name: str, *, better: Literal["down", "neither"], chance: float) -> Callable[[Maker], Maker]:
-    """Declare a function from a concept to a dataset as a probe task, with its metrics.
+def probe_task(name: str, *, better: Better, chance: float | None = None) -> Callable[[Maker], Maker]:
+    """Declare a function from a concept to a dataset (None: not enough material) as a probe task, with its metrics.
 
-    The first line of the function's docstring says what is measured.
+    The examples of the dataset need the columns "label" and "fact"; the first line of the function's docstring asks what
+    the label answers.
 
     Args:
         name: of the task and of its dataset.
-        better: "down" where an eraser should make the probe fail; the task is then evidence of what is inside.
-        chance: the accuracy of a probe that reads nothing.
+        better: the direction of accuracy that is good for the eraser; "neither" for what need not go.
+        chance: accuracy of guessing.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken by another function.
     """
 
     def declare(make: Maker) -> Maker:
-        PROBE_TASKS.add(name, ProbeTask(name, make, better), origin=make)
-        shows: Literal["inside", "describes"] = "inside" if better == "down" else "describes"
-        said = (make.__doc__ or name).strip().splitlines()[0].rstrip(".")
-        shared: dict[str, Any] = {"chance": chance, "on_card": False}
-        _declare(f"probe.{name}", said, lambda s: _fresh(s, name), shows=shows, better=better, **shared)
-        shared["needs_base"] = True
-        by_base = f"{said}, by the base's probe"
-        _declare(
-            f"probe.transferred.{name}", by_base, lambda s: _transferred(s, name), shows=shows, better=better, **shared
-        )
-        shared["needs_base"] = False
-        by_words = f"{said}, by the words alone"
-        _declare(
-            f"probe.embedding.{name}",
-            by_words,
-            lambda s: _embedding(s, name),
-            shows="describes",
-            better="neither",
-            **shared,
-        )
+        task = ProbeTask(name, make, better, chance)
+        PROBE_TASKS.add(name, task, origin=make)
+        _metric(task, "", "Accuracy of a linear probe on unseen facts, by layer.", _fresh)
+        _metric(task, "transferred.", "Accuracy of the base's probe on unseen facts, by layer.", _transferred)
+        _metric(task, "embedding.", "Accuracy of a probe of the words alone, without any layer.", _embedding)
         return make
 
     return declare
 
 
-def _declare(name: str, said: str, read: Callable[[Subject], Rows], **about: Any) -> None:
-    read.__doc__, read.__qualname__ = f"{said}.", name
-    metric(name, **about)(read)
+def _metric(task: ProbeTask, kind: str, summary: str, compute: Callable[[Subject, ProbeTask, str], Rows]) -> None:
+    name = f"probe.{kind}{task.name}"
+
+    def measured(subject: Subject) -> Rows:
+        return compute(subject, task, name)
+
+    measured.__doc__ = f"{summary} {(task.make.__doc__ or '').strip().partition(chr(10))[0]}".strip()
+    measured.__module__, measured.__qualname__ = task.make.__module__, f"{task.make.__qualname__}.{kind}metric"
+    better = _better(task, kind)
+    shows: Any = "inside" if better == "down" else "describes"
+    needs_base = kind == "transferred."
+    metric(name, shows=shows, better=better, chance=task.chance, needs_base=needs_base, on_card=False)(measured)
+
+
+def _better(task: ProbeTask, kind: str) -> Better:
+    return "neither" if kind in ("embedding.", "random_init.") else task.better
 
 
 def with_baselines(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """The datasets and those that their baselines read, by name."""
+    """The datasets and, under the names of their baselines, what those are read on."""
     words = {f"{name}{WORDS}": replace(dataset, positions="mean") for name, dataset in datasets.items()}
     return {**datasets, **words, **{f"{name}{NEVER}": dataset for name, dataset in datasets.items()}}
 
@@ -121,7 +130,7 @@ def with_baselines(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
 def collect_baselines(
     lm: HookedLM, store: ActivationStore, datasets: Mapping[str, Dataset], *, progress: bool = False
 ) -> None:
-    """Read what the baselines of the base's probes need: token embeddings, and the layers of an untrained model.
+    """Read what the baselines of the base's probes need: token embeddings, and the layers with random weights.
 
     Args:
         lm: the base.
@@ -135,10 +144,10 @@ def collect_baselines(
     try:
         never = lm.reinitialised()
     except BackendError as error:
-        warnings.warn(f"no baseline of an untrained model: {error}", stacklevel=2)
+        warnings.warn(f"the baseline with random weights is left out: {error}", stacklevel=2)
         return
-    untrained = {name: dataset for name, dataset in known.items() if name.endswith(NEVER)}
-    collect_datasets(never, store, untrained, {RANDOM_INIT: None}, progress=progress)
+    random = {name: dataset for name, dataset in known.items() if name.endswith(NEVER)}
+    collect_datasets(never, store, random, {RANDOM_INIT: None}, progress=progress)
 
 
 def probes_from_store(
@@ -149,121 +158,116 @@ def probes_from_store(
     progress: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """The probes of every task, from stored activations alone, without a model; the same on every call.
+    """The probes of every task as a tidy frame, from stored activations, without a model; the same on every call.
 
-    Beside the fresh probe `probe.TASK`, the base has its baselines `probe.embedding.TASK` and `probe.random_init.TASK`
-    where `collect_baselines` was called. Other checkpoints have the base's own probe, `probe.transferred.TASK`.
+    Beside the fresh probe, `probe.TASK`, the base has its baselines `probe.embedding.TASK` and `probe.random_init.TASK`
+    where `collect_baselines` was called, and other checkpoints have the base's own probe, `probe.transferred.TASK`.
 
     Args:
         store: activations, from `collect_datasets` of `concept_datasets`.
         checkpoint: its name in the store.
-        tasks: which; None means all. A task that no checkpoint of the store holds gives no rows.
+        tasks: which; None means all. One that no checkpoint holds, since the concept has no questions for it, has no rows.
         progress: show a bar.
         options: of `probe_layers`.
 
-    Returns:
-        Tidy rows.
-
     Raises:
-        UnknownNameError: no such task or checkpoint, or a task that the store holds for other checkpoints only.
+        UnknownNameError: no such task or checkpoint, or a task that is there for other checkpoints only.
     """
-    tasks = [PROBE_TASKS[name].name for name in (PROBE_TASKS if tasks is None else tasks)]
+    chosen: list[ProbeTask] = [PROBE_TASKS[name] for name in (PROBE_TASKS if tasks is None else tasks)]
     checkpoints = dict.fromkeys(entry.checkpoint for entry in store.entries())
     if checkpoint not in checkpoints:
         raise unknown("checkpoint", checkpoint, checkpoints)
     held = {entry.dataset for entry in store.entries()}
-    tables = [frame([])]
-    for task in tqdm([t for t in tasks if t in held], desc=f"probing {checkpoint}", leave=False, disable=not progress):
-        for kind, name, of, more in _readings(store, task, checkpoint):
+    tables = []
+    there = [task for task in chosen if task.name in held]
+    for task in tqdm(there, desc=f"probing {checkpoint}", leave=False, disable=not progress):
+        for kind, name, of, more in _stored(store, task.name, checkpoint):
             entry, examples = store.entry(name, of), store.examples(name)
-            direction = "neither" if kind in ("embedding.", "random_init.") else PROBE_TASKS[task].better
-            where = {"site": entry.site, "position": entry.positions, "direction": direction, **options, **more}
-            x = store.tensor(name, of)
-            found = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.{kind}{task}", **where)
-            tables.append(found.assign(layer=None) if kind == "embedding." else found)
+            where = {"site": entry.site, "position": entry.positions, "direction": _better(task, kind)}
+            x, metric_name = store.tensor(name, of), f"probe.{kind}{task.name}"
+            shared = {"metric": metric_name, **where, **options, **more}
+            table = probe_layers(x, examples["label"], examples["fact"], **shared)
+            tables.append(table.assign(layer=None) if kind == "embedding." else table)
     return stack(tables)
 
 
-def _readings(store: ActivationStore, task: str, checkpoint: str) -> list[tuple[str, str, str, dict[str, Any]]]:
-    """What is read of a task at a checkpoint: kind of reading, dataset, checkpoint, and options of `probe_layers`."""
+def _stored(store: ActivationStore, task: str, checkpoint: str) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Kind of probe, dataset, checkpoint and options of every probe that the store has activations for."""
     base = checkpoint_name(None)
     found: list[tuple[str, str, str, dict[str, Any]]] = [("", task, checkpoint, {})]
-    if checkpoint != base and store.has(task, base):
-        found.append(("transferred.", task, checkpoint, {"fitted_to": store.tensor(task, base)}))
     if checkpoint == base:
-        baselines = (("embedding.", f"{task}{WORDS}", base), ("random_init.", f"{task}{NEVER}", RANDOM_INIT))
-        found += [(kind, name, of, {"code": False}) for kind, name, of in baselines if store.has(name, of)]
+        kinds = (("embedding.", f"{task}{WORDS}", base), ("random_init.", f"{task}{NEVER}", RANDOM_INIT))
+        found += [(kind, name, of, {"code": False}) for kind, name, of in kinds if store.has(name, of)]
+    elif store.has(task, base):
+        found.append(("transferred.", task, checkpoint, {"fitted_to": store.tensor(task, base)}))
     return found
 
 
 @metric("probe.leace", shows="describes", better="neither", cost="dear", on_card=False)
 def leace(subject: Subject) -> Rows:
     """The linear lower bound: what a probe reads after LEACE was fitted to other facts, by layer; meant for the base."""
-    return _all_tasks(subject, "probe.leace", probe_after_leace)
+    return _every_task(subject, "probe.leace", probe_after_leace)
 
 
 @metric("probe.directions", shows="inside", better="down", cost="dear", on_card=False)
 def directions(subject: Subject) -> Rows:
-    """Number of directions to project out of a layer until a linear probe reads nothing (INLP)."""
-    return _all_tasks(subject, "probe.directions", count_directions)
+    """Directions to project out of a layer until a linear probe finds no more (INLP)."""
+    return _every_task(subject, "probe.directions", count_directions)
 
 
 @metric("probe.sparse", shows="inside", better="down", cost="dear", on_card=False)
 def sparse(subject: Subject) -> Rows:
     """Share of unseen facts read from the best 1, 4, 16 and 64 dimensions of a layer."""
-    return _all_tasks(subject, "probe.sparse", probe_sparse)
+    return _every_task(subject, "probe.sparse", probe_sparse)
 
 
-def _all_tasks(subject: Subject, name: str, probe: Callable[..., pd.DataFrame]) -> Rows:
-    made = {task: declared.make(subject.concept) for task, declared in PROBE_TASKS.items()}
-    tables = [frame([])]
-    for task, dataset in made.items():
-        if dataset is not None:
-            x, examples = _activations(subject, dataset), dataset.examples
-            where = {"site": "resid_post", "position": str(dataset.positions)}
-            tables.append(probe(x, examples["label"], examples["fact"], metric=f"{name}.{task}", **where))
-    return stack(tables)
+def _every_task(subject: Subject, name: str, probe: Callable[..., pd.DataFrame]) -> Rows:
+    tasks = (PROBE_TASKS[task] for task in PROBE_TASKS)
+    return stack([_probe(subject, task, f"{name}.{task.name}", probe) for task in tasks])
 
 
-def _fresh(subject: Subject, task: str) -> Rows:
-    return _probed(subject, task, "")
+def _fresh(subject: Subject, task: ProbeTask, name: str) -> Rows:
+    return _probe(subject, task, name, probe_layers, direction=task.better)
 
 
-def _transferred(subject: Subject, task: str) -> Rows:
-    dataset = PROBE_TASKS[task].make(subject.base.concept)
-    return [] if dataset is None else _probed(subject, task, "transferred.", _activations(subject.base, dataset))
+def _transferred(subject: Subject, task: ProbeTask, name: str) -> Rows:
+    return _probe(subject, task, name, probe_layers, transferred=True, direction=task.better)
 
 
-def _probed(
-    subject: Subject, task: str, kind: str, fitted_to: Float[Tensor, "example layer d_model"] | None = None
-) -> Rows:
-    dataset = PROBE_TASKS[task].make(subject.concept)
+def _embedding(subject: Subject, task: ProbeTask, name: str) -> Rows:
+    table = _probe(subject, task, name, probe_layers, site="embed", positions="mean", direction="neither")
+    return table.assign(layer=None)
+
+
+def _probe(
+    subject: Subject,
+    task: ProbeTask,
+    name: str,
+    probe: Callable[..., pd.DataFrame],
+    *,
+    site: str = "resid_post",
+    positions: str | int | None = None,
+    transferred: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
+    dataset = task.dataset(subject.concept)
     if dataset is None:
-        return []
-    x, examples = _activations(subject, dataset), dataset.examples
-    where = {"site": "resid_post", "position": str(dataset.positions), "direction": PROBE_TASKS[task].better}
-    name = f"probe.{kind}{task}"
-    return probe_layers(x, examples["label"], examples["fact"], metric=name, fitted_to=fitted_to, **where)
-
-
-def _embedding(subject: Subject, task: str) -> Rows:
-    dataset = PROBE_TASKS[task].make(subject.concept)
-    if dataset is None:
-        return []
-    x, examples = _activations(subject, dataset, site="embed", positions="mean"), dataset.examples
-    where = {"site": "embed", "position": "mean", "direction": "neither"}
-    found = probe_layers(x, examples["label"], examples["fact"], metric=f"probe.embedding.{task}", **where)
-    return found.assign(layer=None)
+        return frame([])
+    positions = dataset.positions if positions is None else positions
+    if transferred:
+        options["fitted_to"] = _activations(subject.base, dataset, site, positions)
+    x, examples = _activations(subject, dataset, site, positions), dataset.examples
+    return probe(x, examples["label"], examples["fact"], metric=name, site=site, position=str(positions), **options)
 
 
 def _activations(
-    subject: Subject, dataset: Dataset, *, site: str = "resid_post", positions: str | int | None = None
+    subject: Subject, dataset: Dataset, site: str, positions: str | int
 ) -> Float[Tensor, "example layer d_model"]:
-    """Activations of a subject on a dataset: from its store where that holds the same ones, else read once."""
-    positions = dataset.positions if positions is None else positions
+    """Activations of a subject on a dataset: from its store where that holds the same, else read once."""
     checkpoint = checkpoint_name(None if subject.is_base else subject.step)
     named = subject.is_base or subject.step is not None
-    if subject.store is not None and not subject.edits and named and positions == dataset.positions:
+    attacked = getattr(subject, "edits", None) or getattr(subject, "prompt", None)  # a store holds neither
+    if subject.store is not None and named and not attacked and positions == dataset.positions:
         # what is stored under this name may be of other texts, weights or site
         made_from = fingerprint(subject.lm, dataset, subject.adapter, site=site)
         if subject.store.has(dataset.name, checkpoint, made_from):
