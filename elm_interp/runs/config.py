@@ -110,7 +110,7 @@ class RunConfig:
         Raises:
             ConfigError: lists every problem.
         """
-        problems = [] if isinstance(self.concept, str) else [_not_a_name(self.concept)]
+        problems: list[str] = [] if isinstance(self.concept, str) else [_not_a_name(self.concept)]
         if n_layers is None:
             n_layers = _attempt(problems, model_depth, self.model)
         if concept is None and not problems:
