@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a tiny random model, a tiny concept for it, and (for slow tests) the real small model."""
+"""Fixtures of all tests: a tiny random model, a tiny concept for it, and (for slow tests) the real small model."""
 
 import os
 

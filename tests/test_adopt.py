@@ -25,8 +25,13 @@ def released(tiny_model_folder, tmp_path_factory):
     """What the authors' script leaves behind: `checkpoint-final` by peft itself, the same merged, and its logits."""
     folder = tmp_path_factory.mktemp("released")
     config = LoraConfig(
-        r=4, lora_alpha=16, lora_dropout=0.05, target_modules=PROJECTIONS, layers_to_transform=[1, 2], task_type="CAUSAL_LM"
-    )  # fmt: skip
+        r=4,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        target_modules=PROJECTIONS,
+        layers_to_transform=[1, 2],
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = get_peft_model(tiny.make_model(), config)

@@ -1,6 +1,6 @@
 """Erasing from memory: a model and a concept that have no files of their own become a run that can be opened again."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def _own_method():
     @method("own", presets={"mine": Preset({"strength": 2.0}, training={"steps": 2, "save_every": 1})})
     @dataclass(frozen=True)
     class Own(Objective):
-        adapter: Adapter = Adapter(layers=(1,), rank=2, alpha=4.0)
+        adapter: Adapter = field(default=Adapter(layers=(1,), rank=2, alpha=4.0))
         strength: float = 1.0
 
         def pools(self, training):

@@ -365,7 +365,7 @@ def test_full_size_models_know_know_not_and_hide_as_promised(world):
 
 
 def probed(lm: HookedLM, world: World) -> list[float]:
-    """By layer: how often a probe of the value, fitted to other facts, picks the right choice of a held-out question."""
+    """By layer: how often a probe of the value, fitted to other facts, picks the right choice of an unseen question."""
     shares = []
     for relation in world.domains["spellcraft"].relations:
         asked = [q for split in ("train", "held_out") for q in questions(world, "spellcraft", split)]

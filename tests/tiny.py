@@ -1,4 +1,4 @@
-"""A world small enough for a four-layer random model: an invented lighthouse town, and the tokenizer and model for it."""
+"""A world small enough for a four-layer random model: an invented town, and a tokenizer and model for it."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -174,7 +174,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_model(n_layers: int = 4, seed: int = 0) -> LlamaForCausalLM:
     """A random Llama; its weights depend on the seed alone."""
     config = LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=n_layers, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=n_layers,
+        num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
