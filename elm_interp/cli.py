@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -61,8 +61,7 @@ def _defaults(words: list[str]) -> RunConfig:
     folder, preset, method = (_value(words, flag) for flag in ("--out", "--preset", "--method"))
     if "--resume" in words and folder and not (preset or method) and (Path(folder) / "config.json").is_file():
         return Run.open(folder).config
-    config = RunConfig.preset(preset, method or DEFAULT_METHOD, model=_value(words, "--model") or DEFAULT_MODEL)
-    return config
+    return RunConfig.preset(preset, method or DEFAULT_METHOD, model=_value(words, "--model") or DEFAULT_MODEL)
 
 
 def _value(words: list[str], flag: str) -> str | None:
@@ -75,16 +74,10 @@ def _value(words: list[str], flag: str) -> str | None:
 
 
 def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
-    kind = type(default.objective)
-    # the objective's own class, so that its settings become flags
-    config_type: Any = Annotated[RunConfig, tyro.conf.arg(name="")]
+    name = default.objective.name
 
     def run(
-        out: Path,
-        config: config_type = default,
-        method: str = kind.name,
-        preset: str | None = None,
-        resume: bool = False,
+        out: Path, config: RunConfig = default, method: str = name, preset: str | None = None, resume: bool = False
     ) -> None:
         """Run every stage: erase, evaluate, collect, probe, norms, progress, report.
 
@@ -106,8 +99,8 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
 
     def erase(
         out: Path,
-        config: config_type = default,
-        method: str = kind.name,
+        config: RunConfig = default,
+        method: str = name,
         preset: str | None = None,
         resume: bool = False,
         dry_run: bool = False,
