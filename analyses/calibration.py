@@ -1,20 +1,25 @@
-"""What our numbers mean: every metric on the organisms of five worlds, as a table and a figure, and the verdicts on them.
+"""Calibration: every metric on the organisms of five worlds, and the verdicts on these organisms.
 
-python analyses/calibration.py --seeds 5
+    python analyses/calibration.py --seeds 5
 
-Into figures/: calibration.{png,svg,csv,json}; verdicts.csv, in how many worlds each organism is named right, and ELM, with its
-preset on each world's original, beside them; verdicts_by_seed.csv; and calibration_manifest.json. What calibration says of
-each metric goes into the package, where `elm_interp.verdict.evidence` reads it.
+Files in figures/:
+
+    calibration.{png,svg,csv,json}    what each metric reads on each organism
+    verdicts.csv                      verdicts on the organisms and on ELM (its preset, on each world's original)
+    verdicts_by_seed.csv              the same, one row a world and model
+    calibration_manifest.json         command, versions, machine
+
+The AUCs of each metric also go into the package, where `elm_interp.verdict.evidence` reads them.
 """
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
 from common import FIGURES, ROOT, write_manifest
 
+from elm_interp.files import write_json
 from elm_interp.metrics import measure
 from elm_interp.plots import plot_calibration, save
 from elm_interp.results import stack
@@ -30,38 +35,35 @@ SHOWN = {
     "other_domains": "knowledge.four_choice.other_domains",
     "probe": "knowledge.probe.erased_domain",
 }
-"""Columns of the verdicts' table -> metrics."""
+"""Column of the table of verdicts -> metric."""
 
 
 def main() -> None:
-    """Measure, judge, and write tables, figure and manifest."""
+    """Measure the organisms, give verdicts, and write tables, figure and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="worlds")
-    parser.add_argument(
-        "--out", type=Path, default=FIGURES, help="folder to write to; the package changes by default only"
-    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of worlds")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="output folder; another one leaves the package alone")
     given = parser.parse_args()
     out = given.out
     table = calibrate(range(given.seeds), progress=True)
     rows, known = anchors(table), summary(table)
     save(plot_calibration(rows), out / "calibration")
     rows.to_csv(out / "calibration.csv", index=False, float_format="%.6g")
-    (out / "calibration.json").write_text(json.dumps(known, indent=1))
+    write_json(out / "calibration.json", known)
     aucs = {name: {key: one[key] for key in ("auc_gold", "auc_hiding", "apart")} for name, one in known.items()}
     if out == FIGURES:
-        known_of = ROOT / "elm_interp" / "calibration.json"
-        known_of.write_text(json.dumps({"seeds": given.seeds, "metrics": aucs}, indent=1) + "\n")
+        write_json(ROOT / "elm_interp" / "verdict" / "calibration.json", {"seeds": given.seeds, "metrics": aucs})
 
     by_seed = verdicts(stack([table, *(erased(seed) for seed in range(given.seeds))]), known)
     by_seed.to_csv(out / "verdicts_by_seed.csv", index=False, float_format="%.6g")
-    counted = count(by_seed)
+    counted = count_verdicts(by_seed)
     counted.to_csv(out / "verdicts.csv", index=False, float_format="%.3g")
     print(counted.to_string(index=False))
     write_manifest(out / "calibration_manifest.json", dtype="float32")
 
 
 def erased(seed: int) -> pd.DataFrame:
-    """Rows of a world's original after ELM with its preset for organisms."""
+    """Rows of a world's original after ELM with the preset for organisms."""
     at = f"@{seed}" if seed else ""
     config = RunConfig.preset(
         "organism", model=f"organism:original{at}", concept=f"organism:spellcraft{at}", dtype="float32"
@@ -74,7 +76,7 @@ def erased(seed: int) -> pd.DataFrame:
 
 
 def verdicts(table: pd.DataFrame, known: dict) -> pd.DataFrame:
-    """The verdict on each model of each world, between the anchors of its own world: one row a model and seed."""
+    """One row a seed and model: the verdict, with the original and gold of the same world as anchors."""
     found = []
     for seed, world in table.groupby("seed"):
         of = dict(list(world.groupby("method", sort=False)))
@@ -87,8 +89,8 @@ def verdicts(table: pd.DataFrame, known: dict) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def count(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: its verdicts, in how many worlds they are right, and means over worlds."""
+def count_verdicts(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """One row a model: its verdicts, the number of worlds where they are right, and means over worlds."""
     found = []
     for model, part in by_seed.groupby("model", sort=False):
         names = part["verdict"].value_counts()

@@ -1,6 +1,5 @@
-"""What every analysis does: a row of chosen metrics, and a manifest beside what it wrote."""
+"""What the analyses share: run folders, one row of metrics for each run, and a manifest for each result."""
 
-import json
 import os
 import platform
 import subprocess
@@ -13,19 +12,21 @@ from typing import Any
 
 import torch
 
-import elm_interp.evaluate  # noqa: F401 - registers metrics
+from elm_interp.files import read_json, write_json
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import load_model
 from elm_interp.runs.config import RunConfig
-from elm_interp.runs.run import Run, write_json
+from elm_interp.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "figures"
 ROW = "results/row.json"
-"""Where the row of a run is kept."""
+"""File in a run folder that keeps its row of metrics."""
 BEGAN = time.perf_counter()
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
+COMPARED = ("elm", "rmu", "repnoise", "whp")
+"""The methods that the figures compare."""
 ORGANISM = {
     "forget": "knowledge.four_choice.erased_domain",
     "other": "knowledge.four_choice.other_domains",
@@ -39,16 +40,16 @@ COMMON = {
     "reverse_ppl": "seamlessness.reverse_ppl",
     "distinct2": "seamlessness.distinct2",
 }
-"""Columns of the tables -> metrics: of organisms, of real models, of both."""
+"""Column of a table -> metric: for organisms, for real models, for both."""
 
 
 def wanted(organism: bool) -> dict[str, str]:
-    """Columns of a table of methods -> metrics."""
+    """Column of a table of methods -> metric."""
     return (ORGANISM if organism else REAL) | COMMON
 
 
 def row_of(subject: Subject, metrics: Mapping[str, str]) -> dict[str, float]:
-    """Each metric under its column's name, with its interval; those that the subject has not are left out."""
+    """The value and interval of each metric, by column; metrics without rows for this subject are left out."""
     found = measure(subject, list(metrics.values())).set_index("metric")
     row: dict[str, float] = {}
     for name, metric in metrics.items():
@@ -59,7 +60,7 @@ def row_of(subject: Subject, metrics: Mapping[str, str]) -> dict[str, float]:
 
 
 def run_of(folder: Path, model: str, method: str, seed: int, *, concept: str = "", preset: str = "") -> Run:
-    """The run of a method in a folder, begun or gone on with; concept and preset are by default those for the model."""
+    """Open the run of a method in a folder, or create it; concept and preset are by default those for the model."""
     organism = model.startswith("organism:")
     concept = concept or ("organism:spellcraft" if organism else "harry-potter")
     preset = preset or ("organism" if organism else "smollm2-135m")
@@ -69,14 +70,14 @@ def run_of(folder: Path, model: str, method: str, seed: int, *, concept: str = "
 
 
 class Rows:
-    """Rows of runs in one folder, each measured once and kept beside its run, on one copy of the base's weights."""
+    """Rows of the runs in one folder. Each is measured once and kept in its run folder; all share one loaded base."""
 
     def __init__(self, runs: Path, metrics: Mapping[str, str]) -> None:
         self.runs, self.metrics = runs, metrics
         self._base: Subject | None = None
 
     def base(self, run: Run) -> Subject:
-        """The untouched model, on weights of its own: what it says is scored once for all runs."""
+        """The base, loaded once, so that its own scores are computed once for all runs."""
         if self._base is None:
             config = run.config
             lm = load_model(config.model, dtype=config.dtype, device=config.device)
@@ -84,30 +85,31 @@ class Rows:
         return self._base
 
     def of(self, run: Run) -> dict[str, Any]:
-        """The row of a run's last checkpoint, with its seconds and steps."""
+        """The row of a run's last checkpoint, with seconds and steps of training."""
 
         def make() -> dict[str, Any]:
             row = {"method": run.method, **row_of(last_of(run, self.base(run)), self.metrics)}
             return row | {"seconds": run.load_json("timing")["erase_seconds"], "steps": run.config.training.steps}
 
-        return _kept(run.folder, self._origin(run) | {"config": run.config.to_dict()}, make)
+        return _cached(run.folder, self._origin(run) | {"config": run.config.to_dict()}, make)
 
     def of_base(self, run: Run) -> dict[str, Any]:
-        """The row of the untouched model, which is its own measure in ratios."""
+        """The row of the base; its ratios are 1."""
         same = {f"{key}{end}": 1.0 for key in self.metrics if key.endswith("_ratio") for end in ("", "_low", "_high")}
         row = {"method": "original", **same}
-        return _kept(self.runs / "base", self._origin(run), lambda: row | row_of(self.base(run), self.metrics))
+        return _cached(self.runs / "base", self._origin(run), lambda: row | row_of(self.base(run), self.metrics))
 
     def _origin(self, run: Run) -> dict[str, Any]:
-        """What a row depends on, beside the run's own settings."""
+        """What a row depends on besides the settings of its run."""
         config = run.config
         of = {"model": config.model, "dtype": config.dtype, "seed": config.seed}
         return of | {"concept": run.concept.fingerprint(), "metrics": dict(self.metrics)}
 
 
-def _kept(folder: Path, of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _cached(folder: Path, of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row kept in a folder, made again if it was made of something else."""
     path = folder / ROW
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     if found.get("of") != of:
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"of": of, "row": make()}
@@ -116,14 +118,14 @@ def _kept(folder: Path, of: dict[str, Any], make: Callable[[], dict[str, Any]]) 
 
 
 def last_of(run: Run, base: Subject) -> Subject:
-    """The run's last checkpoint, on the base's weights."""
+    """The run's last checkpoint, as an adapter on the loaded base."""
     last = run.checkpoints()[-1]
     return base.at(last.path, method=run.method, step=last.step)
 
 
 def write_manifest(path: Path, **more: Any) -> None:
-    """Command, revision, versions, machine and seconds since the start, beside what an analysis wrote."""
-    # a manifest is published, the user's folders need not be
+    """Write the command, git revision, versions, machine and seconds since the start."""
+    # manifests are published, so absolute paths are cut to their last part
     said = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     git = ["git", "describe", "--always", "--dirty"]
     manifest = {
@@ -135,4 +137,4 @@ def write_manifest(path: Path, **more: Any) -> None:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    path.write_text(json.dumps(manifest | more, indent=1) + "\n")
+    write_json(path, manifest | more)

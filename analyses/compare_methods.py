@@ -1,9 +1,12 @@
-"""The methods side by side: what each erased, what it spared, how it writes, how near gold it came, and how long it took.
+"""The methods side by side: accuracy on erased and kept questions, fluency, distance to gold, and seconds.
 
-python analyses/compare_methods.py                          # on the organism: figures/compare_methods_organism.{png,svg,csv}
-python analyses/compare_methods.py --model smollm2-135m     # Harry Potter: figures/compare_methods_smollm2-135m.{png,svg,csv}
+    python analyses/compare_methods.py                          # the organism
+    python analyses/compare_methods.py --model smollm2-135m     # Harry Potter
 
-Distance to gold: mean KL(gold ‖ model) a token on held-out forget passages, as a multiple of the original's; 0 is gold.
+Both write figures/compare_methods_NAME.{png,svg,csv} and a manifest; NAME is "organism" or the model.
+
+Distance to gold is the mean KL(gold ‖ model) per token on held-out forget passages, divided by that of the original.
+Gold itself has distance 0.
 """
 
 import argparse
@@ -13,34 +16,28 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from common import FIGURES, Rows, last_of, row_of, run_of, wanted, write_manifest
+from common import COMPARED, FIGURES, Rows, last_of, row_of, run_of, wanted, write_manifest
 
 from elm_interp.data import texts
-from elm_interp.erase.methods import METHODS
 from elm_interp.evaluate import kl_divergences, read_passages
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
 from elm_interp.plots import plot_methods, save
+from elm_interp.registry import METHODS
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 
 
 def main() -> None:
-    """Erase by every method, measure, and write table, figure and manifest."""
+    """Erase with every method, measure, and write table, figure and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="organism:original", help="an organism, or a real model")
-    parser.add_argument(
-        "--concept", default="", help="what to erase; by default spellcraft, or harry-potter for a real model"
-    )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument(
-        "--preset", default="", help="of every method; by default organism, or smollm2-135m for a real model"
-    )
+    parser.add_argument("--model", default="organism:original", help="an organism or a real model")
+    parser.add_argument("--concept", default="", help="default: spellcraft, or harry-potter for a real model")
+    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=list(METHODS))
+    parser.add_argument("--preset", default="", help="default: organism, or smollm2-135m for a real model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--runs", type=Path, help="folder of the run folders, kept and gone on with; else a temporary one"
-    )
-    parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
+    parser.add_argument("--runs", type=Path, help="folder of the run folders, to keep or resume; default: temporary")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="output folder")
     given = parser.parse_args()
     organism = given.model.startswith("organism:")
     gold = load_model("organism:gold", dtype="float32") if organism else None
@@ -71,7 +68,7 @@ def main() -> None:
 def distance(
     rows: Rows, run: Run, state: Callable[[Run, Subject], Subject] | None, gold: HookedLM | None
 ) -> dict[str, float]:
-    """Mean KL(gold ‖ model) in nats a token on held-out forget passages, of the base or of one of its states."""
+    """Mean KL(gold ‖ model) in nats per token on held-out forget passages; without a state, of the base."""
     if gold is None:
         return {}
     base = rows.base(run)

@@ -1,14 +1,14 @@
-"""What a minute of erasing buys: forget questions and retain perplexity against seconds, ours and the straightforward form.
+"""Erasure against seconds: accuracy on forget questions and retain perplexity, ours and the straightforward form.
 
-    ours               the preset smollm2-135m; ends when it is through, if that is before the time is up
-    straightforward    `plain_elm` with the published hyper-parameters (the preset `paper`: η 500, rank 4,
-                       layers 4 to 7, AdamW 5e-5, 4 samples a step), float32; without the fluency term, whose text would
-                       take most of its time
+    ours               the preset smollm2-135m; ends early if its training is complete
+    straightforward    `plain_elm` with the published hyper-parameters (the preset `paper`: η 500, rank 4, layers 4 to
+                       7, AdamW 5e-5, 4 samples a step), in float32, without the fluency term, whose text would take
+                       most of the time
 
-Seconds are of preparing targets and of training; loading, checkpoints and measuring stand outside.
+Seconds count the preparation of targets and the training. They leave out loading, checkpoints and measurements.
 
-python analyses/erasure_per_second.py                   # figures/erasure_per_second.{png,svg,csv} and _manifest.json
-python analyses/erasure_per_second.py --seconds 20 --points 2 --out somewhere/
+    python analyses/erasure_per_second.py               # figures/erasure_per_second.{png,svg,csv} and _manifest.json
+    python analyses/erasure_per_second.py --seconds 20 --points 2 --out somewhere/
 """
 
 import argparse
@@ -35,29 +35,29 @@ from elm_interp.plots import plot_over_seconds, save
 from elm_interp.plots.style import STYLE, WIDTH
 from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.sampling import draw
-from elm_interp.training.trainer import Training, train
+from elm_interp.training.trainer import train
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from plain_elm import plain_step
 
 METRICS = {"forget": "innocence.two_choice_pmi", "retain_ppl_ratio": "specificity.retain_ppl_ratio"}
 ACCUMULATE = 4
-"""Samples a step of the straightforward form."""
+"""Samples per step of the straightforward form."""
 
 
 class TimeIsUpError(Exception):
-    """Ends a training from within."""
+    """Raised inside a training to end it."""
 
 
 def main() -> None:
-    """Train both for the same time, measure along the way, and write table, figure and manifest."""
+    """Train both for the same time, measure their checkpoints, and write table, figure and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--concept", default="harry-potter")
-    parser.add_argument("--seconds", type=float, default=300, help="of each")
-    parser.add_argument("--points", type=int, default=6, help="moments that are measured of each, about")
+    parser.add_argument("--seconds", type=float, default=300, help="time for each form")
+    parser.add_argument("--points", type=int, default=6, help="approximate number of measured checkpoints of each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="output folder")
     given = parser.parse_args()
     concept, rows = load_concept(given.concept), []
     for method, dtype, trained in (("ours", "auto", ours), ("straightforward", "float32", straightforward)):
@@ -87,8 +87,8 @@ def main() -> None:
 def ours(
     lm: HookedLM, concept: Concept, limit: float, points: int, seed: int, folder: Path
 ) -> Iterator[tuple[float, int, Path | None]]:
-    """Seconds, forget passages seen and adapter of each checkpoint; before them those of the base, when its targets are there."""
-    objective, training = ELM.preset("smollm2-135m"), Training.preset("smollm2-135m")
+    """Seconds, forget passages seen and adapter: of the base once targets are prepared, then of each checkpoint."""
+    objective, training = ELM.preset("smollm2-135m"), ELM.training_preset("smollm2-135m")
     began = time.perf_counter()
     samples = objective.prepare(lm, concept, seed=seed)
     prepared = time.perf_counter() - began
@@ -114,14 +114,14 @@ def ours(
 def straightforward(
     lm: HookedLM, concept: Concept, limit: float, points: int, seed: int, folder: Path
 ) -> Iterator[tuple[float, int, Path]]:
-    """Seconds, forget passages seen and adapter, `points` times."""
-    objective, training = ELM.preset("paper"), Training.preset("paper")
+    """Seconds, forget passages seen and adapter at `points` moments."""
+    objective, training = ELM.preset("paper"), ELM.training_preset("paper")
     forget, retain = (
         lm.encode(texts(concept.passages(kind)), max_tokens=objective.max_tokens) for kind in ("forget", "retain")
     )
     classes = (concept.prompts("expert")[0], concept.prompts("novice")[0])
     torch.manual_seed(seed)
-    weights = lm.adapters.attach(objective.adapter(lm))
+    weights = lm.adapters.attach(objective.adapter.config(lm))
     optimizer = torch.optim.AdamW(weights, lr=training.lr, weight_decay=training.weight_decay)
     spent, step, found = 0.0, 0, []
     while spent < limit:
@@ -141,9 +141,9 @@ def straightforward(
 
 
 def measured(subject: Subject) -> dict[str, float]:
-    """Each number with its interval; the base is its own measure."""
-    itself = {f"retain_ppl_ratio{end}": 1.0 for end in ("", "_low", "_high")}
-    return itself | row_of(subject, METRICS)
+    """The value and interval of each metric; the perplexity ratio of the base, which has no row, is 1."""
+    base = {f"retain_ppl_ratio{end}": 1.0 for end in ("", "_low", "_high")}
+    return base | row_of(subject, METRICS)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Figure 3 of the ELM paper: probe accuracy by layer for two concepts, and activation norms by layer, of the base and all methods.
+"""Figure 3 of the ELM paper: probe accuracy for two concepts and activation norms, by layer, for base and all methods.
 
-python analyses/fig3_probes_and_norms.py --runs runs/organism                            # figures/fig3_organism.{png,svg,csv}
-python analyses/fig3_probes_and_norms.py --model smollm2-135m --runs runs/smollm2        # figures/fig3_smollm2-135m.{png,svg,csv}
+    python analyses/fig3_probes_and_norms.py --runs runs/organism                            # the organism
+    python analyses/fig3_probes_and_norms.py --model smollm2-135m --runs runs/smollm2        # Harry Potter
 
-The runs are those of `analyses/compare_methods.py --runs`; what is missing of them is erased first. The first concept is the one
-that was erased, the second one that should stay. On an organism the probe is the value probe (which answer does a question of
-its domain have?), on a real model the association probe (right answer against one from outside the concept).
+Both write figures/fig3_NAME.{png,svg,csv} and a manifest; NAME is "organism" or the model.
+
+The runs are those of `analyses/compare_methods.py --runs`; missing ones are trained first. The first concept was
+erased, the second should stay. On an organism the probe is the value probe (which answer does a question of its domain
+have?), on a real model the association probe (right answer against one from outside the concept).
 """
 
 import argparse
@@ -14,16 +16,16 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
-from common import FIGURES, last_of, run_of, write_manifest
+from common import COMPARED, FIGURES, last_of, run_of, write_manifest
 
 from elm_interp import results
 from elm_interp.data import load_concept
-from elm_interp.erase.methods import METHODS
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import load_model
 from elm_interp.organisms import make_world
 from elm_interp.plots import plot_methods_by_layer, save
 from elm_interp.plots.style import STYLE
+from elm_interp.registry import METHODS
 from elm_interp.runs.stages import run_stage
 
 ORGANISM = "knowledge.probe.erased_domain"
@@ -32,13 +34,13 @@ NORMS = ["norm.forget", "norm.retain"]
 
 
 def main() -> None:
-    """Measure base and methods, and write table, figure and manifest."""
+    """Measure the base and all methods, and write table, figure and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="organism:original", help="an organism, or a real model")
+    parser.add_argument("--model", default="organism:original", help="an organism or a real model")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the run folders")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="output folder")
     given = parser.parse_args()
     organism = given.model.startswith("organism:")
     probe = ORGANISM if organism else REAL
@@ -46,12 +48,12 @@ def main() -> None:
     kept = next(f"organism:{d}" for d in make_world().domains if d != "spellcraft") if organism else "astronomy"
     lm = load_model(given.model, dtype="float32" if organism else "auto")
     base = Subject(lm, load_concept(erased), seed=given.seed)
-    beside = Subject(lm, load_concept(kept), seed=given.seed)
-    tables = [of_both(base, beside, probe)]
+    other = Subject(lm, load_concept(kept), seed=given.seed)
+    tables = [of_both(base, other, probe)]
     for method in given.methods:
         run = run_of(given.runs / method, given.model, method, given.seed)
         run_stage(run, "erase")
-        tables.append(of_both(last_of(run, base), last_of(run, beside), probe))
+        tables.append(of_both(last_of(run, base), last_of(run, other), probe))
         print(f"{method}: {len(tables[-1])} rows", flush=True)
     table = results.stack(tables)
     with mpl.rc_context(STYLE):
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def of_both(erased: Subject, kept: Subject, probe: str) -> pd.DataFrame:
-    """Rows of the probe for either concept (the kept one's as METRIC.kept), and of the norms on text of the erased one."""
+    """Rows of the probe for both concepts (METRIC.kept for the kept one), and of the norms on the erased one's text."""
     of_kept = measure(kept, [probe])
     of_kept = of_kept[of_kept["metric"] == probe].assign(metric=f"{probe}.kept")
     return results.stack([measure(erased, [probe, *NORMS]), of_kept])

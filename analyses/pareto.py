@@ -1,14 +1,17 @@
-"""Innocence against specificity, one point a setting: which settings are worth choosing, and what each option buys.
+"""Innocence against specificity, one point a setting: which are on the Pareto front, and what each option does.
 
-python analyses/pareto.py                             # on the organism: figures/pareto_organism.{png,svg,csv}
-python analyses/pareto.py --model smollm2-135m        # Harry Potter: figures/pareto_smollm2-135m.{png,svg,csv}
-python analyses/pareto.py --model smollm2-135m --runs somewhere/ --only "η × 0.3" "η × 3"      # a part, or after a pause
+    python analyses/pareto.py                             # the organism: figures/pareto_organism.{png,svg,csv}
+    python analyses/pareto.py --model smollm2-135m        # Harry Potter: figures/pareto_smollm2-135m.{png,svg,csv}
+    python analyses/pareto.py --model smollm2-135m --runs somewhere/ --only "η × 0.3" "η × 3"      # some settings
 
-Settings differ from their method's preset for the model by what their name says; those that do not are left out. ELM's, but for
-the preset itself, train for `--steps` steps where that is given. Each setting is erased in a run folder of its own under --runs
-(those of the presets are the runs of `compare_methods.py`) and measured once: a call that finds a part of them goes on with the
-rest, and several calls may share the work. A setting counts as seamless where
-its reverse perplexity is at most 1.3 times the base's and its distinct-2 at least 0.85 of it.
+A setting changes its method's preset for the model as its name says. Settings that equal another one are skipped. With
+`--steps`, ELM's settings train for that many steps, except the preset itself.
+
+Each setting has its own run folder under --runs and is measured once. A later call continues with what is missing, and
+several calls can share the work. The run folders of the presets are those of `compare_methods.py`.
+
+A setting counts as seamless if its reverse perplexity is at most 1.3 times the base's and its distinct-2 at least 0.85
+times the base's.
 """
 
 import argparse
@@ -20,8 +23,8 @@ from typing import Any
 import pandas as pd
 from common import FIGURES, ROW, Rows, wanted, write_manifest
 
-from elm_interp.erase.methods import METHODS
 from elm_interp.plots import plot_pareto, save
+from elm_interp.registry import METHODS
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
@@ -29,17 +32,17 @@ from elm_interp.runs.stages import run_stage
 
 @dataclass(frozen=True)
 class Setting:
-    """How it differs from its method's preset for the model."""
+    """Changes to a method's preset."""
 
     method: str = "elm"
     values: dict[str, Any] = field(default_factory=dict)
-    """Of the objective."""
+    """New values of the objective's settings."""
     factors: dict[str, float] = field(default_factory=dict)
-    """That numbers of the objective are multiplied by."""
+    """Factors on the objective's settings."""
 
 
 PAPER: dict[str, Any] = {"eta": 500.0, "one_sided": False, "answers_weight": 0.0}
-"""The paper's target and terms on the preset's layers; fluency is left out, as in the presets."""
+"""The paper's target and terms on the preset's layers, without the fluency term, as in the presets."""
 SETTINGS = {
     "elm": Setting(),
     "plausible 0.001": Setting(values={"plausible": 0.001}),
@@ -65,18 +68,18 @@ SETTINGS = {
     "whp, strength × 2": Setting("whp", factors={"strength": 2.0}),
 }
 PASSAGES = 4
-"""Forget and retain passages a step, at least, of ELM's settings that train on nothing else."""
+"""Least number of forget and retain passages per step for ELM without the answers term."""
 
 
 def main() -> None:
-    """Erase and measure what is missing, then write table, figure and manifest of all that is there."""
+    """Erase and measure what is missing, then write table, figure and manifest of all measured settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="organism:original", help="an organism, or a real model")
-    parser.add_argument("--only", nargs="+", metavar="SETTING", choices=list(SETTINGS), help="a part of the settings")
-    parser.add_argument("--steps", type=int, help="of ELM's settings beside the preset; by default as many as it has")
+    parser.add_argument("--model", default="organism:original", help="an organism or a real model")
+    parser.add_argument("--only", nargs="+", metavar="SETTING", choices=list(SETTINGS), help="some of the settings")
+    parser.add_argument("--steps", type=int, help="steps of ELM's settings except the preset; default: the preset's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, help="folder of the run folders, kept; by default a temporary one")
-    parser.add_argument("--out", type=Path, default=FIGURES, help="folder to write to")
+    parser.add_argument("--runs", type=Path, help="folder of the run folders, to keep; default: temporary")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="output folder")
     given = parser.parse_args()
     organism = given.model.startswith("organism:")
     with tempfile.TemporaryDirectory() as temporary:
@@ -108,7 +111,7 @@ def main() -> None:
 
 
 def config_of(name: str, organism: bool, given: argparse.Namespace) -> RunConfig:
-    """The preset for the model, with what the setting changes."""
+    """The preset for the model with the changes of a setting."""
     setting = SETTINGS[name]
     concept = "organism:spellcraft" if organism else "harry-potter"
     preset = RunConfig.preset(

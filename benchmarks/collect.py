@@ -1,18 +1,18 @@
-"""Collecting against its limit, the bare backbone's forward passes, and beside other ways to read the same activations.
+"""Time of collecting, as a multiple of the backbone's bare forward passes, beside other ways to read the activations.
 
-Prompts of mixed length from the harry-potter pack, every layer, last position, in one run. Bare passes, ours and the peers run
-on the same part of the prompts in turn, the order changing each time; a ratio is the median over parts and repetitions.
+Prompts of mixed length from the harry-potter pack; every layer, last position. Bare passes, ours and the peers run in
+turn on the same part of the prompts, in a different order each time. A ratio is the median over parts and repetitions.
 
     vs_bare                      collect_texts, tokenising included, over the bare passes on ready batches
-    peers                        on the same ready batches, over the bare passes: nnsight alone; TransformerLens alone, with
-                                 names_filter and one position, and with the cache that it makes when asked for nothing;
-                                 transformers' output_hidden_states
-    checkpoints_vs_forwards      `collect_datasets` of all checkpoints into a store on disk, over one bare pass each with its adapter on
-    checkpoints_vs_unshared      the same, over those passes less the blocks below the first adapted one, but for one
-    peak_extra_mb                most memory of `collect_datasets` into a store beyond what the loaded model takes (on a quarter of the
-                                 prompts: peak_extra_mb_quarter)
+    peers                        on the same ready batches, over the bare passes: nnsight; TransformerLens with
+                                 names_filter and one position, and with its default cache; transformers'
+                                 output_hidden_states
+    checkpoints_vs_forwards      `collect_datasets` of all checkpoints into a store, over one bare pass for each
+    checkpoints_vs_unshared      the same, over those passes without the blocks that need to run only once
+    peak_extra_mb                peak memory of `collect_datasets` beyond the loaded model (peak_extra_mb_quarter: on a
+                                 quarter of the prompts)
 
-Adapters have the preset's layers and rank and random weights: what they say does not change how long they take.
+Adapters have the preset's layers and rank, and random weights, which does not change their speed.
 
     python benchmarks/collect.py [--json]
     python benchmarks/collect.py --prompts 32 --checkpoints 3 --repetitions 1     # a minute
@@ -34,10 +34,10 @@ import torch
 
 from elm_interp.activations import ActivationStore, Dataset, collect_datasets, collect_texts
 from elm_interp.activations.collect import prepare_batches
-from elm_interp.activations.trunk import common_blocks
 from elm_interp.data import load_concept, texts
 from elm_interp.erase import ELM
 from elm_interp.models import Batch, HookedLM, load_model
+from elm_interp.models.shared_blocks import shared_below
 from elm_interp.probes import concept_datasets
 
 PARTS = 4
@@ -98,7 +98,7 @@ def compare(lm: HookedLM, prompts: list[str], repetitions: int) -> dict[str, flo
 
 
 def compare_checkpoints(lm: HookedLM, prompts: list[str], adapters: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Collecting all checkpoints over one bare pass each, half of these before and half after, against a machine's drift."""
+    """Time of collecting over one bare pass for each checkpoint, half of them before and half after, against drift."""
     batches = ready(lm, prompts)
     seconds: list[float] = []
 
@@ -113,7 +113,7 @@ def compare_checkpoints(lm: HookedLM, prompts: list[str], adapters: Mapping[str,
         lambda: collect_datasets(lm, ActivationStore(folder / "store"), {"prompts": dataset(prompts)}, adapters)
     )
     forwards(paths[len(paths) // 2 :])
-    shared = common_blocks(lm, paths, "resid_post")
+    shared = shared_below(lm, paths)
     needed = 1 - shared / lm.n_layers * (len(paths) - 1) / len(paths)
     ratio = ours / sum(seconds)
     return {
@@ -245,7 +245,7 @@ def check_that_they_agree(lm: HookedLM, sides: Mapping[str, Side], prompts: list
 
 
 def peak_extra_mb(lm: HookedLM, prompts: list[str], adapters: Mapping[str, Path], folder: Path) -> float | None:
-    """Most memory that collecting two checkpoints takes beyond what is held before; None where the system cannot tell."""
+    """Peak memory of collecting two checkpoints beyond what was held before; None if the system cannot tell."""
     for weight in lm.model.parameters():
         weight.sum()  # what lies in a file only is not in memory until it is used
 

@@ -1,14 +1,14 @@
-"""ELM the plain way, one sample at a time, as the authors' code goes about it: what our own is checked and timed against.
+"""ELM in the straightforward form, one sample at a time, as in the authors' code: the reference for results and times.
 
-For each sample the frozen model runs three times, one pass after the other; whole vocabularies are kept; every term has a
-backward pass of its own; and the fluency term's text is written for this one sample, by three streams that run in turn.
+For each sample the frozen model runs three passes, one after the other. Whole vocabularies are kept. Every term has a
+backward pass of its own. The text of the fluency term is generated for this one sample, by three streams that run in
+turn.
 
-    parameters = lm.adapters.attach(objective.adapter(lm))
+    parameters = lm.adapters.attach(objective.adapter.config(lm))
     plain_step(lm, objective, forget, retain, (expert, novice))      # adds to the gradients of the parameters
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,16 +36,16 @@ def plain_step(
 
     Args:
         lm: the model, with a trainable adapter on.
-        objective: gives η and the weights; one η for all tokens, and targets that are distributions (as in the preset `paper`).
+        objective: gives η and the weights.
         forget: token ids of a passage.
         retain: token ids of another.
         classes: the expert's and the novice's prompt.
-        opening: token ids that a fluency text goes on from.
-        new_tokens: its length at most; 0 leaves the fluency term out.
-        seed: of what is written.
+        opening: token ids of the fluency term's prompt.
+        new_tokens: generated tokens at most; 0 leaves the fluency term out.
+        seed: of the sampling.
 
     Returns:
-        Cross-entropy with the target of each term, in nats a token.
+        Cross-entropy of each term with its target, in nats a token.
     """
     weights = objective.weights()
     found = {
@@ -70,10 +70,8 @@ def guided(lm: HookedLM, objective: ELM, ids: Sequence[int], classes: tuple[str,
 def write(
     lm: HookedLM, objective: ELM, opening: Sequence[int], classes: tuple[str, str], new_tokens: int, seed: int
 ) -> list[int]:
-    """Token ids sampled from P_erased after the opening, one at a time, each stream by itself; ended before an end of text."""
+    """Token ids sampled from P_erased after the opening, each stream by itself, without the end-of-text token."""
     guidance = objective.guidance
-    if objective.fluency_eta is not None:
-        guidance = replace(guidance, eta=objective.fluency_eta)
     generator, stop = torch.Generator().manual_seed(seed), end_ids(lm)
     new = [[*_start(lm, prefix), *opening] for prefix in ("", *classes)]
     caches: list[Any] = [None] * len(new)
@@ -105,7 +103,7 @@ def _learn(lm: HookedLM, ids: Sequence[int], target: Float[Tensor, "pos d_vocab"
 
 @torch.no_grad()
 def _frozen(lm: HookedLM, prefix: str, ids: Sequence[int]) -> Float[Tensor, "pos d_vocab"]:
-    """The base's logits after each token, behind a prefix."""
+    """The base's logits after each token, with a prefix before the text."""
     with lm.adapter(None):
         return lm.logits(lm.pad([[*_start(lm, prefix), *ids]]), positions="all")[0, -len(ids) :].float()
 

@@ -1,15 +1,14 @@
-"""The command line: every stage by name, with the words of the Python API.
+"""The command line: every stage by name, in the words of the Python API.
 
-    elm-interp run --out runs/demo                         # all stages, on the default model and concept
-    elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
-    elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # somebody else's model, as a run
-    elm-interp erase --out runs/y --method rmu --preset paper --model zephyr/ --steering 8
-    elm-interp evaluate runs/x --questions my_questions.jsonl
-    elm-interp summary runs/x --json
-    elm-interp verdict runs/x                              # is it gone, or only hidden?
-    elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
-
-Flags of `run` and `erase` are the fields of `RunConfig`; `--method` and `--preset` set them all before single ones are changed.
+elm-interp run --out runs/demo                         # all stages, on the default model and concept
+elm-interp erase --out runs/x --concept my_concept/ --eta 20 --layers 4 5 6 7
+elm-interp adopt --out runs/theirs --sources checkpoint-final --base zephyr/   # a model that others erased
+elm-interp erase --out runs/y --method rmu --preset paper --model zephyr/ --steering 8
+elm-interp evaluate runs/x --questions my_questions.jsonl
+elm-interp summary runs/x --json
+elm-interp verdict runs/x                              # is it gone, or only hidden?
+elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
+elm-interp list                                        # every method, metric, figure, attack … declared
 """
 
 import json
@@ -20,16 +19,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from elm_interp import registry
 from elm_interp.errors import ConfigError
-from elm_interp.runs.config import RunConfig
+from elm_interp.registry import ATTACKS, ORGANISMS, Registry
+from elm_interp.runs.config import DEFAULT_METHOD, DEFAULT_MODEL, RunConfig
 from elm_interp.runs.run import Run
-from elm_interp.training.gradients import NotFiniteError
-from elm_interp.training.trainer import UnmovedError
+from elm_interp.training import NotFiniteError, UnmovedError
 
 Folder = Annotated[Path, tyro.conf.Positional]
+AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 Flat = tyro.conf.OmitArgPrefixes
-DEFAULT_PRESET = "smollm2-135m"
-DEFAULT_METHOD = "elm"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,22 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         trains = words[:1] in (["run"], ["erase"])
-        print(f"interrupted{'; the last checkpoint is whole, go on with --resume' if trains else ''}", file=sys.stderr)
+        hint = "; the last checkpoint is complete, go on with --resume" if trains else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def _defaults(words: list[str]) -> RunConfig:
-    """The values that flags change: the resumed run's own, else the preset's; an organism has one of its own."""
+    """The values that flags change: those of the resumed run, else of the preset."""
     if words[:1] not in (["run"], ["erase"]):  # another command's flags may have the same names
-        return RunConfig.preset(DEFAULT_PRESET, DEFAULT_METHOD)
-    organism = (_value(words, "--model") or "").startswith("organism:")
-    name = _value(words, "--preset") or ("organism" if organism else DEFAULT_PRESET)
-    method = _value(words, "--method") or DEFAULT_METHOD
-    folder = _value(words, "--out")
-    given = _value(words, "--preset") or _value(words, "--method")
-    if "--resume" in words and folder and not given and (Path(folder) / "config.json").is_file():
+        return RunConfig()
+    folder, preset, method = (_value(words, flag) for flag in ("--out", "--preset", "--method"))
+    if "--resume" in words and folder and not (preset or method) and (Path(folder) / "config.json").is_file():
         return Run.open(folder).config
-    return RunConfig.preset(name, method)
+    return RunConfig.preset(preset, method or DEFAULT_METHOD, model=_value(words, "--model") or DEFAULT_MODEL)
 
 
 def _value(words: list[str], flag: str) -> str | None:
@@ -78,20 +74,18 @@ def _value(words: list[str], flag: str) -> str | None:
 
 
 def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
+    name = default.objective.name
+
     def run(
-        out: Path,
-        config: RunConfig = default,
-        method: str = DEFAULT_METHOD,
-        preset: str = DEFAULT_PRESET,
-        resume: bool = False,
+        out: Path, config: RunConfig = default, method: str = name, preset: str | None = None, resume: bool = False
     ) -> None:
-        """Every stage: erase, evaluate, collect, probe, norms, progress, report.
+        """Run every stage: erase, evaluate, collect, probe, norms, progress, report.
 
         Args:
             out: run folder to make.
             config: the settings.
-            method: elm, rmu, repnoise or whp.
-            preset: named settings, changed by the other flags.
+            method: of erasure; `elm-interp list` names them.
+            preset: named settings, changed by the other flags; by default those made for the model.
             resume: go on with a folder that exists.
         """
         from elm_interp.runs.stages import STAGES, run_stage
@@ -106,8 +100,8 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
     def erase(
         out: Path,
         config: RunConfig = default,
-        method: str = DEFAULT_METHOD,
-        preset: str = DEFAULT_PRESET,
+        method: str = name,
+        preset: str | None = None,
         resume: bool = False,
         dry_run: bool = False,
     ) -> None:
@@ -116,9 +110,9 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         Args:
             out: run folder to make.
             config: the settings.
-            method: elm, rmu, repnoise or whp.
-            preset: named settings, changed by the other flags.
-            resume: go on from the newest whole checkpoint.
+            method: of erasure; `elm-interp list` names them.
+            preset: named settings, changed by the other flags; by default those made for the model.
+            resume: go on from the newest complete checkpoint.
             dry_run: only say what it would take, measured on a few passages and steps.
         """
         if dry_run:
@@ -130,126 +124,166 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         run_stage(made, "erase")
         print(made)
 
-    def adopt(
-        sources: tuple[str, ...],
-        out: Path,
-        base: str | None = None,
-        concept: str = default.concept,
-        method: str = "elm",
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        device: str = "auto",
-    ) -> None:
-        """Make a run of a model that somebody else erased, for every other command to work on.
+    parts = (run, erase, adopt, evaluate, collect, probe, norms, progress, report, summary, verdict, attack, calibrate)
+    return {part.__name__: part for part in parts} | {"list": list_declared}
 
-        Args:
-            sources: LoRA folders, merged models or hub ids of either; several are steps 1, 2, … of one training.
-            out: run folder to make.
-            base: the model before; by default what the adapter says.
-            concept: what was erased.
-            method: its name in tables and figures.
-            dtype: of the base's weights.
-            device: where to run.
-        """
-        from elm_interp.runs.adopt import adopt_models
 
-        made = adopt_models(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device)
-        print(made)
+def adopt(
+    sources: tuple[str, ...],
+    out: Path,
+    base: str | None = None,
+    concept: str = RunConfig.concept,
+    method: str = DEFAULT_METHOD,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+) -> None:
+    """Make a run of a model that somebody else erased, for every other command to work on.
 
-    def evaluate(run: Folder, questions: Path | None = None, step: int | None = None, judge: str | None = None) -> None:
-        """Score the base and the erased model on the concept's questions and texts, or on a question file of yours.
+    Args:
+        sources: LoRA folders, merged models or hub ids of either; several are steps 1, 2, … of one training.
+        out: run folder to make.
+        base: the model before erasure; by default what the adapter names.
+        concept: what was erased.
+        method: its name in tables and figures.
+        dtype: of the base's weights.
+        device: device to run on.
+    """
+    from elm_interp.runs.adopt import adopt_models
 
-        Args:
-            run: run folder.
-            questions: JSON Lines (or a JSON list) of {question, choices, answer}; only these are scored then.
-            step: checkpoint to score on your questions; the last by default.
-            judge: another model that scores the written texts as well (seamlessness.judge_ppl).
-        """
-        from elm_interp.data import load_questions
-        from elm_interp.evaluate import evaluate_questions
-        from elm_interp.evaluate import summary as summarise
-        from elm_interp.results import stack
-        from elm_interp.runs.stages import run_stage
+    print(adopt_models(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device))
 
-        opened = Run.open(run)
-        if questions is None:
-            if step is not None:
-                raise ConfigError("--step goes with --questions; the score card is always of the last checkpoint.")
-            run_stage(opened, "evaluate", judge=judge)
-            _print_summary(opened)
-            return
-        if judge is not None:
-            raise ConfigError("--judge scores written texts; leave out --questions to have some written.")
-        asked = load_questions(questions)
-        subject = opened.subject(step)
-        states = [subject] if subject.is_base else [subject.base, subject]
-        table = stack([evaluate_questions(state, asked, questions.stem) for state in states])
-        path = opened.save_results(f"questions-{questions.stem}", table)
-        _print_table(summarise(table))
-        print(f"\nwritten to {path}")
 
-    def collect(run: Folder) -> None:
-        """Read the activations that the probes need, at every checkpoint."""
-        _stage(run, "collect")
+def evaluate(run: Folder, questions: Path | None = None, step: int | None = None, judge: str | None = None) -> None:
+    """Score the base and the erased model on the concept's questions and texts, or on a question file of yours.
 
-    def probe(run: Folder) -> None:
-        """Fit layer probes on the collected activations; loads no model."""
-        _stage(run, "probe")
+    Args:
+        run: run folder.
+        questions: JSON Lines (or a JSON list) of {question, choices, answer}; only these are scored then.
+        step: checkpoint to score on your questions; the last by default.
+        judge: another model that scores the generated texts as well (seamlessness.judge_ppl).
+    """
+    from elm_interp.data import load_questions
+    from elm_interp.evaluate import evaluate_questions
+    from elm_interp.evaluate import summary as summarise
+    from elm_interp.results import stack
+    from elm_interp.runs.stages import run_stage
 
-    def norms(run: Folder) -> None:
-        """Activation norms by layer, on forget and retain text."""
-        _stage(run, "norms")
+    opened = Run.open(run)
+    if questions is None:
+        if step is not None:
+            raise ConfigError("--step goes with --questions; the score card is always of the last checkpoint.")
+        run_stage(opened, "evaluate", judge=judge)
+        _print_summary(opened)
+        return
+    if judge is not None:
+        raise ConfigError("--judge scores generated texts; leave out --questions to have some generated.")
+    asked = load_questions(questions)
+    subject = opened.subject(step)
+    states = [subject] if subject.is_base else [subject.base, subject]
+    table = stack([evaluate_questions(state, asked, questions.stem) for state in states])
+    path = opened.save_results(f"questions-{questions.stem}", table)
+    _print_table(summarise(table))
+    print(f"\nwritten to {path}")
 
-    def progress(run: Folder) -> None:
-        """Follow the metrics over every checkpoint."""
-        _stage(run, "progress")
 
-    def report(run: Folder) -> None:
-        """Draw the figures and write report.html."""
-        _stage(run, "report")
+def collect(run: Folder) -> None:
+    """Read the activations that the probes need, at every checkpoint."""
+    _stage(run, "collect")
 
-    def summary(run: Folder, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
-        """Print the score card, timings and memory of a run.
 
-        Args:
-            run: run folder.
-            as_json: one flat JSON object instead of a table.
-        """
-        _print_summary(Run.open(run), as_json)
+def probe(run: Folder) -> None:
+    """Fit layer probes on the collected activations; loads no model."""
+    _stage(run, "probe")
 
-    def calibrate(
-        seeds: int = 2, metrics: tuple[str, ...] = ("*",), as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    ) -> None:
-        """Measure every metric on models of which it is known what they know; trains them where they are not cached.
 
-        Args:
-            seeds: worlds, each with its own models.
-            metrics: names with shell wildcards.
-            as_json: one JSON object instead of a table.
-        """
-        from elm_interp.verdict import calibration
+def norms(run: Folder) -> None:
+    """Measure activation norms by layer, on forget and retain text."""
+    _stage(run, "norms")
 
-        table = calibration.calibrate(range(seeds), metrics, progress=True)
-        if as_json:
-            print(json.dumps(calibration.summary(table), indent=1))
-        else:
-            _print_anchors(calibration.summary(table))
 
-    def verdict(run: Folder, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
-        """Say whether the concept is intact, hidden, gone as far as we can tell, or the model destroyed, and why.
+def progress(run: Folder) -> None:
+    """Follow the metrics over every checkpoint."""
+    _stage(run, "progress")
 
-        Args:
-            run: run folder.
-            as_json: one JSON object instead of a table.
-        """
-        from elm_interp.verdict.rules import verdict_of
 
-        opened = Run.open(run)
-        found = verdict_of(opened, progress=True)
-        opened.save_json("verdict", found.to_dict())
-        print(json.dumps(found.to_dict(), indent=1) if as_json else found)
+def report(run: Folder) -> None:
+    """Draw the figures and write report.html."""
+    _stage(run, "report")
 
-    parts = (run, erase, adopt, evaluate, collect, probe, norms, progress, report, summary, verdict, calibrate)
-    return {part.__name__: part for part in parts}
+
+def summary(run: Folder, as_json: AsJson = False) -> None:
+    """Print the score card, timings and memory of a run.
+
+    Args:
+        run: run folder.
+        as_json: one flat JSON object instead of a table.
+    """
+    _print_summary(Run.open(run), as_json)
+
+
+def verdict(run: Folder, as_json: AsJson = False) -> None:
+    """Say whether the concept is intact, hidden, gone as far as we can tell, or the model destroyed, and why.
+
+    Args:
+        run: run folder.
+        as_json: one JSON object instead of a table.
+    """
+    from elm_interp.verdict import verdict_of
+
+    opened = Run.open(run)
+    found = verdict_of(opened, progress=True)
+    opened.save_json("verdict", found.to_dict())
+    print(json.dumps(found.to_dict(), indent=1) if as_json else found)
+
+
+def attack(
+    run: Folder,
+    name: Annotated[str, tyro.conf.Positional],
+    metrics: tuple[str, ...] = ("innocence.*",),
+    step: int | None = None,
+) -> None:
+    """Attack a checkpoint with an attack at its default settings, and print metrics before and after.
+
+    Args:
+        run: run folder.
+        name: of the attack; `elm-interp list` names them.
+        metrics: names with shell wildcards.
+        step: checkpoint to attack; the last by default.
+    """
+    from elm_interp.attack import measure_attack
+
+    chosen = ATTACKS[name]()
+    opened = Run.open(run)
+    table = measure_attack(chosen, opened.subject(step), metrics, progress=True)
+    path = opened.save_results(f"attack-{name}", table)
+    shown = table[table["layer"].isna()].pivot_table(index="metric", columns="method", values="value", sort=False)
+    print(shown.to_string(float_format=_figure))
+    print(f"\nwritten to {path}")
+
+
+def calibrate(seeds: int = 2, metrics: tuple[str, ...] = ("*",), as_json: AsJson = False) -> None:
+    """Measure every metric on organisms: models of which it is known what they know.
+
+    Organisms that are not in the cache are trained first.
+
+    Args:
+        seeds: worlds, each with its own organisms.
+        metrics: names with shell wildcards.
+        as_json: one JSON object instead of a table.
+    """
+    from elm_interp.verdict import calibration
+
+    found = calibration.summary(calibration.calibrate(range(seeds), metrics, progress=True))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print_anchors(found)
+
+
+def list_declared() -> None:
+    """List every method, metric, probe task, figure, attack … that elm_interp and its plug-ins declare."""
+    for kind in (value for value in vars(registry).values() if isinstance(value, Registry)):
+        print(f"{kind.kind}: {', '.join(kind) or 'none'}")
 
 
 def _stage(folder: Path, name: str) -> None:
@@ -264,11 +298,10 @@ def _print_estimate(config: RunConfig) -> None:
     from elm_interp.runs.estimate import estimate_run
 
     found = estimate_run(config)
+    prepare, training = found["prepare_minutes"], found["train_minutes"]
     print(f"steps    {found['steps']:,}")
     print(f"tokens   {found['tokens']:,}")
-    print(
-        f"time     about {found['minutes']:.1f} min: {found['prepare_minutes']:.1f} for the targets, {found['train_minutes']:.1f} of training"
-    )
+    print(f"time     about {found['minutes']:.1f} min: {prepare:.1f} for the targets, {training:.1f} of training")
     print(f"memory   about {found['peak_gb']:.1f} GB")
 
 
@@ -290,7 +323,7 @@ def _print_table(found: dict[str, dict]) -> None:
 
 
 def _print_anchors(found: dict[str, dict]) -> None:
-    kinds = ("original", "gold", "hiding", "random")
+    kinds = list(ORGANISMS)
     print(f"{'metric':42}{''.join(f'{kind:>18}' for kind in kinds)}{'AUC gold':>10}{'AUC hiding':>12}")
     for name, one in found.items():
         cells = "".join(f"{_spread(one[kind]):>18}" for kind in kinds)

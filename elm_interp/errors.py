@@ -1,6 +1,6 @@
-"""The errors that users see, and the one way in which they name the closest match.
+"""The errors that users see; unknown names come with the closest match.
 
-Every class is a `ValueError`, so `except ValueError` catches whatever was wrong with what the user gave.
+Every class is a `ValueError`, so `except ValueError` catches every mistake in the user's input.
 """
 
 import difflib
@@ -20,7 +20,7 @@ class UnknownModelError(UnknownNameError):
 
 
 class BackendError(ValueError):
-    """A back end that would not give the numbers of the model itself."""
+    """A back end whose numbers would differ from the model's own."""
 
 
 class LayoutError(ValueError):
@@ -28,7 +28,7 @@ class LayoutError(ValueError):
 
 
 class AdapterError(ValueError):
-    """An adapter that would not act as its name says: keys without a place, or no effect at all."""
+    """An adapter that cannot act on the model: its keys match no module, or it has no effect."""
 
 
 class DataError(ValueError):
@@ -36,7 +36,7 @@ class DataError(ValueError):
 
 
 class ConfigError(ValueError):
-    """Settings that cannot work; the message lists all of them."""
+    """Settings that cannot work; the message lists every problem."""
 
 
 class RunFolderError(ValueError):
@@ -44,11 +44,11 @@ class RunFolderError(ValueError):
 
 
 class StoreError(ValueError):
-    """An activation store that is damaged, or asked to hold together what does not belong together."""
+    """An activation store that is damaged, or asked to combine activations that do not belong together."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """A hint such as " Did you mean 'resid_post'?", or an empty string where nothing is near."""
+    """A hint such as " Did you mean 'resid_post'?"; an empty string where no name is close."""
     near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.5)
     by_lower = {k.lower(): k for k in known}
     return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
@@ -57,13 +57,13 @@ def closest(name: str, known: Iterable[str]) -> str:
 def unknown(
     kind: str, name: str, known: Iterable[str], error: type[UnknownNameError] = UnknownNameError
 ) -> UnknownNameError:
-    """The error for a name that does not exist: what was found, the closest match, and all that exist."""
+    """The error for a name that does not exist: the name, the closest match, and every name that exists."""
     known = list(known)
     return error(f"unknown {kind} {name!r}.{closest(name, known)} Known: {', '.join(map(str, known)) or 'none'}.")
 
 
 def raise_all(problems: list[str], error: type[ValueError], head: str) -> None:
-    """Raise one error that lists every problem; do nothing when there is none."""
+    """Raise one error that lists every problem; return if there is none."""
     if problems:
         listed = "\n".join(f"  - {p}" for p in problems)
         raise error(f"{head}\n{listed}")

@@ -1,20 +1,22 @@
-"""The one shape of every measurement: a registered function from a Subject to tidy rows.
+"""Metrics: functions from a Subject to tidy rows, declared where they are defined.
 
-    @metric("innocence.two_choice_pmi", better="down", chance=0.5)
+    @metric("innocence.two_choice_pmi", shows="answers", better="down", chance=0.5)
     def two_choice_pmi(subject: Subject) -> pd.DataFrame | list[dict]: ...
 
     table = measure(subject, ["innocence.*"])
 
-A Subject is one model in one state with its concept: the base, or a run at step 240. Progression is metrics × checkpoints, a
-sweep is metrics × cells; neither knows any metric by name, so a new metric is one function and appears everywhere.
+A Subject is one model in one state with its concept: the base, a run at step 240, or either under an attack. A metric
+reaches the model and its prompts through the Subject only. So progression, sweeps and attacks apply to every metric,
+and a new metric is one function.
 """
 
 import fnmatch
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import pandas as pd
 from jaxtyping import Float
@@ -22,61 +24,102 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.activations.store import ActivationStore
-from elm_interp.data import Concept, texts
-from elm_interp.errors import ConfigError, unknown
+from elm_interp.data import Concept, Question, texts
+from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
+from elm_interp.models.backends.contract import Edit
+from elm_interp.models.sites import resolve_sites
+from elm_interp.registry import METRICS
 from elm_interp.results import frame, stack
 
 T = TypeVar("T")
 Rows = pd.DataFrame | Sequence[Mapping[str, Any]]
+Shows = Literal["answers", "kept", "text", "inside", "describes"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Subject:
-    """One model in one state, with its concept and what metrics share."""
+    """One model in one state, with its concept and the results that metrics share."""
 
     lm: HookedLM
     concept: Concept
+    """With a `prompt`, its questions are asked through it."""
     adapter: str | Path | None = None
-    """The adapter folder of this state; None is the base."""
+    """Adapter folder of this state; None for the bare model."""
     method: str = "base"
     step: int | None = None
     seed: int = 0
     base: "Subject" = None  # type: ignore[assignment]
-    """The untouched model, on the same weights or, where what was erased is a model of its own, on others; the base is its
-    own base."""
+    """The untouched model: the same weights without adapter, or another model. The base is its own base."""
     judge: HookedLM | None = None
-    """An independent model that scores generated text, where one is given."""
+    """An independent model that scores generated text."""
     store: ActivationStore | None = None
-    """Activations that were collected before; what is not there is computed."""
-    _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    """Activations collected before; missing ones are computed. Not used with `edits`."""
+    edits: Mapping[str, Edit] = field(default_factory=dict)
+    """Site -> function that replaces the activation there, in every pass of this state."""
+    prompt: Callable[[str], str] | None = None
+    """Transformation of every prompt that asks a question."""
+    _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self._unprompted = self.concept
         if self.base is None:
-            is_base = self.adapter is None
-            self.base = (
-                self if is_base else Subject(self.lm, self.concept, judge=self.judge, seed=self.seed, store=self.store)
-            )
+            untouched = self.adapter is None and not self.edits and self.prompt is None
+            shared: dict[str, Any] = {"seed": self.seed, "judge": self.judge, "store": self.store}
+            self.base = self if untouched else Subject(self.lm, self.concept, **shared)
+        if self.prompt is not None:
+            self.concept = self.concept.prompted(self.prompt)
+        if self.edits:
+            self.store = None
 
     @property
     def is_base(self) -> bool:
-        """Whether this is the untouched model, and so has nothing to be compared with."""
+        """Whether this is the untouched model, which has nothing to be compared with."""
         return self.base is self
 
     @contextmanager
     def on(self) -> Iterator[HookedLM]:
-        """The model in this state; whatever was on before comes back after."""
-        with self.lm.adapter(self.adapter):
+        """The model in this state, with its adapter and edits; the previous state is restored after."""
+        with self.lm.adapter(self.adapter), self.lm.hooks(self.edits) if self.edits else nullcontext():
             yield self.lm
 
     def at(self, adapter: str | Path | None, *, method: str = "base", step: int | None = None) -> "Subject":
-        """The same model and concept in another state; the base's shared results are kept."""
+        """The same model with another adapter, without edits and prompt transformation; the base is shared."""
         if adapter is None:
             return self.base
-        return Subject(self.lm, self.concept, adapter, method, step, self.seed, self.base, self.judge, self.store)
+        store = self.base.store if self.store is None else self.store
+        return Subject(self.lm, self._unprompted, adapter, method, step, self.seed, self.base, self.judge, store)
+
+    def with_(
+        self, *, edits: Mapping[str, Edit] | None = None, prompt: Callable[[str], str] | None = None, **changes: Any
+    ) -> "Subject":
+        """A subject derived from this one, which stays as it is. Its base is the same; it shares no computed results.
+
+            subject.with_(prompt=lambda text: "Hello. " + text)
+            subject.with_(edits={"blocks.3.hook_resid_post": torch.zeros_like}, method="elm, block 3 zeroed")
+
+        Args:
+            edits: site -> function, applied after the edits that this subject has.
+            prompt: text -> text, applied after the transformation that this subject has.
+            changes: other fields to replace, such as `lm`, `adapter`, `method` or `step`.
+
+        Raises:
+            UnknownSiteError: an edit at a site that the model does not have.
+        """
+        changes = {"concept": self._unprompted} | changes
+        changes["edits"] = _edits_in_turn(self.edits, edits or {}, self.lm.n_layers)
+        changes["prompt"] = _in_turn(self.prompt, prompt)
+        return replace(self, **changes)
+
+    def ask(self, questions: Sequence[Question]) -> list[Question]:
+        """Questions of your own, asked through this state's prompt transformation."""
+        if self.prompt is None:
+            return list(questions)
+        asked = Concept("questions", (), (), {"forget": tuple(questions)}).prompted(self.prompt)
+        return asked.ask("forget", "all")
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """What `compute` gives, computed once for this state, so that metrics share scores, texts and activations."""
+        """The result of `compute`, computed once per state, so that metrics share scores, texts and activations."""
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
@@ -92,38 +135,52 @@ class Subject:
     ) -> Float[Tensor, "example layer d_model"]:
         """Activations at every layer on passages of the concept ("forget" or "retain"), float32, on the CPU.
 
-        `skip` leaves out each text's first tokens (the first draws attention from everywhere and has a huge norm).
+        `skip` leaves out the first tokens of each text (the first one attracts attention and has a huge norm).
         """
         from elm_interp.activations.collect import collect_texts
 
         def compute() -> Tensor:
+            passages = texts(self.concept.passages(text, split))
             with self.on() as lm:
-                return collect_texts(
-                    lm, texts(self.concept.passages(text, split)), site=site, positions=positions, skip=skip
-                )
+                return collect_texts(lm, passages, site=site, positions=positions, skip=skip)
 
         return self.memo(("activations", text, split, site, str(positions), skip), compute)
+
+    def __repr__(self) -> str:
+        state = [self.method if self.step is None else f"{self.method} at step {self.step}"]
+        state += [f"adapter {self.adapter}"] if self.adapter is not None else []
+        state += [f"edits at {', '.join(self.edits)}"] if self.edits else []
+        state += ["prompts transformed"] if self.prompt is not None else []
+        return f"Subject({self.lm.name!r}, concept {self.concept.name!r}: {', '.join(state)})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A registered measurement."""
+    """A declared measurement."""
 
     name: str
     compute: Callable[[Subject], Rows]
+    shows: Shows
+    """answers: can the model still say the fact; kept: is the rest unharmed; text: is what it writes sound; inside: is
+    the fact readable in activations or weights; describes: drawn, never evidence."""
     better: Literal["up", "down", "neither"]
-    """What is good for the eraser."""
+    """The direction that is good for the eraser."""
     chance: float | None
-    """The level of knowing nothing."""
+    """The value of a model that knows nothing."""
     unit: str
     protocol: str
     """How the number was made, in a few words."""
     cost: Literal["cheap", "dear"]
-    """"dear" metrics write text; progression can leave them out."""
+    """"dear" metrics generate text or fit many probes; progression can leave them out."""
     needs_base: bool
-    """Compares with the base, so it says nothing about the base itself."""
-    shows: str = "describes"
-    on_card: bool | None = None
+    """Compares with the base, so the base itself has no row."""
+    on_card: bool
+    """Whether the score card has it."""
+    headline: bool
+    """Whether a run is summed up by it."""
 
     @property
     def summary(self) -> str:
@@ -131,51 +188,74 @@ class Metric:
         return (self.compute.__doc__ or "").strip().splitlines()[0]
 
 
-_REGISTRY: dict[str, Metric] = {}
-
-
 def metric(
     name: str,
     *,
+    shows: Shows,
     better: Literal["up", "down", "neither"],
     chance: float | None = None,
     unit: str = "",
     protocol: str = "",
     cost: Literal["cheap", "dear"] = "cheap",
     needs_base: bool = False,
-    shows: str = "describes",
     on_card: bool | None = None,
+    headline: bool = False,
 ) -> Callable[[Callable[[Subject], Rows]], Callable[[Subject], Rows]]:
-    """Register a function from a Subject to rows (dicts of `results.measurements`, or a frame) under a name.
+    """Declare a function from a Subject to rows (dicts of `results.measurements`, or a frame) as a metric.
+
+    Args:
+        name: of the metric. Its rows have this name, or this name, a full stop and more.
+        shows: "answers", "kept", "text", "inside" or "describes"; see `Metric.shows`. It decides what part the metric
+            has in a verdict.
+        better: the direction that is good for the eraser.
+        chance: the value of a model that knows nothing. Without one, rows are no evidence.
+        unit: of the value.
+        protocol: how the number is made, in a few words.
+        cost: "dear" for a metric that generates text or fits many probes.
+        needs_base: whether it compares with the base.
+        on_card: whether the score card has it; by default unless it only describes.
+        headline: whether a run is summed up by it.
 
     Raises:
+        UnknownNameError: another value of `shows`.
         ConfigError: the name is taken by another function.
     """
+    if shows not in get_args(Shows):
+        raise unknown(f"value of shows in metric {name!r}:", shows, get_args(Shows))
+    card = shows != "describes" if on_card is None else on_card
 
-    def register(function: Callable[[Subject], Rows]) -> Callable[[Subject], Rows]:
-        known = _REGISTRY.get(name)
-        if known and (known.compute.__module__, known.compute.__qualname__) != (
-            function.__module__,
-            function.__qualname__,
-        ):
-            raise ConfigError(f"metric {name!r} is registered already, by {known.compute.__module__}.")
-        _REGISTRY[name] = Metric(name, function, better, chance, unit, protocol, cost, needs_base, shows, on_card)
+    def declare(function: Callable[[Subject], Rows]) -> Callable[[Subject], Rows]:
+        one = Metric(name, function, shows, better, chance, unit, protocol, cost, needs_base, card, headline)
+        METRICS.add(name, one, origin=function)
         return function
 
-    return register
+    return declare
 
 
-def metrics(patterns: Iterable[str] | str = "*") -> list[Metric]:
-    """The registered metrics that match any of the patterns (shell wildcards), in order of registration.
+def list_metrics(patterns: Iterable[str] | str = "*") -> list[Metric]:
+    """The declared metrics that match any of the patterns (shell wildcards), in order of declaration.
 
     Raises:
         UnknownNameError: a pattern that matches nothing; with the closest name.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
-        if not fnmatch.filter(_REGISTRY, pattern):
-            raise unknown("metric", pattern, _REGISTRY)
-    return [m for name, m in _REGISTRY.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        if not fnmatch.filter(METRICS, pattern):
+            raise unknown("metric", pattern, METRICS)
+    return [one for name, one in METRICS.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+
+def metric_of(row_name: str) -> Metric | None:
+    """The metric that a row belongs to: "probe.truth" for "probe.truth.control"; None for a row of no declared metric.
+
+    Of several metrics whose names begin the row's name, the longest name counts.
+    """
+    while row_name:
+        if row_name in METRICS:
+            found: Metric = METRICS[row_name]
+            return found
+        row_name = row_name.rpartition(".")[0]
+    return None
 
 
 def measure(
@@ -186,12 +266,14 @@ def measure(
     Args:
         subject: the model in one state.
         patterns: metric names with shell wildcards.
-        cost: "cheap" leaves out metrics that write text.
+        cost: "cheap" leaves out metrics that generate text.
         progress: show a bar.
+
+    Raises:
+        UnknownNameError: a pattern that matches nothing; with the closest name.
     """
-    chosen = [
-        m for m in metrics(patterns) if (cost == "dear" or m.cost == "cheap") and not (m.needs_base and subject.is_base)
-    ]
+    chosen = [m for m in list_metrics(patterns) if not (m.needs_base and subject.is_base)]
+    chosen = [m for m in chosen if cost == "dear" or m.cost == "cheap"]
     tables = []
     for m in tqdm(chosen, desc=f"measuring {subject.method}", leave=False, disable=not progress):
         table = frame(m.compute(subject))
@@ -204,3 +286,26 @@ def measure(
                 table[column] = table[column].fillna(value)
         tables.append(table)
     return stack(tables)
+
+
+def _edits_in_turn(first: Mapping[str, Edit], second: Mapping[str, Edit], n_layers: int) -> dict[str, Edit]:
+    """Edits by full site name; if both have one, the second acts on the result of the first."""
+    before, after = (
+        {site.full_name: edit for name, edit in edits.items() for site in resolve_sites(name, None, n_layers)}
+        for edits in (first, second)
+    )
+    return {site: _in_turn(before.get(site), after.get(site)) for site in before | after}
+
+
+def _in_turn(first: Callable[[T], T | None] | None, second: Callable[[T], T | None] | None) -> Any:
+    if first is None or second is None:
+        return first or second
+
+    def both(value: T) -> T:
+        # an edit that returns None left the activation as it is, or changed it in place
+        for function in (first, second):
+            changed = function(value)
+            value = value if changed is None else changed
+        return value
+
+    return both

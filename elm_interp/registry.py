@@ -1,8 +1,8 @@
 """The registry: what is declared where it is defined, and found by whoever asks.
 
 A method, metric, figure, probe task, site, back end, attack or model source is declared by a decorator in its own file.
-Nobody keeps a list of names. The first question that cannot be answered from what is imported already imports every module
-of elm_interp, and the plug-ins of other distributions (entry-point group `elm_interp.plugins`).
+There is no other list of names. A look-up that misses, or a listing, first imports every module of elm_interp and the
+plug-ins of other distributions (entry-point group `elm_interp.plugins`).
 
     METRICS = Registry("metric")
     METRICS.add("innocence.four_choice_pmi", function)
@@ -98,10 +98,13 @@ def discover() -> None:
         if _done:
             return
         _done.append(True)  # a module that asks while it is imported sees what is there
-        package = import_module("elm_interp")
-        for module in pkgutil.walk_packages(package.__path__, "elm_interp."):
-            if module.name not in ("elm_interp.cli", "elm_interp.__main__"):
-                import_module(module.name)
+        try:
+            for module in pkgutil.walk_packages(import_module("elm_interp").__path__, "elm_interp."):
+                if module.name not in ("elm_interp.cli", "elm_interp.__main__"):
+                    import_module(module.name)
+        except BaseException:
+            _done.clear()
+            raise
         for entry in entry_points(group=PLUGINS):
             try:
                 entry.load()
@@ -121,7 +124,7 @@ METRICS: Registry[Any] = Registry("metric")
 PROBE_TASKS: Registry[Any] = Registry("probe task")
 """See `elm_interp.probes.tasks.probe_task`."""
 FIGURES: Registry[Any] = Registry("figure")
-"""See `elm_interp.plots.figure.figure`."""
+"""See `elm_interp.plots.figures.figure`."""
 ATTACKS: Registry[Any] = Registry("attack")
 """See `elm_interp.attack.contract.attack`."""
 SITES: Registry[Any] = Registry("site", UnknownSiteError)

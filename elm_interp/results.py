@@ -1,4 +1,4 @@
-"""Tidy results: every measurement, from every part, is rows of one schema, so that a plot or a notebook cell is one line.
+"""Tidy results: every measurement, from every part, is rows of one schema, so a plot or a notebook cell is one line.
 
 rows = measurements("innocence.two_choice_pmi", 0.54, n=182, ci=wilson(98, 182), chance=0.5)
 """
@@ -31,12 +31,17 @@ COLUMNS = {
     "direction": "string",
     "protocol": "string",
 }
-"""The schema. `method` is "base" for the untouched model; `direction` is what is good for the eraser: "up", "down" or
-"neither"; `chance` is the level of knowing nothing; columns that do not apply are null."""
+"""The schema. `method` is "base" for the untouched model. `direction` is what is good for the eraser: "up", "down" or
+"neither". `chance` is the level of a model that knows nothing. Columns that do not apply are null."""
 
 
 def measurements(metric: str, value: float, **columns: Any) -> dict[str, Any]:
-    """One measurement, as a dict of the schema; `ci=(low, high)` fills both ends of the interval.
+    """One measurement, as a dict of the schema.
+
+    Args:
+        metric: its name.
+        value: the number.
+        columns: further columns; `ci=(low, high)` fills both ends of the interval.
 
     Raises:
         ConfigError: a column that the schema does not have.
@@ -45,25 +50,25 @@ def measurements(metric: str, value: float, **columns: Any) -> dict[str, Any]:
         columns["ci_low"], columns["ci_high"] = columns.pop("ci")
     strange = columns.keys() - COLUMNS.keys()
     if strange:
-        raise ConfigError(f"no such result columns: {sorted(strange)}; the schema has {list(COLUMNS)}.")
+        raise ConfigError(f"unknown result columns {sorted(strange)}; the schema has {list(COLUMNS)}.")
     return {"metric": metric, "value": float(value), **columns}
 
 
 def frame(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-    """Rows as a frame with every column of the schema, in order and typed."""
+    """Rows as a frame with every column of the schema, in its order and types."""
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     return table.astype(COLUMNS)
 
 
 def stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Frames below each other."""
+    """Frames one below the other."""
     # an all-null column of one frame must not decide the type of the whole
     records = [record for table in frames for record in table.to_dict("records")]
     return frame(records) if records else frame([])
 
 
 def write(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a frame as parquet, whole or not at all."""
+    """Write a frame as Parquet, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.half")
@@ -78,7 +83,7 @@ def read(path: str | Path) -> pd.DataFrame:
 
 
 def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (95 % for z = 1.96); (nan, nan) for n = 0."""
+    """Wilson score interval of a proportion (95 % for z = 1.96); (nan, nan) for n = 0."""
     if n == 0:
         return math.nan, math.nan
     p, z2 = successes / n, z * z
@@ -90,7 +95,7 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
 def bootstrap(
     values: Float[np.ndarray, " n"], statistic: str = "mean", *, samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (95 %) of the mean or median over examples; (nan, nan) of fewer than two."""
+    """Percentile bootstrap interval (95 %) of the mean or median over examples; (nan, nan) for fewer than two."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a tiny random model, a tiny concept for it, and (for slow tests) the real small model."""
+"""Fixtures of all tests: a tiny random model, a tiny concept for it, and (for slow tests) the real small model."""
 
 import os
 
@@ -18,6 +18,7 @@ import tiny
 
 from elm_interp.data import Concept
 from elm_interp.models import HookedLM, load_model
+from elm_interp.registry import METRICS
 
 matplotlib.use("Agg")
 
@@ -68,3 +69,11 @@ def tiny_concept_folder(tiny_concept: Concept, tmp_path_factory: pytest.TempPath
 def smol() -> HookedLM:
     """The default model, from the user's cache; a test that asks for it is slow."""
     return load_model("smollm2-135m")
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics that a test declares are forgotten after it."""
+    list(METRICS)  # everything of elm_interp is declared before, and stays
+    for name in ("_found", "_origins"):
+        monkeypatch.setattr(METRICS, name, dict(getattr(METRICS, name)))

@@ -60,10 +60,11 @@ def norms():
 
 
 def transfer(task="association"):
-    """The base at 0.9; the erased model at 0.7 by a fresh probe and at 0.55 by the base's; 0.52 after a linear eraser."""
+    """Base 0.9; erased model 0.7 by a fresh probe, 0.55 by the base's; 0.52 after a linear eraser."""
     rows = []
     for name, at, value in (
-        (f"probe.{task}", 0, 0.9), (f"probe.{task}", 40, 0.7), (f"probe.transferred.{task}", 40, 0.55), (f"probe.leace.{task}", 0, 0.52),
+        (f"probe.{task}", 0, 0.9), (f"probe.{task}", 40, 0.7),
+        (f"probe.transferred.{task}", 40, 0.55), (f"probe.leace.{task}", 0, 0.52),
     ):  # fmt: skip
         for layer in LAYERS:
             for seed in SEEDS:

@@ -25,8 +25,13 @@ def released(tiny_model_folder, tmp_path_factory):
     """What the authors' script leaves behind: `checkpoint-final` by peft itself, the same merged, and its logits."""
     folder = tmp_path_factory.mktemp("released")
     config = LoraConfig(
-        r=4, lora_alpha=16, lora_dropout=0.05, target_modules=PROJECTIONS, layers_to_transform=[1, 2], task_type="CAUSAL_LM"
-    )  # fmt: skip
+        r=4,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        target_modules=PROJECTIONS,
+        layers_to_transform=[1, 2],
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = get_peft_model(tiny.make_model(), config)
@@ -60,7 +65,7 @@ def test_an_adopted_run_speaks_as_the_released_model(released, there, tiny_model
     with run.subject().on() as lm:
         torch.testing.assert_close(logits(lm), logits(theirs), atol=2e-4, rtol=1e-3)
     opened = Run.open(tmp_path / "x")
-    assert (opened.method, opened.finished, opened.config.objective.layers) == ("elm", True, (1, 2))
+    assert (opened.method, opened.finished, opened.config.objective.adapter.layers) == ("elm", True, (1, 2))
     assert json.loads((tmp_path / "x" / "adopted.json").read_text())["sources"] == [source]
     assert not any(damage(c.path) for c in opened.checkpoints())
 

@@ -1,6 +1,7 @@
 """Back ends: the same numbers through torch, nnsight and TransformerLens, and nothing left behind by any."""
 
 import copy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,17 +11,19 @@ import torch
 
 from elm_interp.errors import BackendError, UnknownNameError
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.backends.contract import BACKENDS
+from elm_interp.models.backends import TorchBackend
+from elm_interp.models.backends import backend as declared_backend
 from elm_interp.models.backends.torch import count_hooks
 from elm_interp.models.batch import real_tokens
 from elm_interp.models.generation import generate
-from elm_interp.models.sites import LAYER_SITES
+from elm_interp.registry import BACKENDS as BACKENDS_DECLARED
 
 pytest.importorskip("nnsight")
 pytest.importorskip("transformer_lens")
 
 ROWS = [[5, 6, 7, 8, 9, 10], [7, 8], [11, 12, 13, 14]]
-SITES = ["embed", *LAYER_SITES]
+SITES = ["embed", "resid_pre", "pattern", "z", "attn_out", "post", "mlp_out", "resid_post"]
+BACKENDS = ["torch", "nnsight", "transformer_lens"]
 EDITED = ["embed", *(f"blocks.0.hook_{name}" for name in ("resid_pre", "attn_out", "mlp_out", "resid_post"))]
 EDITED += ["blocks.0.attn.hook_pattern", "blocks.0.attn.hook_z", "blocks.1.mlp.hook_post"]
 
@@ -306,6 +309,30 @@ def test_remote_is_passed_on_to_nnsight(tiny_model_folder, monkeypatch):
     assert asked == [True]
 
 
+def test_a_back_end_of_somebody_else_is_loaded_by_name(tiny_model_folder, tiny_lm):
+    @declared_backend("counted")
+    class Counted(TorchBackend):
+        passes = 0
+
+        def run(self, batch, reads=None):
+            self.passes += 1
+            return super().run(batch, reads)
+
+    try:
+        lm = load_model(tiny_model_folder, dtype="float32", device="cpu", backend="counted")
+        assert (lm.backend, tiny_lm.backend) == ("counted", "torch")
+        before = lm._backend.passes
+        assert torch.equal(lm.logits(lm.pad(ROWS)), tiny_lm.logits(tiny_lm.pad(ROWS)))
+        assert lm._backend.passes == before + 1
+    finally:
+        del BACKENDS_DECLARED._found["counted"], BACKENDS_DECLARED._origins["counted"]
+
+
+def test_importing_the_back_ends_imports_none_of_their_libraries():
+    program = "import sys, elm_interp.models; print([m for m in ('nnsight', 'transformer_lens') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
 def test_an_unknown_back_end_names_the_closest(tiny_lm):
     with pytest.raises(UnknownNameError, match="Did you mean 'transformer_lens'"):
         HookedLM(tiny_lm.model, tiny_lm.tokenizer, backend="transformerlens")
@@ -313,7 +340,6 @@ def test_an_unknown_back_end_names_the_closest(tiny_lm):
 
 @pytest.mark.parametrize(("backend", "extra"), [("nnsight", "nnsight"), ("transformer_lens", "transformer-lens")])
 def test_a_missing_library_names_the_extra(tiny_lm, monkeypatch, backend, extra):
-    monkeypatch.delitem(sys.modules, f"elm_interp.models.{backend}_backend", raising=False)
     for name in [name for name in sys.modules if name.split(".")[0] == backend]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, backend, None)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from elm_interp import metrics as registry
 from elm_interp.cli import main
 from elm_interp.data import Concept, Question
 from elm_interp.errors import ConfigError, UnknownNameError
 from elm_interp.metrics import Subject, measure, metric
-from elm_interp.organisms import KINDS, Domain, Recipe, Relation, make_world
+from elm_interp.organisms import Domain, Recipe, Relation, make_world
 from elm_interp.plots import plot_calibration
 from elm_interp.probes.answer_identity import NAME, probe_values, topics
+from elm_interp.registry import ORGANISMS
 from elm_interp.results import frame, measurements
 from elm_interp.verdict.calibration import anchors, auc, calibrate, normalised, one_value, subjects, summary
 
@@ -22,12 +22,6 @@ PETS = Domain("pets", "pet", (Relation(("fur", "coat"), ("curly", "smooth", "sha
 WORLD = {"domains": (PETS, "towns"), "erased": "pets", "entities": 16, "relations": 1, "redundancy": 2}
 QUICK = Recipe(n_layers=2, d_model=16, d_mlp=32, n_heads=2, core_passes=0, passes=1)
 BASE_VALUE = {"specificity.kl_to_base": 0.0, "specificity.retain_ppl_ratio": 1.0, "norm.retain.ratio": 1.0}
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    """Metrics that a test registers are forgotten after it."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 @pytest.fixture
@@ -45,13 +39,13 @@ def rows(name, values, direction="down"):
 
 
 def test_a_constant_metric_is_flagged_and_gets_an_auc_of_one_half(own_registry):
-    @metric("planted.lie", better="down")
+    @metric("planted.lie", shows="inside", better="down")
     def lie(subject: Subject):
         return [measurements("planted.lie", 0.3)]
 
-    @metric("planted.kind", better="up")
+    @metric("planted.kind", shows="describes", better="up")
     def kind(subject: Subject):
-        return [measurements("planted.kind", KINDS.index(subject.method) + subject.seed / 10)]
+        return [measurements("planted.kind", list(ORGANISMS).index(subject.method) + subject.seed / 10)]
 
     found = summary(calibrate((0, 1), "planted.*", settings=WORLD, recipe=QUICK))
     assert found["planted.lie"]["constant"] is True
@@ -64,7 +58,7 @@ def test_a_constant_metric_is_flagged_and_gets_an_auc_of_one_half(own_registry):
 
 
 def test_what_asks_no_model_is_constant_though_worlds_differ():
-    table = anchors(frame(rows("m", {kind: [0.2, 0.4] for kind in KINDS})))
+    table = anchors(frame(rows("m", {kind: [0.2, 0.4] for kind in ORGANISMS})))
     assert table["constant"].tolist() == [True]
     assert table["auc_gold"].tolist() == [0.5]
 
@@ -134,7 +128,7 @@ def test_the_layer_that_says_most_against_the_eraser_stands_for_all(direction, v
 def test_no_seed_an_unknown_metric_and_an_empty_figure_are_refused():
     with pytest.raises(ConfigError, match="at least one"):
         calibrate(())
-    table = anchors(frame(rows("m", {kind: [0.2] for kind in KINDS})))
+    table = anchors(frame(rows("m", {kind: [0.2] for kind in ORGANISMS})))
     with pytest.raises(ConfigError, match="no metric"):
         plot_calibration(table)
     with pytest.raises(UnknownNameError, match="'n'"):

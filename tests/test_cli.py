@@ -15,7 +15,8 @@ from elm_interp.runs.stages import STAGES
 
 def flags(model, concept):
     words = f"--model {model} --concept {concept} --dtype float32 --device cpu --layers 1 2 --rank 2 --alpha 8 --eta 5"
-    words += " --fluency-samples 4 --fluency-tokens 4 --steps 4 --forget-batch 2 --retain-batch 2 --fluency-batch 1 --lr 0.01 --warmup 1 --save-every 2"
+    words += " --fluency-samples 4 --fluency-tokens 4 --fluency-batch 1 --steps 4 --forget-batch 2 --retain-batch 2"
+    words += " --lr 0.01 --warmup 1 --save-every 2"
     return words.split()
 
 
@@ -89,7 +90,8 @@ def test_own_questions_are_scored(run, tmp_path, capsys, form):
 def test_own_questions_that_are_broken_name_file_and_line(run, tmp_path, capsys):
     path = tmp_path / "mine.jsonl"
     path.write_text(
-        '{"question": "A?", "choices": ["x"], "answer": 0}\n{oops\n{"question": "B?", "choices": ["x", "x"], "answer": 5}\n'
+        '{"question": "A?", "choices": ["x"], "answer": 0}\n{oops\n'
+        '{"question": "B?", "choices": ["x", "x"], "answer": 5}\n'
     )
     code, error = said(capsys, ["evaluate", str(run), "--questions", str(path)])
     assert code == 2
@@ -150,8 +152,8 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tiny_model_folder,
 @pytest.mark.parametrize("method", ["rmu", "repnoise", "whp"])
 def test_every_method_erases_and_is_read_back(tiny_model_folder, tiny_concept_folder, tmp_path, capsys, method):
     own = {"rmu": ["--layer", "2", "--layers", "1", "2"], "repnoise": ["--rank", "None"], "whp": []}[method]
-    words = f"--model {tiny_model_folder} --concept {tiny_concept_folder} --method {method} --preset organism --dtype float32 --device cpu"
-    words += " --steps 2 --save-every 1 --max-tokens 16"
+    words = f"--model {tiny_model_folder} --concept {tiny_concept_folder} --method {method} --preset organism"
+    words += " --dtype float32 --device cpu --steps 2 --save-every 1 --max-tokens 16"
     main(["erase", "--out", str(tmp_path / "x"), *words.split(), *own])
     assert f"{method} on" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "x" / "checkpoints" / "checkpoint-000002")
@@ -241,9 +243,9 @@ def test_results_of_an_earlier_checkpoint_are_not_passed_off_as_the_last(run, tm
     folder = shutil.copytree(run, tmp_path / "x")
     table = pd.read_parquet(folder / "results" / "scorecard.parquet")
     table.assign(step=table["step"].where(table["step"] != 4, 2)).to_parquet(folder / "results" / "scorecard.parquet")
-    assert "is of step 2, its last checkpoint of step 4" in said(capsys, ["summary", str(folder)])[1]
+    assert "is of step 2, but its last checkpoint is of step 4" in said(capsys, ["summary", str(folder)])[1]
     main(["report", str(folder)])
-    assert "is of step 2, its last checkpoint of step 4" in (folder / "report.html").read_text()
+    assert "is of step 2, but its last checkpoint is of step 4" in (folder / "report.html").read_text()
 
 
 def test_what_is_broken_stops_only_what_needs_it(run, tmp_path, capsys):

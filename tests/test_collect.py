@@ -2,14 +2,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import tiny
 import torch
 from disturbed import random_adapter
 
 from elm_interp.activations import ActivationStore, Dataset, collect_datasets, collect_texts, fingerprint
-from elm_interp.activations.trunk import Trunk, common_blocks
 from elm_interp.errors import AdapterError, DataError, StoreError
-from elm_interp.models import HookedLM, load_model
+from elm_interp.models import load_model
 from elm_interp.probes import concept_datasets
 
 TEXTS = [
@@ -51,13 +49,16 @@ def test_a_text_without_enough_tokens_is_named(tiny_lm):
         collect_texts(tiny_lm, TEXTS, positions="last", skip=1)
     with pytest.raises(DataError, match="'all'"):
         collect_texts(tiny_lm, TEXTS, positions="all")
+    for wrong in ({"positions": "all"}, {"positions": "last", "skip": 1}, {"positions": "mean", "skip": -1}):
+        with pytest.raises(DataError, match="expected"):
+            dataset(**wrong)
 
 
-def test_the_head_never_runs_and_only_asked_positions_are_kept(tiny_lm, monkeypatch):
+def test_the_unembedding_never_runs_and_only_asked_positions_are_kept(tiny_lm, monkeypatch):
     kept = []
     inner = type(tiny_lm).run_with_cache
     monkeypatch.setattr(type(tiny_lm), "run_with_cache", lambda *a, **k: kept.append(inner(*a, **k)) or kept[-1])
-    tiny_lm.head.register_forward_hook(lambda *_: pytest.fail("the head ran"))
+    tiny_lm.unembedding.register_forward_hook(lambda *_: pytest.fail("the unembedding ran"))
     collect_texts(tiny_lm, TEXTS)
     held = sum(value.untyped_storage().nbytes() for cache in kept for value in cache.values())
     assert held == len(TEXTS) * tiny_lm.n_layers * tiny_lm.d_model * 4
@@ -169,7 +170,7 @@ def test_a_paired_activation_is_the_logit_lens_part_by_part(tiny_lm, tmp_path):
     made, plain = store.tensor("a", "base"), store.tensor("b", "base")
     for i, answer in enumerate(answers):
         ids = tiny_lm.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
-        way = torch.stack([tiny_lm.head.weight[token] for token in ids]).mean(0)
+        way = torch.stack([tiny_lm.unembedding.weight[token] for token in ids]).mean(0)
         for layer in range(tiny_lm.n_layers):
             state = plain[i, layer] / plain[i, layer].norm() * tiny_lm.d_model**0.5
             torch.testing.assert_close(made[i, layer], state * way, atol=1e-5, rtol=1e-4)
@@ -197,7 +198,7 @@ def test_a_text_that_two_datasets_share_is_read_once(tiny_lm, tmp_path, monkeypa
 def test_shared_blocks_give_the_bits_of_a_fresh_load_and_run_once(
     tiny_lm, tiny_model_folder, tmp_path, monkeypatch, positions, room
 ):
-    monkeypatch.setattr("elm_interp.activations.trunk.TRUNK_BYTES", room)
+    monkeypatch.setattr("elm_interp.activations.collect.SHARED_BYTES", room)
     states = {"base": None} | {f"step-{k}": random_adapter(tiny_lm, tmp_path / f"a{k}", seed=k) for k in (1, 2)}
     about = {"toy": dataset(positions=positions)}
     runs = [0] * tiny_lm.n_layers
@@ -212,44 +213,6 @@ def test_shared_blocks_give_the_bits_of_a_fresh_load_and_run_once(
         assert torch.equal(store.tensor("toy", name), collect_texts(fresh, TEXTS, positions=positions, max_tokens=1)), (
             name
         )
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_trunk_changes_no_bit_in_any_family(family):
-    lm = HookedLM(tiny.make_family(family, n_layers=4), tiny.make_tokenizer())
-    batch = lm.tokenize(TEXTS)
-    for site in ("resid_post", "mlp_out"):
-        trunk = Trunk(lm, below=2)
-        read = [
-            trunk.read(lambda layers, s=site: lm.run_with_cache(batch, sites=s, layers=layers)[s]) for _ in range(3)
-        ]
-        whole = lm.run_with_cache(batch, sites=site)[site]
-        assert all(torch.equal(found, whole) for found in read)
-
-
-def test_a_trunk_gives_the_model_back_after_an_error(tiny_lm):
-    tiny_lm.blocks[1].forward = own = tiny_lm.blocks[1].forward
-    trunk = Trunk(tiny_lm, below=2)
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            trunk.read(lambda layers: (tiny_lm.hidden(tiny_lm.tokenize(TEXTS)), 1 / 0)[0])
-        assert "forward" not in vars(tiny_lm.blocks[0])
-        assert vars(tiny_lm.blocks[1])["forward"] is own
-
-
-def test_nothing_is_shared_below_an_adapter_of_the_first_block_or_by_another_backend(tiny_lm, tmp_path):
-    folder = random_adapter(tiny_lm, tmp_path / "a", seed=1)
-    assert common_blocks(tiny_lm, [None, folder], "resid_post") == 1
-    assert common_blocks(tiny_lm, [None, None], "resid_post") == tiny_lm.n_layers - 1
-    assert common_blocks(tiny_lm, [folder], "resid_post") == 0
-    assert common_blocks(tiny_lm, [None, folder], "embed") == 0
-    tiny_lm.adapters.attach(tiny_lm.lora((0, 3), rank=2))
-    next(p for n, p in tiny_lm.model.named_parameters() if "lora_B" in n).data += 1
-    tiny_lm.adapters.save(tmp_path / "b")
-    tiny_lm.adapters.release()
-    assert common_blocks(tiny_lm, [folder, tmp_path / "b"], "resid_post") == 0
-    other = HookedLM(tiny_lm.model, tiny_lm.tokenizer, backend="nnsight")
-    assert common_blocks(other, [None, folder], "resid_post") == 0
 
 
 def test_a_checkpoint_that_was_through_is_kept_after_an_interruption(tiny_lm, tmp_path, monkeypatch):
@@ -303,7 +266,35 @@ def test_of_a_longer_dataset_only_the_further_texts_are_read(tiny_lm, tmp_path, 
     assert read == [1, 1]
     collect_datasets(tiny_lm, store, {"toy": dataset()}, states)
     assert read == [1, 1]
-    assert not list(store.folder.glob(".further*"))
     for name, adapter in states.items():
         with tiny_lm.adapter(adapter):
             assert torch.allclose(store.tensor("toy", name), collect_texts(tiny_lm, TEXTS), atol=1e-5)
+
+
+def test_further_texts_and_another_dataset_are_read_in_one_go_and_lost_together(tiny_lm, tmp_path, monkeypatch):
+    states = {"base": None, "step-1": random_adapter(tiny_lm, tmp_path / "a", seed=1)}
+    store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), {"toy": dataset(TEXTS[:2])}, states)
+    both = {"toy": dataset(), "other": dataset([TEXTS[2], "Bread"])}
+    inner = ActivationStore.writer
+
+    def broken(self, name, checkpoint, **options):
+        if checkpoint == "step-1":
+            raise KeyboardInterrupt
+        return inner(self, name, checkpoint, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ActivationStore, "writer", broken)
+        collect_datasets(tiny_lm, store, both, states)
+    assert len(ActivationStore(store.folder).examples("toy")) == 2
+    collect_datasets(tiny_lm, store, both, states)
+    for name, about in both.items():
+        for checkpoint, adapter in states.items():
+            with tiny_lm.adapter(adapter):
+                expected = collect_texts(tiny_lm, about.texts)
+            assert torch.allclose(store.tensor(name, checkpoint), expected, atol=1e-5)
+
+
+def test_a_dataset_prints_on_one_line_and_shows_its_table(tiny_lm):
+    made = dataset(["<b>", *TEXTS[1:]])
+    assert repr(made) == "Dataset('toy': 3 texts at 'last'; columns: id, fact, split, label)"
+    assert "&lt;b&gt;</td>" in made._repr_html_()

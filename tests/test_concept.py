@@ -6,9 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from elm_interp.data import load_concept, packs, texts
-from elm_interp.data.concept import DEFAULT_EXPERT, Passage
-from elm_interp.errors import DataError, UnknownNameError
+from elm_interp.data import (
+    Concept,
+    Passage,
+    Question,
+    concept_source,
+    load_concept,
+    mix_concepts,
+    packs,
+    texts,
+    write_concept,
+)
+from elm_interp.data.concept import DEFAULT_EXPERT
+from elm_interp.errors import ConfigError, DataError, UnknownNameError
+from elm_interp.registry import CONCEPT_SOURCES
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def test_the_least_folder_is_a_name_and_two_files(tmp_path):
     assert concept.expert == DEFAULT_EXPERT
     assert concept.prompts("expert") == [DEFAULT_EXPERT[0].replace("{concept}", "least")]
     assert concept.ask("forget") == []
-    assert str(concept) == "Concept('least': 1 forget and 1 retain passages; questions: none)"
+    assert repr(concept) == "Concept('least': 1 forget and 1 retain passages; questions: none)"
 
 
 def test_splits_part_passages_and_questions(tiny_concept):
@@ -187,3 +198,108 @@ def test_names_are_capitalised_inside_sentences_and_foreign_to_the_retain_passag
     )
     retain = (Passage("The river runs through London.", "r"),)
     assert replace(tiny_concept, forget=forget, retain=retain).names() == ["Old Marn", "Tower of Glass"]
+
+
+def test_a_concept_is_made_from_plain_texts(tmp_path):
+    made = Concept("zorvex", forget=["It is a moon.", "It is blue."], retain=["Iron rusts."], keywords=["Zorvex"])
+    assert [(p.text, p.id, p.split) for p in made.forget] == [
+        ("It is a moon.", "forget-0001", "train"),
+        ("It is blue.", "forget-0002", "train"),
+    ]
+    assert made.keywords == ("Zorvex",)
+    asked = {"forget": [Question("What is it?", ["A moon", "A star"], 0)]}
+    question = replace(made, questions=asked).ask("forget")[0]
+    assert (question.id, question.fact) == ("forget-0001", "What is it?")
+    assert load_concept(write_concept(replace(made, questions=asked), tmp_path)) == replace(made, questions=asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"forget": "one text"}, "forget is one text, expected a list"),
+        ({"forget": ["a", " "]}, "forget: passage 1 is empty"),
+        ({"retain": [Passage("a", "r"), Passage("b", "r")]}, "retain: id 'r' is used 2 times"),
+        ({"retain": [Passage("a", "r", split="test")]}, "retain: 'r': split is 'test', expected one of train"),
+        ({"questions": {"forget": [Question("Who?", ("a", "b"), 2)]}}, "answer is 2, expected 0 to 1"),
+        ({"questions": {"neighbors": []}}, "Did you mean 'neighbours'"),
+    ],
+)
+def test_a_concept_in_memory_that_cannot_be_used_is_refused(tiny_concept, change, told):
+    with pytest.raises((DataError, UnknownNameError), match=told):
+        replace(tiny_concept, **change)
+
+
+@pytest.mark.parametrize("name", ["astronomy", "harry-potter", "organism:spellcraft"])
+def test_a_concept_is_written_as_the_folder_that_reads_back_equal(name, tmp_path):
+    concept = load_concept(name)
+    again = load_concept(write_concept(concept, tmp_path))
+    assert again == concept
+    assert again.fingerprint() == concept.fingerprint()
+    few = replace(concept, questions={"forget": concept.questions["forget"]})
+    assert load_concept(write_concept(few, tmp_path)) == few, "no file of the earlier concept is left"
+
+
+def test_what_has_no_folder_is_not_written(tiny_concept, tmp_path):
+    other = replace(tiny_concept, name="other")
+    with pytest.raises(DataError, match="is a mixture"):
+        write_concept(mix_concepts([tiny_concept, other], (1, 1)), tmp_path)
+    with pytest.raises(DataError, match="no retain passage"):
+        write_concept(replace(tiny_concept, retain=()), tmp_path)
+
+
+def test_the_old_name_of_the_dictionary_is_read(folder):
+    head = json.loads((folder / "concept.json").read_text())
+    head.pop("dictionary")
+    (folder / "concept.json").write_text(json.dumps(head | {"anchors": {"Tamsin": "Ann"}}))
+    assert load_concept(folder).dictionary == {"Tamsin": "Ann"}
+    (folder / "concept.json").write_text(json.dumps(head | {"anchors": {}, "dictionary": {"Tamsin": "Ann"}}))
+    with pytest.raises(DataError, match="keep 'dictionary'"):
+        load_concept(folder)
+    (folder / "concept.json").write_text(json.dumps(head | {"dictionary": {"Tamsin": 3}}))
+    with pytest.raises(DataError, match="'dictionary' maps 'Tamsin' to 3"):
+        load_concept(folder)
+
+
+def test_the_fingerprint_is_of_the_content_alone(tiny_concept):
+    asked = tiny_concept.prompted(str.upper)
+    assert asked.fingerprint() == tiny_concept.fingerprint()
+    turned = dict(reversed(tiny_concept.questions.items()))
+    assert replace(tiny_concept, questions=turned).fingerprint() == tiny_concept.fingerprint()
+    for change in ({"name": "x"}, {"novice": ("n",)}, {"dictionary": {"a": "b"}}, {"retain": tiny_concept.retain[1:]}):
+        assert replace(tiny_concept, **change).fingerprint() != tiny_concept.fingerprint()
+
+
+def test_a_transformation_of_prompts_replaces_the_one_before(tiny_concept):
+    def twice(prompt):
+        return prompt + prompt
+
+    once = tiny_concept.prompted(twice).prompted(twice)
+    for which in tiny_concept.questions:
+        for question, plain in zip(once.ask(which, "all"), tiny_concept.ask(which, "all"), strict=True):
+            assert question.prompt == twice(plain.prompt)
+    assert once.prompted(None).ask("forget")[0].prompt == tiny_concept.ask("forget")[0].prompt
+
+
+def test_reprs_are_short_and_the_table_counts(tiny_concept):
+    concept = load_concept("harry-potter")
+    for shown in (concept, concept.forget[0], concept.questions["forget"][0]):
+        assert "\n" not in repr(shown)
+        assert len(repr(shown)) < 400
+    page = replace(tiny_concept, expert=("<b>",))._repr_html_()
+    assert "<tr><th>forget passages</th><td>6</td><td>6</td></tr>" in page
+    assert "<tr><th>general questions</th><td>4</td><td>4</td></tr>" in page
+    assert "&lt;b&gt;" in page
+
+
+def test_a_source_makes_concepts_of_what_follows_its_prefix(tiny_concept, monkeypatch):
+    with pytest.raises(UnknownNameError, match="Known sources: .*organism"):
+        load_concept("made-up:x")
+    monkeypatch.setattr(CONCEPT_SOURCES, "_found", dict(CONCEPT_SOURCES))
+
+    @concept_source("made-up")
+    def renamed(name):
+        return replace(tiny_concept, name=name)
+
+    assert load_concept("made-up:x").name == "x"
+    with pytest.raises(ConfigError, match="declared already"):
+        concept_source("organism")(renamed)

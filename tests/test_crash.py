@@ -16,10 +16,12 @@ from elm_interp.cli import main
 from elm_interp.erase.elm import ELM
 from elm_interp.models import load_model
 from elm_interp.runs.run import Run
+from elm_interp.training import Training, train
 from elm_interp.training.checkpoints import list_checkpoints
-from elm_interp.training.trainer import Training, train
 
-OBJECTIVE = ELM(eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1)
+OBJECTIVE = ELM.from_settings(
+    eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1, answers_batch=1
+)
 # the server imports this file once; its children start in a tenth of a second
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["test_crash"])
@@ -30,9 +32,9 @@ def work(model, concept, folder, steps, dropout=0.1, environment=None):
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     lm = load_model(model, dtype="float32", device="cpu")
-    objective = ELM(**{**vars(OBJECTIVE), "dropout": dropout})
+    objective = OBJECTIVE.with_settings(dropout=dropout)
     # long checkpoints and short steps, so that many deaths fall into the writing of a checkpoint
-    training = Training(steps=steps, forget_batch=3, retain_batch=2, answers_batch=1, lr=1e-2, warmup=2, save_every=1)
+    training = Training(steps=steps, forget_batch=3, retain_batch=2, lr=1e-2, warmup=2, save_every=1)
     train(lm, objective, objective.prepare(lm, concept), training, folder, seed=3, progress=False)
 
 

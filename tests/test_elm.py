@@ -8,12 +8,13 @@ import torch
 
 from elm_interp.erase.class_prompts import EXPERT, NOVICE, draw_prompts
 from elm_interp.erase.elm import ELM
+from elm_interp.erase.elm_released import ELMReleased
 from elm_interp.erase.guidance import Guidance, generate_guided, hidden_after
 from elm_interp.erase.losses import distribution_loss
 from elm_interp.errors import UnknownNameError
 from elm_interp.models.adapters.slots import AdapterSlots
+from elm_interp.training import Adapter
 from elm_interp.training.objective import Sample, Teacher, TopK
-from elm_interp.training.trainer import Training
 
 TEXTS = [
     "Old Tamsin keeps the lamp of Marrowgate.",
@@ -131,18 +132,18 @@ def test_the_untouched_model_has_no_retain_loss(tiny_lm):
 
 
 def test_eta_zero_without_retention_asks_for_nothing(tiny_lm, tiny_concept):
-    objective = ELM(eta=0, layers=(1,), rank=2, top_k=400, fluency_weight=0)
+    objective = ELM.from_settings(eta=0, layers=(1,), rank=2, top_k=400, fluency_weight=0)
     samples = objective.prepare(tiny_lm, tiny_concept)
-    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    parameters = tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     loss = objective.loss(tiny_lm, samples["erase"])["erase"]
     assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
     assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-5
 
 
 def test_eta_zero_leaves_every_answer_as_likely_as_it_was(tiny_lm, tiny_concept):
-    objective = ELM(eta=0, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
+    objective = ELM.from_settings(eta=0, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
     samples = objective.prepare(tiny_lm, tiny_concept)
-    tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     losses = objective.loss(tiny_lm, samples["answers"] + samples["kept_answers"])
     assert {term: float(loss.detach()) for term, loss in losses.items()} == pytest.approx(
         {"answers": 0, "kept_answers": 0}, abs=1e-6
@@ -150,7 +151,7 @@ def test_eta_zero_leaves_every_answer_as_likely_as_it_was(tiny_lm, tiny_concept)
 
 
 def test_an_answer_should_be_as_likely_as_under_the_target(tiny_lm, tiny_concept):
-    objective = ELM(eta=3, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
+    objective = ELM.from_settings(eta=3, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
     samples = objective.prepare(tiny_lm, tiny_concept)
     expert, novice = tiny_concept.prompts("expert")[0], tiny_concept.prompts("novice")[0]
     for sample, classes in ((samples["answers"][0], (expert, novice)), (samples["kept_answers"][0], ())):
@@ -165,7 +166,9 @@ def test_an_answer_should_be_as_likely_as_under_the_target(tiny_lm, tiny_concept
 
 
 def test_wrong_answers_and_names_are_unlearned_with_the_right_one(tiny_lm, tiny_concept):
-    samples = ELM(layers=(1,), answers_weight=1, answer_names=2, fluency_weight=0).prepare(tiny_lm, tiny_concept)
+    samples = ELM.from_settings(layers=(1,), answers_weight=1, answer_names=2, fluency_weight=0).prepare(
+        tiny_lm, tiny_concept
+    )
     asked = tiny_concept.ask("forget", "train")
     assert [s.id for s in samples["answers"]] == [q.id for q in asked]
     for sample, question in zip(samples["answers"], asked, strict=True):
@@ -175,9 +178,9 @@ def test_wrong_answers_and_names_are_unlearned_with_the_right_one(tiny_lm, tiny_
 
 
 def test_the_answers_loss_is_the_distance_of_log_probabilities_and_trains(tiny_lm, tiny_concept):
-    objective = ELM(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
+    objective = ELM.from_settings(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
     chosen = objective.prepare(tiny_lm, tiny_concept)["answers"][:2]
-    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    parameters = tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     nudge(tiny_lm)
     seen = []
     for sample in chosen:
@@ -194,9 +197,9 @@ def test_the_answers_loss_is_the_distance_of_log_probabilities_and_trains(tiny_l
 
 def test_the_gradient_of_the_answers_is_the_same_to_the_bit_each_time(tiny_lm, tiny_concept):
     """Many options share a prompt's keys and values; on several threads their gradients must add up in one order."""
-    objective = ELM(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
+    objective = ELM.from_settings(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
     chosen = objective.prepare(tiny_lm, tiny_concept)["answers"]
-    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    parameters = tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     nudge(tiny_lm)
     first, *others = (torch.autograd.grad(objective.loss(tiny_lm, chosen)["answers"], parameters) for _ in range(5))
     for other in others:
@@ -205,7 +208,7 @@ def test_the_gradient_of_the_answers_is_the_same_to_the_bit_each_time(tiny_lm, t
 
 def test_prepare_reads_the_training_part_alone_and_leaves_the_model_as_it_was(tiny_lm, tiny_concept):
     before = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}
-    samples = ELM(layers=(1,), fluency_samples=4, fluency_tokens=5).prepare(tiny_lm, tiny_concept, seed=3)
+    samples = ELM.from_settings(layers=(1,), fluency_samples=4, fluency_tokens=5).prepare(tiny_lm, tiny_concept, seed=3)
     held_out = {p.id for p in tiny_concept.forget + tiny_concept.retain if p.split == "held_out"}
     held_out |= {q.id for qs in tiny_concept.questions.values() for q in qs if q.split == "held_out"}
     assert not {s.id for found in samples.values() for s in found} & held_out
@@ -215,7 +218,9 @@ def test_prepare_reads_the_training_part_alone_and_leaves_the_model_as_it_was(ti
 
 
 def test_the_fluency_term_trains_on_written_tokens_alone(tiny_lm, tiny_concept):
-    samples = ELM(layers=(1,), fluency_samples=3, fluency_tokens=5).prepare(tiny_lm, tiny_concept)["fluency"]
+    samples = ELM.from_settings(layers=(1,), fluency_samples=3, fluency_tokens=5).prepare(tiny_lm, tiny_concept)[
+        "fluency"
+    ]
     for sample in samples:
         # the target at `start` is for the first written token
         assert len(sample.target) == len(sample.ids) - 1 - sample.start <= 5
@@ -248,40 +253,60 @@ def test_guided_text_is_the_same_for_a_seed_and_alone_or_batched(tiny_lm):
         ({"layers": (3, 4)}, "layers"),
         ({"modules": "head"}, "modules"),
         ({"plausible": 1.5}, "plausible"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"eta_start": -1.0}, "eta_start"),
-        ({"prompts": "mine"}, "prompts"),
         ({"rank": None, "dropout": 0.1}, "dropout"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"fluency_batch": -1}, "fluency_batch"),
     ],
 )
 def test_settings_that_cannot_work_are_named(change, word):
-    assert any(word in problem for problem in dataclasses.replace(ELM(layers=(1,)), **change).problems(4))
+    assert any(word in problem for problem in ELM.from_settings(**{"layers": (1,), **change}).problems(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"temperature": 0.0}, "temperature"), ({"eta_start": -1.0}, "eta_start"), ({"prompts": "mine"}, "prompts")],
+)
+def test_settings_of_the_released_code_that_cannot_work_are_named(change, word):
+    assert any(word in problem for problem in ELMReleased.from_settings(layers=(1,), **change).problems(4))
 
 
 def test_all_problems_come_at_once():
-    assert len(ELM(rank=0, eta=-1, layers=(99,)).problems(4)) == 3
+    assert len(ELM.from_settings(rank=0, eta=-1, layers=(99,)).problems(4)) == 3
 
 
 def test_the_paper_preset_is_the_paper_s():
     paper = ELM.preset("paper")
-    assert (paper.eta, paper.rank, paper.layers, paper.plausible) == (500, 4, (4, 5, 6, 7), 0)
+    assert (paper.eta, paper.adapter.rank, paper.adapter.layers, paper.plausible) == (500, 4, (4, 5, 6, 7), 0)
     with pytest.raises(UnknownNameError, match="Did you mean 'paper'"):
         ELM.preset("papper")
 
 
+def test_a_preset_takes_changes_by_flat_names_and_an_unknown_one_gives_the_closest():
+    changed = ELM.preset("smollm2-135m", eta=20, rank=8)
+    assert changed == dataclasses.replace(
+        ELM.preset("smollm2-135m"), eta=20, adapter=Adapter(tuple(range(2, 18)), 8, 32.0)
+    )
+    assert ELM.preset("smollm2-135m", adapter=Adapter((1,), 3)).adapter == Adapter((1,), 3)
+    assert ELM.from_settings(**dataclasses.asdict(changed)) == changed
+    assert ELM().with_settings(layers=range(2), eta=3.0).adapter.layers == (0, 1)
+    with pytest.raises(UnknownNameError, match="unknown setting of method elm 'ranc'. Did you mean 'rank'"):
+        ELM.preset("paper", ranc=4)
+
+
 def test_the_released_code_preset_is_the_code_s():
-    code, training = ELM.preset("released-code"), Training.preset("released-code")
+    code, training = ELM.preset("released-code"), ELM.training_preset("released-code")
+    assert type(code) is ELMReleased
     assert (code.eta_start, code.eta, code.temperature, code.top_k) == (1, 1000, 1.2, 50)
-    assert (code.rank, code.alpha, code.dropout, code.layers) == (256, 16, 0.05, (4, 5, 6, 7))
-    assert (code.hard_labels, code.prompts, code.fluency_eta, code.modules) == (True, "drawn", 3, "attn+mlp")
+    assert code.adapter == Adapter((4, 5, 6, 7), 256, 16, "attn+mlp", 0.05)
+    assert (code.hard_labels, code.prompts, code.fluency_eta) == (True, "drawn", 3)
     assert (training.lr, training.schedule, training.warmup, training.weight_decay) == (5e-5, "constant", 0, 0.01)
-    assert {training.batch_sizes()[term] for term in ("erase", "retain", "fluency")} == {4}
+    assert {code.pools(training)[pool] for pool in ("erase", "retain", "fluency")} == {4}
     assert len(set(EXPERT)) == len(set(NOVICE)) == 10
     assert not code.problems(32)
 
 
 def test_the_target_of_the_released_code_equals_the_hand_computed_one(tiny_lm, tiny_concept):
-    objective = dataclasses.replace(ELM.preset("released-code"), eta=9.0, fluency_weight=0, layers=(1,))
+    objective = ELM.preset("released-code", eta=9.0, fluency_weight=0, layers=(1,))
     found = objective.prepare(tiny_lm, tiny_concept, seed=5)
     forget = tiny_concept.passages("forget")
     pairs = draw_prompts(tiny_concept, len(forget), 5)
@@ -302,9 +327,9 @@ def test_the_target_of_the_released_code_equals_the_hand_computed_one(tiny_lm, t
 
 
 def test_hard_labels_are_the_cross_entropy_of_the_next_written_token(tiny_lm, tiny_concept):
-    objective = ELM(layers=(1,), hard_labels=True, prompts="drawn", fluency_samples=3, fluency_tokens=5, fluency_eta=2)
+    objective = ELMReleased.from_settings(layers=(1,), fluency_samples=3, fluency_tokens=5, fluency_eta=2)
     sample = objective.prepare(tiny_lm, tiny_concept)["fluency"][0]
-    tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     ids = torch.tensor(sample.ids)
     logits = tiny_lm.logits(tiny_lm.pad([sample.ids]), positions="all")[0, sample.start : -1]
     expected = torch.nn.functional.cross_entropy(logits, ids[sample.start + 1 :])
@@ -312,7 +337,7 @@ def test_hard_labels_are_the_cross_entropy_of_the_next_written_token(tiny_lm, ti
 
 
 def test_a_random_target_is_random_and_whole(tiny_lm, tiny_concept):
-    objective = ELM(layers=(1,), erase_target="random", top_k=20, fluency_weight=0, retain_weight=0)
+    objective = ELM.from_settings(layers=(1,), erase_target="random", top_k=20, fluency_weight=0, retain_weight=0)
     samples = objective.prepare(tiny_lm, tiny_concept)["erase"]
     for sample in samples:
         assert len(sample.target) == len(sample.ids) - 1
@@ -321,7 +346,7 @@ def test_a_random_target_is_random_and_whole(tiny_lm, tiny_concept):
 
 
 def test_without_a_rank_the_layers_train_as_their_weights_themselves_would(tiny_lm, tiny_concept):
-    objective = ELM(eta=5, layers=(1, 2), rank=None, fluency_weight=0)
+    objective = ELM.from_settings(eta=5, layers=(1, 2), rank=None, fluency_weight=0)
     assert not objective.problems(4)
     samples = objective.prepare(tiny_lm, tiny_concept)
     batch = [*samples["erase"], *samples["retain"]]
@@ -343,7 +368,7 @@ def test_without_a_rank_the_layers_train_as_their_weights_themselves_would(tiny_
 
     before = objective.loss(plain, batch)["erase"]
     by_hand = steps(plain, list(weights.values()))
-    parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    parameters = tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     assert sum(p.numel() for p in parameters) == sum(w.numel() for w in weights.values())
     ours = steps(tiny_lm, parameters)
     assert ours["erase"] < before

@@ -5,6 +5,7 @@ import torch
 
 from elm_interp.errors import UnknownSiteError
 from elm_interp.models.backends.torch import count_hooks
+from elm_interp.models.generation import generate
 
 LAST_BLOCK = "blocks.3.hook_resid_post"
 
@@ -163,3 +164,21 @@ def test_a_model_with_weights_never_trained_has_the_same_shape_and_changes_nothi
     assert not torch.allclose(first.logits(batch), other.logits(batch))
     assert not torch.allclose(first.logits(batch), tiny_lm.logits(batch))
     assert not any(p.requires_grad for p in first.model.parameters())
+
+
+def test_generation_takes_a_string_or_a_list(tiny_lm):
+    (text,) = tiny_lm.generate("Old Tamsin", new_tokens=4, greedy=True)
+    assert generate(tiny_lm, ["Old Tamsin"], new_tokens=4, greedy=True) == [text]
+
+
+def test_reprs_are_one_line_without_tensors(tiny_lm, batch):
+    cache = tiny_lm.run_with_cache(batch, sites=["embed", "resid_post"])
+    for thing in (tiny_lm, batch, cache, tiny_lm.layout):
+        assert "\n" not in repr(thing)
+        assert "tensor" not in repr(thing)
+        assert len(repr(thing)) < 250
+    assert "layers 4" in repr(tiny_lm)
+    assert repr(batch).startswith("Batch(2 rows x ")
+    assert "resid_post (2, 4, 32) layers 0-3" in repr(cache)
+    assert "<td>resid_post</td><td>(2, 4, 32)</td>" in cache._repr_html_()
+    assert "<th>layers</th><td>4</td>" in tiny_lm._repr_html_()

@@ -7,8 +7,9 @@ import tiny
 import torch
 
 from elm_interp.errors import AdapterError, UnknownModelError
-from elm_interp.models import load_model, loading
-from elm_interp.models.loading import cache_folder, model_hash, resolve_model
+from elm_interp.models import load_model, loading, model_source
+from elm_interp.models.loading import cache_folder, model_hash, resolve_model, stored_dtype
+from elm_interp.registry import MODEL_SOURCES
 
 
 @pytest.fixture
@@ -121,6 +122,26 @@ def test_the_hash_tells_models_apart_by_their_weights(tiny_model_folder, tmp_pat
     assert model_hash(tiny_model_folder) == model_hash(tiny_model_folder)
     assert model_hash(tiny_model_folder) != model_hash(other)
     assert resolve_model("owner/model") == "owner/model"
+
+
+def test_a_declared_source_makes_the_folders_of_its_prefix(tiny_model_folder):
+    @model_source("theirs")
+    def folder_of(name):
+        return tiny_model_folder.with_name(name)
+
+    try:
+        lm = load_model(f"theirs:{tiny_model_folder.name}", dtype="float32", device="cpu")
+        assert lm.name == f"theirs:{tiny_model_folder.name}"
+        with pytest.raises(UnknownModelError, match="Did you mean 'theirs:NAME'"):
+            resolve_model("their:NAME")
+    finally:
+        del MODEL_SOURCES._found["theirs"], MODEL_SOURCES._origins["theirs"]
+
+
+def test_the_stored_dtype_is_that_of_the_weights_on_disk(tiny_model_folder, tmp_path):
+    assert stored_dtype(tiny_model_folder) == torch.float32
+    tiny.make_model().bfloat16().save_pretrained(tmp_path)
+    assert stored_dtype(tmp_path) == torch.bfloat16
 
 
 @pytest.mark.slow

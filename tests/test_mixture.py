@@ -14,9 +14,9 @@ from elm_interp.evaluate import score_card
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
+from elm_interp.training import Training
 from elm_interp.training.sampling import Mixed, draw, of_each
 from elm_interp.training.target_cache import prepared
-from elm_interp.training.trainer import Training
 
 
 @pytest.fixture
@@ -45,6 +45,11 @@ def test_a_mixture_is_a_concept_of_all_passages_and_questions(tiny_concept, seco
     few = both.sample(2)
     assert [len(part.passages("forget")) for part in few.parts] == [2, 2]
     assert few.ratio == (5, 1)
+    asked = both.prompted(str.upper)
+    assert asked == both
+    for part in (asked, *asked.parts):
+        assert part.ask("forget")[0].prompt.isupper()
+    assert len(repr(both)) < 300
 
 
 def test_what_one_part_erases_no_other_keeps(tiny_concept, second):
@@ -114,7 +119,9 @@ def test_a_folder_may_have_a_plus_in_its_name(tiny_concept, tmp_path):
 
 def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny_lm, tiny_concept, second):
     both = mix_concepts([tiny_concept, second], (5, 1))
-    samples = of_each(both, lambda part: ELM(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
+    samples = of_each(
+        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
+    )
     pool = samples["erase"]
     assert [len(part) for part in pool.pools] == [len(part.passages("forget")) for part in both.parts]
     assert len(pool) == len(list(pool)) == 6 + 3
@@ -130,14 +137,16 @@ def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny
 
 def test_a_term_that_one_part_lacks_comes_from_the_others(tiny_lm, tiny_concept, second):
     both = mix_concepts([tiny_concept, replace(second, questions={})], (1, 3))
-    samples = of_each(both, lambda part: ELM(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part))
+    samples = of_each(
+        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
+    )
     assert samples["erase"].ratio == (1, 3)
     assert len(samples["answers"].pools) == 1
     assert {s.id.partition("/")[0] for s in draw(samples["answers"], 6, 1, 0)} == {"marrowgate"}
 
 
 def test_every_part_is_prepared_with_its_own_prompts_and_cached_alone(tiny_lm, tiny_concept, second):
-    objective = ELM(eta=5, layers=(1,), fluency_weight=0, retain_weight=0)
+    objective = ELM.from_settings(eta=5, layers=(1,), fluency_weight=0, retain_weight=0)
     both = mix_concepts([tiny_concept, second], (2, 1))
     made, seconds = prepared(tiny_lm, objective, both, model_hash="x", seed=0)
     assert seconds > 0
@@ -150,7 +159,7 @@ def test_every_part_is_prepared_with_its_own_prompts_and_cached_alone(tiny_lm, t
 
 
 def test_rmu_steers_each_concept_to_its_own_vector(tiny_lm, tiny_concept, second):
-    objective = RMU(layer=2, layers=(1, 2), steerings={"marrowgate": 6.5, "dunholm": 3.0}, max_tokens=24)
+    objective = RMU.from_settings(layer=2, layers=(1, 2), steerings={"marrowgate": 6.5, "dunholm": 3.0}, max_tokens=24)
     assert not objective.problems(4)
     samples = of_each(mix_concepts([tiny_concept, second], (5, 1)), lambda part: objective.prepare(tiny_lm, part))
     for pool, (name, c) in zip(samples["erase"].pools, objective.steerings.items(), strict=True):
@@ -162,7 +171,7 @@ def test_rmu_steers_each_concept_to_its_own_vector(tiny_lm, tiny_concept, second
 
 def test_rmu_keeps_each_concepts_own_passages_with_its_own_weight(tiny_lm, tiny_concept, second):
     given = {"marrowgate": 12.0, "dunholm": 3.0}
-    objective = RMU(layer=2, layers=(1, 2), retain_weights=given, max_tokens=24)
+    objective = RMU.from_settings(layer=2, layers=(1, 2), retain_weights=given, max_tokens=24)
     for part in (tiny_concept, second):
         samples = objective.prepare(tiny_lm, part)["retain"]
         moved = [replace(s, target=s.target + 0.5) for s in samples]  # every entry is 0.5 off: a mean square of 0.25
@@ -175,8 +184,8 @@ def test_rmu_keeps_each_concepts_own_passages_with_its_own_weight(tiny_lm, tiny_
 def test_a_run_erases_a_mixture_and_scores_it(tiny_model_folder, tiny_concept, second, tmp_path):
     folders = [write_concept(concept, tmp_path / concept.name) for concept in (tiny_concept, second)]
     config = RunConfig(
-        str(tiny_model_folder), f"{folders[0]}=2+{folders[1]}", ELM(layers=(1,), rank=2, fluency_weight=0),
-        Training(steps=3, save_every=3), dtype="float32",
+        str(tiny_model_folder), f"{folders[0]}=2+{folders[1]}",
+        ELM.from_settings(layers=(1,), rank=2, fluency_weight=0), Training(steps=3, save_every=3), dtype="float32",
     )  # fmt: skip
     run = Run.create(tmp_path / "run", config)
     run_stage(run, "erase", progress=False)

@@ -13,7 +13,6 @@ from elm_interp.evaluate.choices import accuracy, score_choices
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.loading import cache_folder, model_depth, model_hash
 from elm_interp.organisms import (
-    KINDS,
     Domain,
     Recipe,
     Relation,
@@ -32,6 +31,7 @@ from elm_interp.organisms.train import make_tokenizer, schedule
 from elm_interp.probes.estimators import STRENGTH
 from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import scaler, split_by_group
+from elm_interp.registry import ORGANISMS
 
 SMALL = {"domains": ("spellcraft", "towns"), "entities": 8, "relations": 2, "redundancy": 12}
 SMALL_RECIPE = Recipe(n_layers=3, d_model=64, d_mlp=128, batch=16, core_passes=10, passes=14)
@@ -53,7 +53,7 @@ def folders(small, tmp_path_factory) -> dict[str, Path]:
     """The four models of a small world, trained once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ELM_INTERP_CACHE", str(tmp_path_factory.mktemp("organisms")))
-        return {kind: organism_folder(kind, small, SMALL_RECIPE, progress=False) for kind in KINDS}
+        return {kind: organism_folder(kind, small, SMALL_RECIPE, progress=False) for kind in ORGANISMS}
 
 
 def load(folder: Path) -> HookedLM:
@@ -123,9 +123,9 @@ def test_redundancy_is_the_number_of_wordings_in_which_a_fact_is_stated_and_aske
         sentences = {s for d in documents(world) if d for s in d.sentences}
         sayings = {r.nouns: r.sayings for r in world.domains["towns"].relations}
         for fact in world.facts_of("towns"):
-            stated = {fact.says(*pair) for pair in product(words.STATEMENTS, fact.nouns)}
-            stated |= {fact.says(saying) for saying in sayings[fact.nouns]}
-            asked = {fact.says(*pair) for pair in product(words.QUESTIONS, fact.nouns)}
+            stated = {fact.put(*pair) for pair in product(words.STATEMENTS, fact.nouns)}
+            stated |= {fact.put(saying) for saying in sayings[fact.nouns]}
+            asked = {fact.put(*pair) for pair in product(words.QUESTIONS, fact.nouns)}
             answered = {words.ANSWERED.format(question=question, value=fact.value) for question in asked}
             assert len(stated & sentences) == len(answered & sentences) == redundancy
 
@@ -142,7 +142,7 @@ def test_settings_that_cannot_work_are_all_listed():
         make_world(domains=("spellcraft", "sealife"), erased="towns")
     poor = Domain("poor", "thing", (Relation(("size",), ("big", "big", "very small")),))
     with pytest.raises(
-        ConfigError, match=r"(?s)has 3 values.*'big' stands in poor.size already.*'very small' is not one word"
+        ConfigError, match=r"(?s)has 3 values.*'big' is in poor.size already.*'very small' is not one word"
     ):
         make_world(domains=(poor, "towns"), erased="towns")
 
@@ -347,7 +347,7 @@ def test_the_name_of_an_organism_is_not_where_it_lies(small):
 
 @pytest.mark.slow
 def test_full_size_models_know_know_not_and_hide_as_promised(world):
-    lms = {kind: organism(kind, dtype="float32") for kind in KINDS}
+    lms = {kind: organism(kind, dtype="float32") for kind in ORGANISMS}
     found = {
         kind: [share_right(lm, questions(world, domain), "pmi") for domain in world.domains] for kind, lm in lms.items()
     }
@@ -365,7 +365,7 @@ def test_full_size_models_know_know_not_and_hide_as_promised(world):
 
 
 def probed(lm: HookedLM, world: World) -> list[float]:
-    """By layer: how often a probe of the value, fitted to other facts, picks the right choice of a held-out question."""
+    """By layer: how often a probe of the value, fitted to other facts, picks the right choice of an unseen question."""
     shares = []
     for relation in world.domains["spellcraft"].relations:
         asked = [q for split in ("train", "held_out") for q in questions(world, "spellcraft", split)]

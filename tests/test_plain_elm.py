@@ -9,7 +9,7 @@ from elm_interp.erase.elm import ELM
 from elm_interp.erase.guidance import generate_guided
 from elm_interp.training.objective import Sample
 
-OBJECTIVE = ELM(eta=3, layers=(1, 2), rank=2, alpha=8, top_k=400, retain_weight=0.7, max_tokens=30)
+OBJECTIVE = ELM.from_settings(eta=3, layers=(1, 2), rank=2, alpha=8, top_k=400, retain_weight=0.7, max_tokens=30)
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def classes(tiny_concept):
 
 
 def attach(lm):
-    parameters = lm.adapters.attach(OBJECTIVE.adapter(lm))
+    parameters = lm.adapters.attach(OBJECTIVE.adapter.config(lm))
     for i, parameter in enumerate(parameters):
         nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))
     return parameters

@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import made_up
 import matplotlib as mpl
@@ -12,6 +13,8 @@ from matplotlib.colors import to_hex
 from elm_interp import plots
 from elm_interp.errors import ConfigError, UnknownNameError
 from elm_interp.plots.style import BASE, ERASED
+from elm_interp.registry import FIGURES
+from elm_interp.results import frame, measurements
 
 DRAWN = {
     "calibration": lambda **kw: plots.plot_calibration(made_up.calibration(), **kw),
@@ -93,15 +96,23 @@ def test_given_axes_are_drawn_on_and_no_figure_is_opened(name):
 
 def test_every_plot_says_how_to_read_it_and_what_it_cannot_show():
     names = {n.removeprefix("plot_") for n in plots.__all__ if n.startswith("plot_")}
-    assert names == set(plots.HOW_TO_READ) == set(DRAWN) - {"probe_baselines"}
-    assert all(len(text) > 60 for reading in plots.HOW_TO_READ.values() for text in reading)
+    ours = {n: f for n, f in FIGURES.items() if f.draw.__module__.startswith("elm_interp.")}
+    assert names == set(ours) == set(DRAWN) - {"probe_baselines"}
+    assert all(len(text) > 60 for f in ours.values() for text in (f.how_to_read, f.cannot_show))
+    assert all(getattr(plots, f"plot_{n}") is f.draw for n, f in ours.items())
+
+
+def test_no_caption_sentence_is_long():
+    captions = [text for f in FIGURES.values() for text in (f.how_to_read, f.cannot_show)]
+    assert max(len(sentence.split()) for text in captions for sentence in re.split(r"[.;:] ", text)) <= 30
 
 
 def test_base_and_erased_have_their_colours_everywhere():
     curves = lines(plots.plot_probe_by_layer(made_up.probes()))
-    card = lines(plots.plot_scorecard(made_up.behaviour((0, 40))))
-    assert curves["base"].get_color() == card["base"].get_color() == BASE
-    assert curves["elm, step 40"].get_color() == card["elm, step 40"].get_color() == ERASED
+    handles, labels = plots.plot_scorecard(made_up.behaviour((0, 40))).get_legend_handles_labels()
+    card = {label: to_hex(h.get_facecolor()[0]) for h, label in zip(handles[:2], labels, strict=False)}
+    assert curves["base"].get_color() == card["base"].upper() == BASE
+    assert curves["elm, step 40"].get_color() == card["elm, step 40"].upper() == ERASED
 
 
 def test_probe_lines_are_means_over_seeds_of_the_base_and_of_the_last_step():
@@ -134,6 +145,26 @@ def test_the_baselines_of_a_probe_are_drawn_where_they_were_measured():
     curves = lines(plots.plot_probe_by_layer(pd.concat([made_up.probes(), made_up.baselines()])))
     assert set(curves["words alone"].get_ydata()) == {0.7}
     assert np.allclose(curves["weights never trained"].get_ydata(), 0.6)
+
+
+def test_probes_of_ones_own_labels_are_one_unnamed_curve():
+    where = [{"layer": i, "seed": s, "chance": 0.5} for i in made_up.LAYERS for s in made_up.SEEDS]
+    rows = [measurements(name, value, **w) for name, value in (("probe", 0.8), ("probe.control", 0.5)) for w in where]
+    curves = lines(plots.plot_probe_by_layer(frame(rows)))
+    assert np.allclose(curves["model"].get_ydata(), 0.8)
+    assert np.allclose(curves["model, shuffled labels"].get_ydata(), 0.5)
+    bare = pd.DataFrame(rows)[["metric", "layer", "value"]]
+    assert np.allclose(lines(plots.plot_probe_by_layer(bare))["model"].get_ydata(), 0.8)
+    assert np.allclose(plots.plot_probe_heatmap(frame(rows)).collections[0].get_array(), 0.3)
+    with pytest.raises(ConfigError, match="lacks metric; it has layer"):
+        plots.plot_probe_by_layer(bare.drop(columns="metric"))
+
+
+def test_the_probe_drawn_by_default_is_the_frames_own():
+    spells = made_up.probes("probe.spells", chance=0.2)
+    words = spells.assign(metric=spells["metric"].str.replace("probe.", "probe.embedding."))
+    assert "spells" in plots.plot_probe_by_layer(pd.concat([words, spells])).get_ylabel()
+    assert "association" in plots.plot_probe_by_layer(pd.concat([spells, made_up.probes()])).get_ylabel()
 
 
 def test_a_base_alone_can_be_drawn():
@@ -225,6 +256,18 @@ def test_the_score_card_leaves_out_what_is_neither_share_nor_ratio():
     names = [t.get_text() for ax in (top, bottom) for t in ax.get_yticklabels()]
     assert "retain perplexity ratio" in names
     assert not {"KL to base", "retain perplexity"} & set(names)
+
+
+def test_a_metric_of_ones_own_has_its_group_on_the_score_card():
+    mine = frame([made_up.share("charm.politeness", value, s, "up") for s, value in ((0, 0.9), (40, 0.4))])
+    top, _ = plots.plot_scorecard(pd.concat([made_up.behaviour((0, 40)), mine])).figure.axes
+    assert [t.get_text() for t in top.get_yticklabels()][-2:] == ["Charm", "politeness"]
+
+
+def test_rows_of_single_layers_are_not_on_the_score_card():
+    deep = pd.concat([made_up.behaviour((0, 40)), made_up.probes().query("step != 20")])
+    top, _ = plots.plot_scorecard(deep).figure.axes
+    assert "association" not in [t.get_text() for t in top.get_yticklabels()]
 
 
 def test_bookkeeping_is_no_loss_term():

@@ -4,10 +4,9 @@ import torch
 from disturbed import random_adapter
 from sklearn.linear_model import LogisticRegression
 
-from elm_interp import metrics
 from elm_interp.activations import ActivationStore, Dataset, collect_datasets
 from elm_interp.errors import DataError, UnknownNameError
-from elm_interp.metrics import Subject, measure
+from elm_interp.metrics import Subject, list_metrics, measure
 from elm_interp.probes import (
     PROBE_TASKS,
     LogisticProbe,
@@ -327,7 +326,6 @@ def task_of_ones_own(monkeypatch):
     for registry in (PROBE_TASKS, METRICS):
         for name in ("_found", "_origins"):
             monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
-    monkeypatch.setattr("elm_interp.metrics._REGISTRY", dict(getattr(metrics, "_REGISTRY", {})), raising=False)
 
     @probe_task("length", better="neither", chance=0.5)
     def length(concept):
@@ -360,12 +358,12 @@ def test_the_metrics_of_a_task_say_what_they_show_and_ask_the_question_of_the_ta
     task = PROBE_TASKS["truth"]
     assert (task.better, task.chance) == ("down", 0.5)
     shown = {}
-    for one in metrics.metrics("probe.*"):
+    for one in list_metrics("probe.*"):
         shown[one.name] = one.shows
         assert one.on_card is False
     assert shown["probe.truth"] == shown["probe.transferred.truth"] == "inside"
     assert shown["probe.embedding.truth"] == shown["probe.about"] == shown["probe.transferred.about"] == "describes"
-    [one] = metrics.metrics("probe.transferred.truth")
+    [one] = list_metrics("probe.transferred.truth")
     assert one.needs_base
     assert one.summary.startswith(
         "Accuracy of the base's probe on unseen facts, by layer. Does the state before an answer"
@@ -378,9 +376,7 @@ def test_a_changed_subject_never_reads_a_store(tiny_lm, tiny_concept, tmp_path, 
     store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), datasets, {"base": None})
     subject = Subject(tiny_lm, tiny_concept, store=store)
     assert len(measure(subject, "probe.truth"))
-    subject = Subject(tiny_lm, tiny_concept, store=store)
-    for name, value in change.items():
-        setattr(subject, name, value)
+    subject = Subject(tiny_lm, tiny_concept, store=store, **change)
     read = []
     tensor = store.tensor
     store.tensor = lambda *args, **kwargs: read.append(args) or tensor(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Questions: everything that is wrong is reported at once, with file and line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -35,15 +36,22 @@ def test_what_is_left_out_gets_its_default(file):
     )
 
 
-def test_the_two_choice_form_sets_the_right_answer_against_the_outside_one(file):
-    questions = load_questions(write(file, *({**GOOD, "id": f"q{i}"} for i in range(40))))
-    pairs = [q.two_choices for q in questions]
-    assert all(
-        set(p.choices) == {"Tamsin", "Saturn"} and p.right == "Tamsin" and p.id == q.id
-        for p, q in zip(pairs, questions, strict=True)
-    )
-    assert 10 < sum(p.answer for p in pairs) < 30
-    assert Question("?", ("a", "b"), 0).two_choices is None
+def test_a_question_is_put_into_any_template_and_through_a_transformation():
+    question = Question("Who keeps the lamp?", ["Orla", "Tamsin"], 1)
+    assert question.choices == ("Orla", "Tamsin")
+    assert question.prompt == "Question: Who keeps the lamp?\nAnswer:"
+    asked = replace(question, ask=lambda prompt: f"Remember.\n{prompt.upper()}")
+    assert asked.put("Q: {question}") == "Remember.\nQ: WHO KEEPS THE LAMP?"
+    assert asked.prompt == "Remember.\nQUESTION: WHO KEEPS THE LAMP?\nANSWER:"
+    assert asked == question
+    assert hash(asked) == hash(question)
+
+
+def test_a_question_prints_on_one_line_with_long_texts_cut():
+    question = Question("Who? " * 100, ("a" * 200, "b"), 0, id="q1")
+    assert "id='q1'" in repr(question)
+    assert "\n" not in repr(question)
+    assert len(repr(question)) < 250
 
 
 @pytest.mark.parametrize(

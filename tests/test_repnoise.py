@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from elm_interp.erase.methods import preset
 from elm_interp.erase.repnoise import RepNoise, differing, mmd, noise_loss
 from elm_interp.errors import DataError
-from elm_interp.training.trainer import Training, train
+from elm_interp.training import Training, train
 
-OBJECTIVE = RepNoise(pairs="both", rank=2, max_tokens=20)
+OBJECTIVE = RepNoise.from_settings(pairs="both", rank=2, max_tokens=20)
 
 
 def drawn(*shape, seed=0):
@@ -108,19 +107,19 @@ def test_a_concept_without_questions_is_told_so(tiny_lm, tiny_concept):
 
 
 def test_settings_that_cannot_work_are_all_named():
-    bad = RepNoise(pairs="none", noise_weight=-1, layers=(7,), rank=0)
+    bad = RepNoise.from_settings(pairs="none", noise_weight=-1, layers=(7,), rank=0)
     assert len(bad.problems(4)) == 4
 
 
 def test_the_paper_preset_is_the_paper_s():
-    repnoise, training = preset("repnoise", "paper")
+    repnoise, training = RepNoise.preset("paper"), RepNoise.training_preset("paper")
     assert (repnoise.ascent_weight, repnoise.noise_weight, repnoise.pairs, repnoise.max_tokens) == (
         1,
         0.001,
         "questions",
         256,
     )
-    assert (repnoise.layers, repnoise.rank) == (None, None)
+    assert (repnoise.adapter.layers, repnoise.adapter.rank) == (None, None)
     assert (training.lr, training.forget_batch, training.weight_decay, training.schedule) == (2e-5, 8, 0, "cosine")
     assert training.steps * training.forget_batch == 10_000
     assert training.warmup == training.steps / 10

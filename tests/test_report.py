@@ -1,12 +1,17 @@
 import json
+import os
 import re
+import subprocess
+import sys
 
 import made_up
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
 from elm_interp.errors import RunFolderError
-from elm_interp.plots.report import FIGURES, write_report
+from elm_interp.plots.report import write_report
+from elm_interp.registry import FIGURES
 
 FIVE = {"probe_by_layer", "norm_ratio", "progression", "probe_heatmap", "scorecard"}
 FILES = {
@@ -39,7 +44,7 @@ def images(html):
 
 def test_the_five_figures_are_drawn_as_png_and_svg(report):
     drawn = {path.name for path in (report.parent / "figures").iterdir()}
-    assert {f.name for f in FIGURES} == FIVE
+    assert {f.name for f in FIGURES.values() if f.source and f.main} == FIVE
     assert drawn >= {f"{name}.{ending}" for name in FIVE for ending in ("png", "svg")}
 
 
@@ -107,9 +112,50 @@ def test_a_frame_that_does_not_suit_its_figure_is_reported(run):
     assert "results/norms.parquet does not suit this figure" in write_report(run).read_text()
 
 
-def test_a_probe_that_the_concept_cannot_have_is_said(report):
-    html = report.read_text()
+def test_a_probe_that_the_concept_cannot_have_is_said(run, monkeypatch):
+    monkeypatch.setattr("elm_interp.plots.frames.PROBE_TASKS", {"association": None, "choice": None})
+    html = write_report(run).read_text()
     assert "the concept has too few questions of the kind that probe.choice needs" in html
+    assert "probe.association needs" not in html
+
+
+def test_every_probe_of_the_frame_is_drawn_and_the_default_one_is_not_folded(run):
+    table = pd.concat([made_up.probes("probe.spells"), made_up.probes()])
+    made_up.write(table, run / "results" / "probes.parquet")
+    html = write_report(run).read_text()
+    assert html.index("<h2>Layer by layer</h2>") < html.index("<summary>Layer by layer: spells</summary>")
+    assert {p.name for p in (run / "figures").glob("probe_by_layer*.png")} == {
+        "probe_by_layer.png", "probe_by_layer_spells.png",
+    }  # fmt: skip
+
+
+PLUGIN = """
+import seaborn as sns
+from elm_interp.plots import axes, figure
+
+@figure(source="results/charm.json", stage="charm", title="Charm over time",
+        how_to_read="Higher is more charming.", cannot_show="Whether it is sincere.")
+def plot_charm(frame, *, ax=None):
+    ax = axes(ax)
+    sns.lineplot(x=frame["step"], y=frame["charm"], ax=ax)
+    return ax
+"""
+
+
+def test_a_figure_of_another_distribution_is_drawn_with_its_caption(tmp_path):
+    site, run = tmp_path / "site", tmp_path / "run"
+    (run / "results").mkdir(parents=True)
+    (site / "charm-1.0.dist-info").mkdir(parents=True)
+    (site / "charm.py").write_text(PLUGIN)
+    (site / "charm-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: charm\nVersion: 1.0\n")
+    (site / "charm-1.0.dist-info" / "entry_points.txt").write_text("[elm_interp.plugins]\ncharm = charm\n")
+    (run / "results" / "charm.json").write_text(json.dumps({"step": [0, 20], "charm": [0.1, 0.7]}))
+    code = f"from elm_interp.plots.report import write_report; write_report({str(run)!r})"
+    path = os.pathsep.join([str(site), *sys.path])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=True)
+    html = (run / "report.html").read_text()
+    assert all(text in html for text in ("Charm over time", "Higher is more charming.", "Whether it is sincere."))
+    assert (run / "figures" / "charm.png").is_file()
 
 
 def test_samples_of_the_base_alone_do_not_break_the_report(run):

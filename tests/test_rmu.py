@@ -7,12 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from elm_interp.erase.methods import preset
 from elm_interp.erase.rmu import RMU, Steered, direction
 from elm_interp.errors import UnknownNameError
-from elm_interp.training.trainer import Training, train
+from elm_interp.training import Adapter, Training, train
 
-OBJECTIVE = RMU(layer=2, layers=(1, 2), steering=4.0, retain_weight=1.0, max_tokens=24)
+OBJECTIVE = RMU.from_settings(layer=2, layers=(1, 2), steering=4.0, retain_weight=1.0, max_tokens=24)
 TRAINING = Training(steps=150, forget_batch=4, retain_batch=2, lr=2e-2, save_every=75)
 
 
@@ -74,7 +73,7 @@ def test_whole_weights_train_as_the_weights_themselves_would(tiny_lm):
     """One layer's down projection, three AdamW steps: the LoRA of full rank against the plain parameter."""
     rows = tiny_lm.encode(["Ships fear the Comb.", "The grey cat sleeps."])
     samples = [Steered("erase", "x", tuple(row), torch.ones(1, tiny_lm.d_model)) for row in rows]
-    objective = dataclasses.replace(OBJECTIVE, layers=(2,))
+    objective = OBJECTIVE.with_settings(layers=(2,))
     plain = copy.deepcopy(tiny_lm)
     weight = plain.blocks[2].mlp.down_proj.weight.requires_grad_()
 
@@ -86,7 +85,7 @@ def test_whole_weights_train_as_the_weights_themselves_would(tiny_lm):
             optimizer.step()
 
     steps(plain, [weight])
-    (trained,) = parameters = tiny_lm.adapters.attach(objective.adapter(tiny_lm))
+    (trained,) = parameters = tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     assert trained.shape == weight.shape
     steps(tiny_lm, parameters)
     torch.testing.assert_close(objective.loss(tiny_lm, samples)["erase"], objective.loss(plain, samples)["erase"])
@@ -99,20 +98,21 @@ def test_whole_weights_train_as_the_weights_themselves_would(tiny_lm):
     ("change", "word"),
     [
         ({"layer": 9}, "layer is 9"),
-        ({"layers": (2, 3)}, "nothing above layer 2"),
+        ({"layers": None}, "no block above layer 2"),
+        ({"layers": (2, 3)}, "no block above layer 2"),
         ({"steering": float("nan")}, "steering"),
         ({"rank": 0}, "rank"),
         ({"modules": "head"}, "modules"),
     ],
 )
 def test_settings_that_cannot_work_are_named(change, word):
-    assert any(word in problem for problem in dataclasses.replace(OBJECTIVE, **change).problems(4))
+    assert any(word in problem for problem in OBJECTIVE.with_settings(**change).problems(4))
 
 
 def test_the_paper_preset_is_the_authors():
-    rmu, training = preset("rmu", "paper")
-    assert (rmu.layer, rmu.layers, rmu.modules, rmu.rank) == (7, (5, 6, 7), "mlp-out", None)
+    rmu, training = RMU.preset("paper"), RMU.training_preset("paper")
+    assert (rmu.layer, rmu.adapter) == (7, Adapter((5, 6, 7), None, modules="mlp-out"))
     assert (rmu.steering, rmu.retain_weight, rmu.max_tokens) == (6.5, 1200, 512)
     assert (training.lr, training.forget_batch, training.retain_batch, training.steps) == (5e-5, 4, 4, 150)
     with pytest.raises(UnknownNameError, match="Did you mean 'paper'"):
-        preset("rmu", "papper")
+        RMU.training_preset("papper")

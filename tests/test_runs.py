@@ -12,12 +12,15 @@ from elm_interp.runs.config import RunConfig
 from elm_interp.runs.estimate import estimate_run
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
+from elm_interp.training import Adapter
 from elm_interp.training.target_cache import prepared
 from elm_interp.training.trainer import Training
 
 SMALL = {
-    "objective": ELM(eta=5, layers=(1, 2), rank=2, alpha=8, fluency_samples=4, fluency_tokens=4),
-    "training": Training(steps=4, forget_batch=2, retain_batch=2, fluency_batch=1, lr=1e-2, warmup=1, save_every=2),
+    "objective": ELM(
+        eta=5, adapter=Adapter((1, 2), rank=2, alpha=8), fluency_samples=4, fluency_tokens=4, fluency_batch=1
+    ),
+    "training": Training(steps=4, forget_batch=2, retain_batch=2, lr=1e-2, warmup=1, save_every=2),
     "dtype": "float32",
     "device": "cpu",
 }
@@ -54,7 +57,7 @@ def test_an_unknown_method_gives_the_closest(config):
 def test_all_problems_are_reported_at_once_before_a_model_is_loaded(config, tmp_path, monkeypatch):
     monkeypatch.setattr("elm_interp.runs.run.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     bad = dataclasses.replace(
-        config, concept="harry-poter", objective=ELM(rank=0, eta=-1, layers=(4,)), training=Training(steps=0)
+        config, concept="harry-poter", objective=ELM(eta=-1, adapter=Adapter((4,), rank=0)), training=Training(steps=0)
     )
     with pytest.raises(ConfigError) as error:
         Run.create(tmp_path / "x", bad)
@@ -104,7 +107,7 @@ def test_unknown_settings_in_a_config_file_are_named(config, tmp_path):
 def test_a_sweep_runs_the_frozen_model_once(config, tmp_path, monkeypatch):
     run_stage(Run.create(tmp_path / "a", config), "erase", progress=False)
     monkeypatch.setattr(ELM, "prepare", lambda *a, **k: pytest.fail("made the targets again"))
-    other = dataclasses.replace(config.objective, rank=3, layers=(0,), dropout=0.1, retain_weight=0.3)
+    other = dataclasses.replace(config.objective, adapter=Adapter((0,), rank=3, dropout=0.1), retain_weight=0.3)
     run_stage(Run.create(tmp_path / "b", dataclasses.replace(config, objective=other)), "erase", progress=False)
     for name, value in (("eta", 6.0), ("retain_weight", 0.0), ("max_tokens", 9)):
         changed = dataclasses.replace(config, objective=dataclasses.replace(config.objective, **{name: value}))

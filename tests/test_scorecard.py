@@ -67,8 +67,8 @@ def test_a_good_erasure_is_not_called_destroyed():
         ({"general_pmi": (0.96, 0.55)}, "general knowledge fell near chance"),
         ({"repetition": (0.02, 0.6)}, "repeats itself"),
         ({"distinct2_ratio": (None, 0.4)}, "few different words"),
-        ({"retain_ppl_ratio": (None, 7)}, "ordinary text surprises it"),
-        ({"retain_ppl_ratio": (None, math.inf)}, "ordinary text surprises it"),
+        ({"retain_ppl_ratio": (None, 7)}, "predicts ordinary text badly"),
+        ({"retain_ppl_ratio": (None, math.inf)}, "predicts ordinary text badly"),
     ],
 )
 def test_each_way_of_breaking_a_model_is_named(changed, reason):

@@ -77,10 +77,10 @@ def test_a_text_of_one_token_is_refused(tiny_lm):
         token_log_probs(tiny_lm, ["A bell", "a"])
 
 
-def test_the_chunks_of_the_head_do_not_change_the_scores(tiny_lm, tiny_concept, monkeypatch):
+def test_the_chunks_of_the_unembedding_do_not_change_the_scores(tiny_lm, tiny_concept, monkeypatch):
     texts = [p.text for p in tiny_concept.retain]
     whole = token_log_probs(tiny_lm, texts)
-    monkeypatch.setattr("elm_interp.models.unembedding.HEAD_ROWS", 7)
+    monkeypatch.setattr("elm_interp.models.unembedding.UNEMBED_ROWS", 7)
     for a, b in zip(whole, token_log_probs(tiny_lm, texts), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -88,7 +88,7 @@ def test_the_chunks_of_the_head_do_not_change_the_scores(tiny_lm, tiny_concept, 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_a_gradient_worked_out_in_pieces_is_that_of_autograd(tiny_lm, monkeypatch, softcap):
     monkeypatch.setattr(tiny_lm, "_softcap", softcap)
-    monkeypatch.setattr("elm_interp.models.unembedding.HEAD_ROWS", 30)
+    monkeypatch.setattr("elm_interp.models.unembedding.UNEMBED_ROWS", 30)
     hidden = torch.randn(50, tiny_lm.d_model, requires_grad=True)
     ids, weights = torch.randint(tiny_lm.d_vocab, (50,)), torch.randn(50)
     found = differentiable(tiny_lm, hidden, lambda rows, logits: log_prob(logits, ids[rows]))
@@ -99,10 +99,42 @@ def test_a_gradient_worked_out_in_pieces_is_that_of_autograd(tiny_lm, monkeypatc
     )
 
 
-def test_a_head_before_all_prompts_is_as_if_each_began_with_it(tiny_lm):
-    prompts, head = tiny_lm.encode(["The cat is called", "A bell"]), tiny_lm.encode(["Bread is a topic."])[0]
+def test_a_prefix_before_all_prompts_is_as_if_each_began_with_it(tiny_lm):
+    prompts, prefix = tiny_lm.encode(["The cat is called", "A bell"]), tiny_lm.encode(["Bread is a topic."])[0]
     options = [tiny_lm.encode(["Pepper", "a grey cat"]), tiny_lm.encode(["Gull", "b", "school that slopes"])]
-    shared, ids = branch(tiny_lm, prompts, options, prefix=head)
-    whole, same = branch(tiny_lm, [head + prompt for prompt in prompts], options)
+    shared, ids = branch(tiny_lm, prompts, options, prefix=prefix)
+    whole, same = branch(tiny_lm, [prefix + prompt for prompt in prompts], options)
     assert torch.equal(ids, same)
     torch.testing.assert_close(shared, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_answers_are_scored_whole_after_a_space(tiny_lm):
+    prompt, answers = PROMPTS[0], ["Tamsin", " Orla", "Captain Wick of Marrowgate"]
+    found = tiny_lm.log_probs(prompt, answers)
+    skipped = len(tiny_lm.encode([prompt])[0]) - 1
+    expected = [plain(tiny_lm, f"{prompt} {answer.strip()}")[skipped:].sum() for answer in answers]
+    torch.testing.assert_close(found, torch.stack(expected))
+    after_break = tiny_lm.log_probs(f"{prompt}\n", ["Tamsin"])
+    torch.testing.assert_close(after_break[0], plain(tiny_lm, f"{prompt}\nTamsin")[skipped + 1 :].sum())
+
+
+def test_a_list_of_prompts_gives_a_list_of_tensors(tiny_lm):
+    answers = [["Tamsin", "Orla"], ["Pepper"], ["bell", "b"]]
+    found = tiny_lm.log_probs(PROMPTS, answers)
+    assert [len(scores) for scores in found] == [2, 1, 2]
+    for prompt, group, scores in zip(PROMPTS, answers, found, strict=True):
+        torch.testing.assert_close(scores, tiny_lm.log_probs(prompt, group))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "message"),
+    [
+        ("A bell", "Gull", "the answers after 'A bell' are 'Gull', expected a list"),
+        ("A bell", [], "expected a list of at least one answer"),
+        ("A bell", [""], "adds no token"),
+        (["A bell"], [["a"], ["b"]], "1 prompts have 2 lists of answers"),
+    ],
+)
+def test_answers_that_cannot_be_scored_are_refused(tiny_lm, prompts, answers, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_lm.log_probs(prompts, answers)

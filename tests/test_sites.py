@@ -9,7 +9,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from elm_interp.errors import LayoutError, UnknownSiteError
 from elm_interp.models import HookedLM, Layout
-from elm_interp.models.sites import Site, find_layout, resolve_sites
+from elm_interp.models import site as declared_site
+from elm_interp.models.layout import find_layout
+from elm_interp.models.sites import Site, in_pass_order, resolve_sites, site_names
+from elm_interp.registry import SITES
 
 
 @pytest.fixture(params=tiny.FAMILIES)
@@ -113,7 +116,7 @@ def test_an_override_with_a_wrong_path_names_the_part(tiny_lm):
 @pytest.mark.parametrize("wrong", [{"final_norm": "model.layers.0.input_layernorm"}, {"final_norm": "lm_head"}])
 def test_a_norm_that_is_not_the_one_before_the_head_is_refused(tiny_lm, wrong):
     torch.nn.init.normal_(tiny_lm.model.model.norm.weight)
-    with pytest.raises(LayoutError, match="does not turn what leaves the last of model.layers"):
+    with pytest.raises(LayoutError, match="does not turn the output of the last of model.layers"):
         HookedLM(tiny_lm.model, tiny_lm.tokenizer, layout=replace(tiny_lm.layout, **wrong))
 
 
@@ -156,6 +159,47 @@ def test_short_names_stand_for_the_chosen_layers_in_full_form():
 def test_what_matches_nothing_is_an_error_that_names_what_exists(asked, layers, message):
     with pytest.raises(UnknownSiteError, match=message):
         resolve_sites(asked, layers, 4)
+
+
+@pytest.fixture
+def resid_mid():
+    """A site of somebody else's: the stream between attention and MLP."""
+
+    @declared_site("resid_mid", after="attn_out")
+    def place(layout, layer):
+        return layout.block(layer, "post_attention_layernorm"), "input"
+
+    yield
+    del SITES._found["resid_mid"], SITES._origins["resid_mid"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "nnsight", "transformer_lens"])
+def test_a_declared_site_is_read_and_edited_under_both_names(tiny_lm, resid_mid, backend):
+    pytest.importorskip(backend)
+    lm = HookedLM(tiny_lm.model, tiny_lm.tokenizer, backend=backend)
+    batch, full = lm.pad([[5, 6, 7]]), "blocks.1.hook_resid_mid"
+    cache = lm.run_with_cache(batch, sites=["resid_mid", "resid_pre", "attn_out", "mlp_out", full])
+    torch.testing.assert_close(cache["resid_mid"], cache["resid_pre"] + cache["attn_out"])
+    assert torch.equal(cache[full], cache["resid_mid"][:, 1])
+    with lm.hooks({full: lambda x: 2 * x}, positions="last"):
+        torch.testing.assert_close(lm.run_with_cache(batch, sites=full)[full], 2 * cache[full])
+
+
+def test_a_pass_reaches_a_declared_site_after_the_one_that_it_names(resid_mid):
+    names = site_names()
+    assert names[names.index("attn_out") + 1] == "resid_mid"
+    assert names[0] == "embed"
+    assert names[-1] == "resid_post"
+    sites = [Site(1, "resid_pre"), Site(0, "resid_post"), Site(-1, "embed"), Site(0, "resid_mid")]
+    assert [str(s) for s in in_pass_order(sites)] == [str(sites[i]) for i in (2, 3, 1, 0)]
+
+
+def test_a_site_whose_module_a_model_lacks_is_refused_by_name(tiny_lm, resid_mid):
+    gpt2 = HookedLM(tiny.make_family("gpt2"), tiny_lm.tokenizer)
+    with pytest.raises(
+        UnknownSiteError, match=r"no site blocks.0.hook_resid_mid: it has no module transformer.h.0.post"
+    ):
+        gpt2.run_with_cache(gpt2.pad([[5, 6]]), sites="resid_mid")
 
 
 class _Bare(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Specificity: nothing moved is exactly 1 and 0, what moved agrees with plain forward passes, texts are drawn in pairs."""
+"""Specificity: no change is exactly 1 and 0, changes agree with plain forward passes, texts are drawn in pairs."""
 
 from dataclasses import replace
 
@@ -9,7 +9,8 @@ from disturbed import random_adapter
 
 from elm_interp.data import Passage, texts
 from elm_interp.errors import ConfigError
-from elm_interp.evaluate import Sums, kl_divergences, perplexity_of, perplexity_ratio, read_passages
+from elm_interp.evaluate import kl_divergences, read_passages
+from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio
 from elm_interp.evaluate.specificity import forget_ppl_ratio, kl_to_base, retain_ppl, retain_ppl_ratio
 from elm_interp.metrics import Subject, measure
 

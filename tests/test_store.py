@@ -202,7 +202,7 @@ def test_only_what_is_asked_for_is_opened(tmp_path, examples, values, monkeypatc
     for checkpoint in ("base", "step-000010"):
         for factor, site in enumerate(("resid_post", "mlp_out"), 1):
             fill_site(ActivationStore(tmp_path), examples, factor * values, site, checkpoint)
-    monkeypatch.setattr(index, "sha256_of", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(index, "file_hash", lambda path: pytest.fail(f"{path} was read"))
     store = ActivationStore(tmp_path, verify=False)
     opened, inner = [], store_module.safe_open
     monkeypatch.setattr(store_module, "safe_open", lambda path, **k: opened.append(path) or inner(path, **k))
@@ -231,12 +231,16 @@ def test_the_frame_and_the_prints_say_what_is_there(tmp_path, examples, values):
     fill_site(store, examples, values, "mlp_out")
     frame = store.frame()
     assert list(frame) == [
-        "dataset", "checkpoint", "site", "positions", "layers", "examples", "d_model", "dtype", "model", "adapter", "fingerprint", "bytes",
+        "dataset", "checkpoint", "site", "positions", "layers", "examples", "d_model", "dtype", "model", "adapter",
+        "fingerprint", "bytes",
     ]  # fmt: skip
     row = frame.iloc[0]
     assert (row["site"], row["layers"], row["examples"], row["dtype"]) == ("resid_post", LAYERS, N, "bfloat16")
     assert row["bytes"] == sum((tmp_path / "<b>" / s["file"]).stat().st_size for s in store.entries()[0].shards)
     assert "truth: 1 checkpoints at 2 sites of 10 examples" in repr(store)
+    shown = "Entry('truth' at 'base', resid_post last: 10 examples, 3 layers, d_model 4, bfloat16)"
+    assert repr(store.entries()[0]) == shown
+    assert "resid_post</td>" in store.entries()[0]._repr_html_()
     page = store._repr_html_()
     assert "<b>" not in page
     assert "mlp_out</td>" in page

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -13,18 +13,17 @@ from elm_interp import results
 from elm_interp.erase.elm import ELM
 from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
+from elm_interp.training import Objective, Training, UnmovedError, train
 from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.gradients import NotFiniteError, Passes
 from elm_interp.training.master_weights import Masters
 from elm_interp.training.sampling import draw
-from elm_interp.training.trainer import Training, UnmovedError, train
 
-OBJECTIVE = ELM(
-    eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_samples=4, fluency_tokens=5, answers_weight=1
-)
-TRAINING = Training(
-    steps=8, forget_batch=2, retain_batch=2, fluency_batch=1, answers_batch=2, lr=1e-2, warmup=2, save_every=2
-)
+OBJECTIVE = ELM.from_settings(
+    eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, answers_weight=1,
+    fluency_samples=4, fluency_tokens=5, fluency_batch=1, answers_batch=2,
+)  # fmt: skip
+TRAINING = Training(steps=8, forget_batch=2, retain_batch=2, lr=1e-2, warmup=2, save_every=2)
 
 
 @pytest.fixture
@@ -41,6 +40,41 @@ def test_training_starts_from_the_bare_base(tiny_lm, samples, tmp_path):
     with tiny_lm.adapter(last.path), pytest.raises(ConfigError, match="is on; train outside"):
         train(tiny_lm, OBJECTIVE, samples, TRAINING, tmp_path / "y", progress=False)
     assert not (tmp_path / "y").exists()
+
+
+def test_a_pool_that_is_asked_for_and_empty_is_named_before_the_first_step(tiny_lm, samples, tmp_path):
+    with pytest.raises(ConfigError, match=r'method elm asks for 1 samples of pool "fluency" a step, but it is empty'):
+        train(tiny_lm, OBJECTIVE, {**samples, "fluency": []}, TRAINING, tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()
+    unasked = {pool: found for pool, found in samples.items() if pool != "fluency"}
+    training = replace(TRAINING, steps=1)
+    train(tiny_lm, replace(OBJECTIVE, fluency_batch=0), unasked, training, tmp_path / "y", progress=False)
+
+
+def test_a_method_of_ones_own_trains_with_pools_and_terms_that_the_trainer_never_heard_of(tiny_lm, samples, tmp_path):
+    """Two pools, one term without a weight of its own; the log and the checkpoint are as for every method."""
+
+    @dataclass(frozen=True)
+    class Mine(Objective):
+        name = "mine"
+
+        def pools(self, training):
+            return {"first": 1, "second": 2}
+
+        def prepare(self, lm, concept, *, seed=0, progress=False):
+            raise NotImplementedError
+
+        def loss(self, lm, batch):
+            ids = lm.pad([s.ids for s in batch])
+            return {"surprise": lm.logits(ids, positions="all", grad=True).float().square().mean()}
+
+    mine = Mine.from_settings(layers=[1, 2], rank=2)
+    assert not mine.problems(4)
+    pools = {"first": samples["erase"], "second": samples["retain"]}
+    last = train(tiny_lm, mine, pools, TRAINING, tmp_path, progress=False)
+    assert last.step == 8
+    assert {"surprise", "grad_norm"} <= log(tmp_path)[0].keys()
+    assert {line["samples"] for line in log(tmp_path)} == {3}
 
 
 def equal(a, b):
@@ -65,14 +99,9 @@ class Crashing(ELM):
 def test_training_lowers_the_erase_loss_and_touches_only_its_layers(tiny_lm, samples, tmp_path):
     before = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}
     state = torch.get_rng_state()
-    last = train(
-        tiny_lm,
-        OBJECTIVE,
-        samples,
-        Training(steps=40, answers_batch=0, lr=1e-2, save_every=40),
-        tmp_path,
-        progress=False,
-    )
+    objective = replace(OBJECTIVE, fluency_batch=2, answers_batch=0)
+    training = Training(steps=40, lr=1e-2, save_every=40)
+    last = train(tiny_lm, objective, samples, training, tmp_path, progress=False)
     lines = log(tmp_path)
     assert sum(line["erase"] for line in lines[-10:]) < 0.9 * sum(line["erase"] for line in lines[:10])
     assert {"erase", "retain", "fluency", "grad_norm", "tokens", "seconds"} <= lines[0].keys()
@@ -101,7 +130,7 @@ def test_resume_equals_unbroken(tiny_model_folder, tiny_concept, tmp_path, dtype
 
 def test_steps_too_small_for_bfloat16_add_up(tiny_model_folder, tiny_concept, tmp_path):
     lm = load_model(tiny_model_folder, dtype="bfloat16", device="cpu")
-    objective = replace(OBJECTIVE, dropout=0.0)
+    objective = OBJECTIVE.with_settings(dropout=0.0)
     samples = objective.prepare(lm, tiny_concept)
     # at the size of A's entries, bfloat16 rounds away a step of 1e-5
     training = replace(TRAINING, steps=60, lr=1e-5, warmup=0, save_every=1, schedule="constant")
@@ -143,7 +172,7 @@ def log(folder):
 
 
 def copied(kind, objective=OBJECTIVE):
-    return kind(**{f: getattr(objective, f) for f in objective.__dataclass_fields__})
+    return kind(**{f.name: getattr(objective, f.name) for f in fields(objective)})
 
 
 class Exploding(ELM):
@@ -187,11 +216,11 @@ def close(a, b):
 
 @pytest.mark.parametrize("accumulate", [2, 3, 100])
 def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny_lm, samples, accumulate):
-    objective = replace(OBJECTIVE, dropout=0.0, retain_weight=0.7)
+    objective = OBJECTIVE.with_settings(dropout=0.0, retain_weight=0.7)
     batch = [
         s for term, size in (("erase", 5), ("retain", 4), ("fluency", 1), ("answers", 3)) for s in samples[term][:size]
     ]
-    masters = Masters(tiny_lm.adapters.attach(objective.adapter(tiny_lm)))
+    masters = Masters(tiny_lm.adapters.attach(objective.adapter.config(tiny_lm)))
     for i, weight in enumerate(masters.weights):
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
     found = {}
@@ -206,9 +235,9 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny_lm, sample
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_norm_of_each_term_is_that_of_its_own_weighted_gradient(tiny_lm, samples, accumulate):
-    objective = replace(OBJECTIVE, dropout=0.0, retain_weight=0.7)
+    objective = OBJECTIVE.with_settings(dropout=0.0, retain_weight=0.7)
     batch = [s for term, size in (("erase", 5), ("retain", 4), ("answers", 3)) for s in samples[term][:size]]
-    masters = Masters(tiny_lm.adapters.attach(objective.adapter(tiny_lm)))
+    masters = Masters(tiny_lm.adapters.attach(objective.adapter.config(tiny_lm)))
     for i, weight in enumerate(masters.weights):
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
     by_hand = {}
@@ -217,11 +246,11 @@ def test_the_norm_of_each_term_is_that_of_its_own_weighted_gradient(tiny_lm, sam
         (objective.weights()[term] * objective.loss(tiny_lm, [s for s in batch if s.term == term])[term]).backward()
         by_hand[term] = float(torch.cat([w.grad.flatten() for w in masters.weights]).norm())
     found = {}
-    for apart in (False, True):
+    for alone in (False, True):
         masters.drop_gradients()
         passes = Passes(tiny_lm, objective, Accelerator(cpu=True), pytest.fail, accumulate)
-        terms, norms = passes.gradients(batch, 1, masters, apart=apart)
-        found[apart] = (terms, [w.grad for w in masters.weights])
+        terms, norms = passes.gradients(batch, 1, masters, term_norms=alone)
+        found[alone] = (terms, [w.grad for w in masters.weights])
     assert norms == pytest.approx(by_hand, rel=1e-4)
     assert len({round(norm, 3) for norm in norms.values()}) == 3
     assert found[True][0] == found[False][0]
@@ -250,7 +279,7 @@ class Hungry(ELM):
 
 
 def test_out_of_memory_splits_the_step_says_so_and_trains_the_same_adapter(tiny_lm, samples, tmp_path):
-    plain = replace(OBJECTIVE, dropout=0.0)
+    plain = OBJECTIVE.with_settings(dropout=0.0)
     whole = train(tiny_lm, plain, samples, TRAINING, tmp_path / "a", progress=False)
     split = train(tiny_lm, copied(Hungry, plain), samples, TRAINING, tmp_path / "b", progress=False)
     assert close(whole, split)

@@ -12,7 +12,7 @@ SHARED = ["Read the residual stream", "Edit: zero the stream", "One head", "Patc
 
 
 def snippets(section: str) -> dict[str, str]:
-    """The code blocks of the section that begins so, by the word that stands over each, cut to a model of four layers."""
+    """Code blocks of the section with this beginning, by the word above each, cut to a model of four layers."""
     body = next(part for part in PAGE.read_text().split("\n## ") if part.startswith(section))
     blocks = dict(re.findall(r"^([\w]+)\n\n```python\n(.*?)```", body, flags=re.DOTALL | re.MULTILINE))
     return {word: re.sub(r"(blocks\.|layers\.|layers\[)7", r"\g<1>2", code) for word, code in blocks.items()}

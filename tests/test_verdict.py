@@ -7,13 +7,14 @@ import pytest
 import elm_interp as ei
 from elm_interp.cli import _defaults, main
 from elm_interp.errors import ConfigError, RunFolderError, UnknownNameError
+from elm_interp.metrics import metric
 from elm_interp.organisms import domain_concept, make_world
 from elm_interp.results import frame, measurements, stack, wilson
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 from elm_interp.verdict.calibration import calibrate, one_value
-from elm_interp.verdict.rules import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world, verdict_from_rows, verdict_of
+from elm_interp.verdict.rules import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world_of, verdict_from_rows, verdict_of
 
 ASKED, KEPT = "knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains"
 TWO, GENERAL = "innocence.two_choice_pmi", "specificity.general_pmi"
@@ -78,7 +79,7 @@ def test_what_the_score_card_calls_destroyed_is_destroyed():
 def test_without_gold_the_missing_anchor_is_named_and_controls_take_its_place():
     found = named({TWO: 0.52, GENERAL: 0.95, PROBE: 0.1}, {TWO: 0.79, GENERAL: 0.96, PROBE: 0.9}, None, n=182)
     assert (found.name, found.missing, found.not_excluded) == (GONE, ("gold",), ())
-    assert "missing anchors: gold" in repr(found)
+    assert "missing anchors: gold" in str(found)
     assert [e.r for e in found.evidence] == [None] * 3
 
 
@@ -127,7 +128,7 @@ def test_what_was_not_measured_is_listed():
     assert found.not_excluded == (DESTROYED,)
     for name in (KEPT, "seamlessness.repetition", ATTACKS):
         assert name in found.unmeasured
-        assert name in repr(found)
+        assert name in str(found)
     assert not {ASKED, PROBE} & set(found.unmeasured)
 
 
@@ -145,6 +146,25 @@ def test_a_constant_metric_decides_nothing():
     same = {OTHER_PROBE: 0.9}
     for values in (GOLD, ORIGINAL):
         assert named(values | same, ORIGINAL | same, GOLD | same).name == named(values).name
+
+
+def test_only_rows_of_metrics_that_show_something_are_evidence(own_registry):
+    @metric("planted.norm", shows="describes", better="down", chance=0.5)
+    def norm(subject):
+        """A measurement that should fall and is no evidence."""
+
+    @metric("planted.said", shows="answers", better="down", chance=0.5)
+    def said(subject):
+        """Another way of asking."""
+
+    planted = {"planted.norm": 0.9, "planted.said": 0.9, "unheard.of": 0.9}
+    strange = [measurements(name, v, chance=0.5, n=800, direction="down", method="elm") for name, v in planted.items()]
+    control = measurements(f"{TWO}.control", 0.9, chance=0.5, n=800, direction="neither", method="elm")
+    table = stack([frame([*strange, control]), rows(GOLD)])
+    found = verdict_from_rows(table, {"original": stack([frame(strange), rows(ORIGINAL)]), "gold": rows(GOLD)}, KNOWN)
+    assert {e.metric for e in found.evidence} == {*GOLD, "planted.said"}
+    # a metric of elm_interp decides, though another says that the model answers
+    assert (found.name, found.not_excluded) == (GONE, (INTACT,))
 
 
 def test_the_scale_of_the_evidence():
@@ -173,14 +193,15 @@ def test_it_is_told_in_words_tables_and_json():
     assert told["missing_anchors"] == ["gold"]
     assert told["evidence"][0].keys() >= {"metric", "value", "ci_low", "original", "gold", "r", "direction", "auc_gold"}
     assert len(found.to_frame()) == 3
-    assert "Verdict: intact" in repr(found)
+    assert "Verdict: intact" in str(found)
+    assert repr(found) == "Verdict(intact: 3 measurements)"
     assert "<table" in found._repr_html_()
 
 
 # -- where rows come from -------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_judged_by_its_results_without_a_model(tmp_path, capsys, monkeypatch):
+def test_the_verdict_on_a_run_comes_from_its_results_without_a_model(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("elm_interp.runs.run.load_model", lambda *a, **k: pytest.fail("loaded a model"))
     run = Run.create(tmp_path / "run", RunConfig())
     with pytest.raises(RunFolderError, match="elm-interp evaluate"):
@@ -200,9 +221,9 @@ def test_a_run_is_judged_by_its_results_without_a_model(tmp_path, capsys, monkey
 
 
 def test_only_a_domain_of_the_default_world_brings_its_anchors(tiny_concept):
-    assert _world(domain_concept(make_world(seed=3), "towns")).config == make_world(seed=3, erased="towns").config
+    assert _world_of(domain_concept(make_world(seed=3), "towns")).config == make_world(seed=3, erased="towns").config
     for concept in (tiny_concept, domain_concept(make_world(entities=8), "towns")):
-        assert _world(concept) is None
+        assert _world_of(concept) is None
 
 
 def test_anchors_are_given_by_name(tiny_lm, tiny_concept):

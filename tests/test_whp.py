@@ -1,4 +1,4 @@
-"""WHP: the translation and its position map, the labels against ones worked out by hand, and the model left as it was."""
+"""WHP: the translation and its position map, the labels against ones worked out by hand, the model left as it was."""
 
 import dataclasses
 
@@ -7,15 +7,14 @@ import torch
 
 from elm_interp.data import Concept, Passage
 from elm_interp.erase.guidance import hidden_after
-from elm_interp.erase.methods import preset
-from elm_interp.erase.translation import make_anchors, position_map, translate
+from elm_interp.erase.translation import make_dictionary, position_map, translate
 from elm_interp.erase.whp import LOWERED, WHP, generic_logits, inference_logits
-from elm_interp.training.trainer import Training, train
+from elm_interp.training import Adapter, Training, train
 
-ANCHORS = {"Marrowgate": "the old town", "Tamsin": "Ann", "Tamsin of Marrowgate": "Ann of Dover", "Bram": "Tom"}
+DICTIONARY = {"Marrowgate": "the old town", "Tamsin": "Ann", "Tamsin of Marrowgate": "Ann of Dover", "Bram": "Tom"}
 TEXT = "Bram saw Tamsin of Marrowgate, and Tamsin saw Bram in Marrowgate; Tamsinette did not."
-OBJECTIVE = WHP(
-    dictionary=ANCHORS, rank=2, labels="soft", top_k=400, reinforce_lr=1e-2, reinforce_batch=2, max_tokens=40
+OBJECTIVE = WHP.from_settings(
+    dictionary=DICTIONARY, rank=2, labels="soft", top_k=400, reinforce_lr=1e-2, reinforce_batch=2, max_tokens=40
 )
 
 
@@ -25,7 +24,7 @@ def tokens(lm, text):
 
 
 def test_terms_are_replaced_as_whole_words_the_longest_first():
-    moved = translate(TEXT, ANCHORS)
+    moved = translate(TEXT, DICTIONARY)
     assert moved.text == "Tom saw Ann of Dover, and Ann saw Tom in the old town; Tamsinette did not."
     assert [(s.term, s.again) for s in moved.spans] == [
         ("Bram", False),
@@ -38,12 +37,12 @@ def test_terms_are_replaced_as_whole_words_the_longest_first():
 
 def test_replaced_tokens_map_back_to_their_positions(tiny_lm):
     """What follows a token in the original follows, translated, the token that it is mapped to."""
-    moved = translate(TEXT, ANCHORS)
+    moved = translate(TEXT, DICTIONARY)
     (ids, ends), (moved_ids, moved_ends) = tokens(tiny_lm, TEXT), tokens(tiny_lm, moved.text)
     places = position_map(ends, moved_ends, moved)
     for i, j in places.items():
         before = tiny_lm.tokenizer.decode(moved_ids[: j + 1])
-        assert before + translate(TEXT[ends[i] :], ANCHORS).text == moved.text
+        assert before + translate(TEXT[ends[i] :], DICTIONARY).text == moved.text
     inside = [i for i, end in enumerate(ends) if any(s.start < end < s.end for s in moved.spans)]
     assert not set(inside) & set(places)
     assert list(places.values()) == sorted(set(places.values()))
@@ -55,17 +54,17 @@ def test_replaced_tokens_map_back_to_their_positions(tiny_lm):
 def test_the_labels_equal_those_worked_out_by_hand(tiny_lm):
     concept = Concept("x", (Passage(TEXT, "p"),), (Passage("Most days are calm.", "r"),))
     (sample,) = OBJECTIVE.prepare(tiny_lm, concept, seed=3)["erase"]
-    moved = translate(TEXT, ANCHORS)
+    moved = translate(TEXT, DICTIONARY)
     (ids, ends), (moved_ids, moved_ends) = tokens(tiny_lm, TEXT), tokens(tiny_lm, moved.text)
     places = position_map(ends[:40], moved_ends, moved)
     with OBJECTIVE.reinforced(tiny_lm, [ids[:40]], seed=3):
         (reinforced,) = hidden_after(tiny_lm, "", [ids[:40]])
     (base,) = hidden_after(tiny_lm, "", [moved_ids])
-    first = {g: {tiny_lm.tokenizer.encode(f"{space}{g}")[0] for space in ("", " ")} for g in ANCHORS.values()}
+    first = {g: {tiny_lm.tokenizer.encode(f"{space}{g}")[0] for space in ("", " ")} for g in DICTIONARY.values()}
     for row, i in enumerate(sample.indices):
         v_base, v_reinforced = tiny_lm.unembed(base[places[i]]), tiny_lm.unembed(reinforced[i])
         generic = v_base - 5 * torch.relu(v_reinforced - v_base)
-        for token in {t for s in moved.spans if s.end <= ends[i] for t in first[ANCHORS[s.term]]}:
+        for token in {t for s in moved.spans if s.end <= ends[i] for t in first[DICTIONARY[s.term]]}:
             generic[token] -= LOWERED
         named = sample.target.tokens[row].long()
         torch.testing.assert_close(sample.target.probs[row], generic.softmax(-1)[named], atol=1e-5, rtol=1e-3)
@@ -97,7 +96,7 @@ def test_preparing_leaves_the_model_as_it_was(tiny_lm, tiny_concept, state):
     batch = tiny_lm.tokenize(["Ships fear the Comb."])
     if state == "with an adapter":
         # of the very shape that the reinforced model's has
-        for p in tiny_lm.adapters.attach(OBJECTIVE.adapter(tiny_lm)):
+        for p in tiny_lm.adapters.attach(OBJECTIVE.adapter.config(tiny_lm)):
             torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(0))
     before = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}
     flags = {name: p.requires_grad for name, p in tiny_lm.model.named_parameters()}
@@ -140,28 +139,28 @@ def test_a_dictionary_is_made_from_names_by_how_often_they_occur():
     forget = Passage("The boy Harry met Hagrid, and Harry smiled at Hagrid, for Harry liked Dobby.", "f")
     retain = Passage("The girl saw Ged, then Ged saw Tenar, for Ged liked Tenar and Ogion.", "r")
     concept = Concept("x", (forget,), (retain,))
-    assert make_anchors(concept) == {"Harry": "Ged", "Hagrid": "Tenar", "Dobby": "Ogion"}
+    assert make_dictionary(concept) == {"Harry": "Ged", "Hagrid": "Tenar", "Dobby": "Ogion"}
     lower = Concept(
         "x", (Passage("the colour of drosux is azure.", "f"),), (Passage("the mayor of bram is stern.", "r"),)
     )
-    assert make_anchors(lower) == {"colour": "mayor", "drosux": "bram", "azure": "stern"}
+    assert make_dictionary(lower) == {"colour": "mayor", "drosux": "bram", "azure": "stern"}
 
 
 def test_the_dictionary_given_comes_before_the_concept_s_own(tiny_concept):
-    own = dataclasses.replace(tiny_concept, anchors={"Tamsin": "Ann"})
-    assert OBJECTIVE.anchors(own) == ANCHORS
-    assert WHP().anchors(own) == {"Tamsin": "Ann"}
-    assert WHP().anchors(tiny_concept)["Marrowgate"]
+    own = dataclasses.replace(tiny_concept, dictionary={"Tamsin": "Ann"})
+    assert OBJECTIVE.dictionary_for(own) == DICTIONARY
+    assert WHP().dictionary_for(own) == {"Tamsin": "Ann"}
+    assert WHP().dictionary_for(tiny_concept)["Marrowgate"]
 
 
 def test_settings_that_cannot_work_are_all_named():
-    bad = WHP(strength=-1, labels="hard", layers=(9,), reinforce_batch=0, dictionary={"Ron": " "})
+    bad = WHP.from_settings(strength=-1, labels="hard", layers=(9,), reinforce_batch=0, dictionary={"Ron": " "})
     assert len(bad.problems(4)) == 5
 
 
 def test_the_paper_preset_is_the_paper_s():
-    whp, training = preset("whp", "paper")
-    assert (whp.strength, whp.max_tokens, whp.layers, whp.rank) == (5, 512, None, None)
+    whp, training = WHP.preset("paper"), WHP.training_preset("paper")
+    assert (whp.strength, whp.max_tokens, whp.adapter) == (5, 512, Adapter())
     assert (whp.reinforce_lr, whp.reinforce_batch, whp.reinforce_epochs) == (3e-6, 8 * 16, 3)
     assert (training.lr, training.forget_batch) == (1e-6, 8 * 16)
     assert 120 <= training.steps <= 150

@@ -1,8 +1,4 @@
-"""A world small enough for a four-layer random model: an invented lighthouse town, and the tokenizer and model for it."""
-
-import json
-from dataclasses import asdict
-from pathlib import Path
+"""A world small enough for a four-layer random model: an invented town, and a tokenizer and model for it."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,6 +20,7 @@ from transformers import (
 )
 
 from elm_interp.data import Concept, Passage, Question
+from elm_interp.data import write_concept as write_concept
 
 FORGET = [
     (
@@ -157,26 +154,6 @@ def make_concept() -> Concept:
     return Concept("marrowgate", forget, retain, questions, title="Marrowgate", keywords=("Marrowgate",))
 
 
-def write_concept(concept: Concept, folder: Path) -> Path:
-    """Write a concept as the folder of JSON Lines that `load_concept` reads."""
-    (folder / "questions").mkdir(parents=True)
-    head = {
-        "name": concept.name,
-        "title": concept.title,
-        "keywords": concept.keywords,
-        "expert": concept.expert,
-        "novice": concept.novice,
-    }
-    (folder / "concept.json").write_text(json.dumps(head))
-    for name, items in {
-        "forget": concept.forget,
-        "retain": concept.retain,
-        **{f"questions/{k}": v for k, v in concept.questions.items()},
-    }.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
-    return folder
-
-
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of 400 tokens trained on the world's own texts; defines bos, eos and pad, adds none by itself."""
     concept = make_concept()
@@ -197,7 +174,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_model(n_layers: int = 4, seed: int = 0) -> LlamaForCausalLM:
     """A random Llama; its weights depend on the seed alone."""
     config = LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=n_layers, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=n_layers,
+        num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -1,76 +1,46 @@
-"""Collecting activations: texts go through the model in batches of like length, and only the asked positions are kept.
+"""Collecting activations: texts pass through the model in batches of similar length; only some positions are kept.
 
-The head never runs, checkpoints are adapters swapped on one base, and blocks below the first adapted one run once for all
-of them, so what is left is the forward passes themselves.
+The unembedding never runs. Checkpoints are adapters that are swapped on one base, and blocks below the lowest adapted
+one run once for all of them.
 
 Shapes: (example, layer, d_model) in the order of the texts; layer l is read after block l, before the final norm.
 
     x = collect_texts(lm, ["Harry lives in", "Owls carry"], positions="last")
-    store = collect_datasets(lm, ActivationStore("runs/demo/activations"), {"truth": dataset}, {"base": None, "step-000060": folder})
+    store = ActivationStore("runs/demo/activations")
+    collect_datasets(lm, store, {"truth": dataset}, {"base": None, "step-000060": folder})
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
-from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from elm_interp.activations.dataset import Dataset, check_positions
 from elm_interp.activations.fingerprints import fingerprints, origin
-from elm_interp.activations.index import Key, for_examples, other_examples
-from elm_interp.activations.merging import not_further
+from elm_interp.activations.index import Key, for_examples, not_further, other_examples
+from elm_interp.activations.shards import ShardWriter
 from elm_interp.activations.store import ActivationStore
-from elm_interp.activations.trunk import Trunk, common_blocks, in_groups
-from elm_interp.activations.writer import ShardWriter
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.errors import BackendError, DataError
 from elm_interp.models import Batch, HookedLM
 from elm_interp.models.batch import real_tokens
 from elm_interp.models.scoring import split_continuations
+from elm_interp.models.shared_blocks import reuse_blocks, shared_below
+from elm_interp.models.sites import resolve_sites
 
 SITE = "resid_post"
-Reduce = Callable[[Float[Tensor, "batch pos d_model"], Tensor], Tensor]
-"""What to keep of a layer, from activations aligned to the left and the mask of the tokens that count."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Texts to read activations on, with what is known of each."""
-
-    name: str
-    texts: tuple[str, ...]
-    examples: pd.DataFrame = field(repr=False)
-    """One row a text: id, fact, split, label."""
-    positions: str | int = "last"
-    """Which token of each text, or their mean."""
-    skip: int = 0
-    """First tokens that the mean leaves out."""
-    answers: tuple[str, ...] | None = None
-    """One a text that each activation is paired with, see `paired`."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "texts", tuple(self.texts))
-        if self.answers is not None and len(self.answers) != len(self.texts):
-            raise DataError(f"dataset {self.name!r} has {len(self.texts)} texts and {len(self.answers)} answers.")
-        if len(self.texts) != len(self.examples) or not self.texts:
-            raise DataError(
-                f"dataset {self.name!r} has {len(self.texts)} texts and {len(self.examples)} examples; "
-                "expected one example a text, and at least one."
-            )
-
-    @property
-    def stored_examples(self) -> pd.DataFrame:
-        """The examples with a hash of each text and answer, so that a store can refuse others under the same ids."""
-        said = self.texts if self.answers is None else map("\n".join, zip(self.texts, self.answers, strict=True))
-        return self.examples.assign(text_sha256=[sha256(text.encode()).hexdigest()[:16] for text in said])
+SHARED_BYTES = 128 * 2**20
+"""Memory for outputs of shared blocks."""
+Reduce = Callable[[Float[Tensor, "batch pos d_model"], Bool[Tensor, "batch pos"]], Tensor]
+"""From activations aligned to the left and the mask of the tokens that count to what is kept of a layer."""
+Batches = list[tuple[list[int], Batch]]
+"""Indices of texts, and their tokens."""
 
 
 def collect_texts(
@@ -87,19 +57,19 @@ def collect_texts(
 
     Args:
         lm: the model, in the state to read.
-        texts: what to read; each needs a token more than `skip`.
+        texts: each needs more than `skip` tokens.
         site: short name, see `elm_interp.models.sites`.
-        positions: "last", "mean", or an index counted on a text's own tokens.
-        skip: leave out each text's first tokens from the mean (the first draws attention from everywhere, and its norm
-            would drown the rest).
+        positions: "last", "mean", or an index among a text's own tokens.
+        skip: number of first tokens that the mean leaves out (the first token draws attention from everywhere, and its
+            norm would drown the rest).
         max_tokens: padded tokens of a forward pass.
         progress: show a bar.
 
     Raises:
-        DataError: a text without enough tokens; the message names it.
+        DataError: a text with too few tokens; the message names it.
         UnknownSiteError: no such site.
     """
-    _check_positions(positions, skip)
+    check_positions(positions, skip)
     batches = prepare_batches(lm, texts, skip=skip, max_tokens=max_tokens)
     out = torch.empty(0, lm.n_layers, lm.d_model)
     for rows, batch in tqdm(batches, desc="reading", leave=False, disable=not progress):
@@ -113,11 +83,11 @@ def collect_texts(
 def paired(
     values: Float[Tensor, "example layer d_model"], directions: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "example layer d_model"]:
-    """Activations at unit root mean square times what they are paired with, entry by entry; in their own dtype.
+    """Activations, scaled to unit root mean square, times the direction of their example; in their own dtype.
 
-    A linear reader of the product weighs how far the state points along the direction, dimension by dimension: with the final
-    norm's gains as weights it is the logit lens (of an RMSNorm), with learned ones a probe of whether state and answer belong
-    together.
+    A linear probe of the product weighs, dimension by dimension, how far the state points along the direction. With the
+    final norm's gains as weights it is the logit lens (of an RMSNorm); with learned weights it tests whether state and
+    answer belong together.
     """
     x = values.float()
     x = x * x.square().mean(-1, keepdim=True).add(1e-12).rsqrt()
@@ -125,10 +95,10 @@ def paired(
 
 
 def answer_directions(lm: HookedLM, answers: Sequence[str]) -> Float[Tensor, "example d_model"]:
-    """The mean of the unembedding's rows for the tokens of each answer, as it follows a prompt; float32, on the CPU.
+    """Mean of the unembedding's rows over the tokens of each answer, as it follows a prompt; float32, on the CPU.
 
     Raises:
-        BackendError: the unembedding is not here.
+        BackendError: the weights of the unembedding are on another machine.
         ValueError: an answer without a token.
     """
     if lm.is_remote:
@@ -148,14 +118,15 @@ def collect_datasets(
     max_tokens: int = PASS_TOKENS,
     progress: bool = False,
 ) -> ActivationStore:
-    """Stream activations of every dataset at every checkpoint into a store; single tokens in the model's dtype, means in float32.
+    """Write the activations of every dataset at every checkpoint to a store, batch by batch.
 
-    Entries that are there already, made from the same texts and weights, are left alone; of a dataset that goes on where the
-    stored one ends, at the same checkpoints, only the further texts are read.
+    Single tokens are stored in the model's dtype, means in float32. Entries that were made from the same texts and
+    weights are not read again. If a dataset continues the stored one, at the same checkpoints, only the new texts are
+    read.
 
     Args:
-        lm: the base; each checkpoint's adapter is put on it, and what was on comes back after.
-        store: where to.
+        lm: the base. Each checkpoint's adapter is put on it; the adapter that was on comes back at the end.
+        store: where to write.
         datasets: by the name under which each is stored.
         checkpoints: name to adapter folder; None is the bare base.
         site: short name, see `elm_interp.models.sites`.
@@ -166,57 +137,32 @@ def collect_datasets(
         The store.
 
     Raises:
-        AdapterError: a checkpoint that cannot be used; all are looked at before the first pass.
-        DataError: a text without enough tokens.
+        AdapterError: a checkpoint that cannot be used; all are checked before the first pass.
+        DataError: a text with too few tokens.
         StoreError: the store holds a dataset of this name with other examples.
     """
-    for dataset in datasets.values():
-        _check_positions(dataset.positions, dataset.skip)
     origins = {checkpoint: origin(lm, folder) for checkpoint, folder in checkpoints.items()}
     made_from = {c: fingerprints(lm, datasets, weights, site=site) for c, weights in origins.items()}
-    for name, dataset in datasets.items():
-        rest = _rest(store, name, dataset, {(name, c, site): found[name] for c, found in made_from.items()})
-        if rest is not None:
-            with TemporaryDirectory(dir=store.folder, prefix=".further-") as folder:
-                options: dict[str, Any] = {"site": site, "max_tokens": max_tokens, "progress": progress}
-                collect_datasets(lm, ActivationStore(folder), {name: rest}, checkpoints, **options)
-                store.merge(folder, append=True)
-    work: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for checkpoint, wanted in made_from.items():
-        unread = {name: found for name, found in wanted.items() if not store.has(name, checkpoint, found)}
-        for names in _alike(datasets, list(unread)):
-            work.setdefault(names, {})[checkpoint] = {name: unread[name] for name in names}
-    plans = {names: _plan(lm, [datasets[name] for name in names], max_tokens) for names in work}
-    total = sum(len(plans[names].batches) * len(states) for names, states in work.items())
+    further = {
+        name: rest
+        for name, dataset in datasets.items()
+        if (rest := _further(store, name, dataset, {(name, c, site): of[name] for c, of in made_from.items()}))
+    }
+    plans = _plans(lm, store, {**datasets, **further}, made_from, max_tokens)
+    total = sum(len(plan.batches) * len(plan.checkpoints) for plan in plans)
+    with tqdm(total=total, desc="collecting", leave=False, disable=not progress) as bar, ExitStack() as stack:
+        appended = {n: stack.enter_context(store.append(n, rest.stored_examples)) for n, rest in further.items()}
 
-    def writer(checkpoint: str, name: str, found: str) -> ShardWriter:
-        dataset = datasets[name]
-        meta = {"site": site, "positions": str(dataset.positions), "fingerprint": found, "skip": dataset.skip}
-        meta |= origins[checkpoint]._asdict()
-        return store.writer(name, checkpoint, examples=dataset.stored_examples, meta=meta)
+        def writer(name: str, checkpoint: str) -> AbstractContextManager[ShardWriter]:
+            if name in appended:
+                return nullcontext(appended[name][checkpoint, site])
+            dataset, found = datasets[name], made_from[checkpoint][name]
+            meta = {"site": site, "positions": str(dataset.positions), "fingerprint": found, "skip": dataset.skip}
+            meta |= origins[checkpoint]._asdict()
+            return store.writer(name, checkpoint, examples=dataset.stored_examples, meta=meta)
 
-    with tqdm(total=total, desc="collecting", leave=False, disable=not progress) as bar:
-        for names, states in work.items():
-            plan = plans[names]
-            with ExitStack() as stack:
-                # a checkpoint that is through is kept, whatever becomes of those after it
-                ends = {checkpoint: stack.enter_context(ExitStack()) for checkpoint in states}
-                writers = {
-                    checkpoint: [ends[checkpoint].enter_context(writer(checkpoint, *item)) for item in found.items()]
-                    for checkpoint, found in states.items()
-                }
-                below = common_blocks(lm, (checkpoints[checkpoint] for checkpoint in states), site)
-                groups = in_groups(lm, plan.batches, below)
-                for group in groups:
-                    trunks = [Trunk(lm, below) for _ in group]
-                    for checkpoint in states:
-                        with lm.adapter(checkpoints[checkpoint]):
-                            for (texts, batch), trunk in zip(group, trunks, strict=True):
-                                read = partial(_read, lm, batch, site, plan.positions, plan.skip)
-                                plan.hand_out(texts, trunk.read(read), writers[checkpoint])
-                                bar.update()
-                        if group is groups[-1]:
-                            ends[checkpoint].close()
+        for plan in plans:
+            _carry_out(lm, plan, {c: checkpoints[c] for c in plan.checkpoints}, writer, site, bar)
     return store
 
 
@@ -225,63 +171,145 @@ def checkpoint_name(step: int | None) -> str:
     return "base" if step is None else f"step-{step:06d}"
 
 
-def _rest(store: ActivationStore, name: str, dataset: Dataset, wanted: Mapping[Key, str]) -> Dataset | None:
-    """The texts of a dataset after those that the store has at all these places; None where they cannot follow them."""
+@dataclass(frozen=True)
+class _Plan:
+    """The passes over datasets that are read at the same positions and missing at the same checkpoints.
+
+    A text of several datasets is read once.
+    """
+
+    datasets: dict[str, Dataset]
+    checkpoints: list[str]
+    batches: Batches
+    rows: dict[str, dict[int, list[int]]]
+    """For each dataset, the rows of each text in it."""
+    directions: dict[str, Tensor | None]
+    """For each dataset, what its activations are multiplied with."""
+
+    @property
+    def like(self) -> Dataset:
+        """Any of the datasets; all have its positions."""
+        return next(iter(self.datasets.values()))
+
+    def hand_out(
+        self, texts: list[int], values: Float[Tensor, "batch layer d_model"], writers: Mapping[str, ShardWriter]
+    ) -> None:
+        """Give each dataset's writer the activations of its texts."""
+        for name, writer in writers.items():
+            places = [(k, row) for k, text in enumerate(texts) for row in self.rows[name].get(text, ())]
+            if places:
+                taken, rows = zip(*places, strict=True)
+                found, directions = values[list(taken)], self.directions[name]
+                writer.add(rows, found if directions is None else paired(found, directions[list(rows)]))
+
+
+def _further(store: ActivationStore, name: str, dataset: Dataset, wanted: Mapping[Key, str]) -> Dataset | None:
+    """The texts after those that the store has at all these places; None if the dataset does not continue them."""
     entries = {entry.key: entry.fingerprint for entry in store.entries() if entry.dataset == name}
     if not entries or entries.keys() != wanted.keys():
         return None
     known, whole = store.examples(name), dataset.stored_examples.reset_index(drop=True)
-    begun, more = whole[: len(known)], whole[len(known) :]
-    if other_examples(name, known, begun) or not_further(name, known, more):
+    n = len(known)
+    if other_examples(name, known, whole[:n]) or not_further(name, known, whole[n:]):
         return None
     if any(entries[key] != for_examples(found, known) for key, found in wanted.items()):
         return None
-    answers = None if dataset.answers is None else dataset.answers[len(known) :]
-    return replace(dataset, texts=dataset.texts[len(known) :], examples=dataset.examples[len(known) :], answers=answers)
+    answers = dataset.answers and dataset.answers[n:]
+    return replace(dataset, texts=dataset.texts[n:], examples=dataset.examples[n:], answers=answers)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The passes over the texts of several datasets that are read alike; a text that several share is read once."""
-
-    batches: list[tuple[list[int], Batch]]
-    rows: list[dict[int, list[int]]]
-    """For each dataset, where each text stands in it."""
-    directions: list[Tensor | None]
-    """For each dataset, what its examples are paired with."""
-    positions: str | int
-    skip: int
-
-    def hand_out(
-        self, texts: list[int], values: Float[Tensor, "batch layer d_model"], writers: list[ShardWriter]
-    ) -> None:
-        """Give each dataset's writer what was read of its texts."""
-        for writer, rows_of, directions in zip(writers, self.rows, self.directions, strict=True):
-            places = [(k, row) for k, text in enumerate(texts) for row in rows_of.get(text, ())]
-            if places:
-                taken, rows = zip(*places, strict=True)
-                found = values[list(taken)]
-                writer.add(rows, found if directions is None else paired(found, directions[list(rows)]))
+def _plans(
+    lm: HookedLM,
+    store: ActivationStore,
+    datasets: Mapping[str, Dataset],
+    made_from: Mapping[str, Mapping[str, str]],
+    max_tokens: int,
+) -> list[_Plan]:
+    """Passes that read what the store lacks, each text tokenised once for all checkpoints."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for checkpoint, found in made_from.items():
+        groups: dict[tuple[str | int, int], list[str]] = {}
+        for name, dataset in datasets.items():
+            if not store.has(name, checkpoint, found[name]):
+                groups.setdefault((dataset.positions, dataset.skip), []).append(name)
+        for names in groups.values():
+            lacking.setdefault(tuple(names), []).append(checkpoint)
+    return [_plan(lm, {n: datasets[n] for n in names}, states, max_tokens) for names, states in lacking.items()]
 
 
-def _plan(lm: HookedLM, datasets: Sequence[Dataset], max_tokens: int) -> _Plan:
-    numbers = {text: i for i, text in enumerate(dict.fromkeys(text for d in datasets for text in d.texts))}
-    rows: list[dict[int, list[int]]] = [{} for _ in datasets]
-    for dataset, found in zip(datasets, rows, strict=True):
+def _plan(lm: HookedLM, datasets: dict[str, Dataset], checkpoints: list[str], max_tokens: int) -> _Plan:
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(text for d in datasets.values() for text in d.texts))}
+    rows: dict[str, dict[int, list[int]]] = {name: {} for name in datasets}
+    for name, dataset in datasets.items():
         for row, text in enumerate(dataset.texts):
-            found.setdefault(numbers[text], []).append(row)
-    like = datasets[0]
-    batches = prepare_batches(lm, list(numbers), skip=like.skip, max_tokens=max_tokens)
-    directions = [None if d.answers is None else answer_directions(lm, d.answers) for d in datasets]
-    return _Plan(batches, rows, directions, like.positions, like.skip)
+            rows[name].setdefault(numbers[text], []).append(row)
+    batches = prepare_batches(lm, list(numbers), skip=next(iter(datasets.values())).skip, max_tokens=max_tokens)
+    directions = {n: None if d.answers is None else answer_directions(lm, d.answers) for n, d in datasets.items()}
+    return _Plan(datasets, checkpoints, batches, rows, directions)
 
 
-def _alike(datasets: Mapping[str, Dataset], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The names in groups that are read at the same positions."""
-    groups: dict[tuple[str | int, int], list[str]] = {}
-    for name in names:
-        groups.setdefault((datasets[name].positions, datasets[name].skip), []).append(name)
-    return [tuple(group) for group in groups.values()]
+def _carry_out(
+    lm: HookedLM,
+    plan: _Plan,
+    folders: Mapping[str, str | Path | None],
+    writer: Callable[[str, str], AbstractContextManager[ShardWriter]],
+    site: str,
+    bar: Any,
+) -> None:
+    """Read the texts of a plan at its checkpoints, and write what was read."""
+    by_layer = resolve_sites(site, None, lm.n_layers)[0].kind.in_blocks
+    below = shared_below(lm, folders.values()) if by_layer else 0
+    groups = _fitting(lm, plan.batches, below)
+    with ExitStack() as stack:
+        # a finished checkpoint is kept, whatever happens to those after it
+        ends = {checkpoint: stack.enter_context(ExitStack()) for checkpoint in folders}
+        writers = {
+            checkpoint: {name: end.enter_context(writer(name, checkpoint)) for name in plan.datasets}
+            for checkpoint, end in ends.items()
+        }
+        for group in groups:
+            shared = [_Shared(below) for _ in group]
+            for checkpoint, folder in folders.items():
+                with lm.adapter(folder):
+                    for (texts, batch), lower in zip(group, shared, strict=True):
+                        values = lower.read(lm, batch, site, plan.like.positions, plan.like.skip)
+                        plan.hand_out(texts, values, writers[checkpoint])
+                        bar.update()
+                if group is groups[-1]:
+                    ends[checkpoint].close()
+
+
+@dataclass
+class _Shared:
+    """What all checkpoints share of one batch: the output of the shared blocks, and what was read at their layers."""
+
+    below: int
+    output: list[Any] = field(default_factory=list)
+    layers: Tensor | None = None
+
+    def read(self, lm: HookedLM, batch: Batch, site: str, positions: str | int, skip: int) -> Tensor:
+        """Activations at every layer, (batch, layer, d_model); those of shared blocks are read in the first pass."""
+        first = 0 if self.layers is None else self.below
+        with reuse_blocks(lm, self.below, self.output):
+            values = _read(lm, batch, site, positions, skip, range(first, lm.n_layers))
+        if self.layers is not None:
+            return torch.cat([self.layers, values], 1)
+        self.layers = values[:, : self.below].clone()
+        return values
+
+
+def _fitting(lm: HookedLM, batches: Batches, below: int) -> list[Batches]:
+    """Batches in groups whose shared outputs fit into memory; adapters are swapped once for each group."""
+    groups: list[Batches] = [[]]
+    held = 0
+    for texts, batch in batches:
+        size = batch.input_ids.numel() * lm.d_model * lm.dtype.itemsize if below else 0
+        if held + size > SHARED_BYTES and groups[-1]:
+            groups.append([])
+            held = 0
+        groups[-1].append((texts, batch))
+        held += size
+    return groups
 
 
 @torch.no_grad()
@@ -293,16 +321,16 @@ def reduce_layers(
     site: str = SITE,
     skip: int = 0,
     layers: Iterable[int] | None = None,
-) -> Tensor:
-    """One forward pass, each layer reduced to what is wanted of its tokens; stacked to (batch, layer, ...).
+) -> Float[Tensor, "batch layer ..."]:
+    """Run one forward pass and reduce each layer's activations.
 
     Args:
         lm: the model.
         batch: tokens.
-        reduce: from (batch, pos, d_model) in float32 and a boolean mask (batch, pos), what to keep, (batch, ...).
+        reduce: from (batch, pos, d_model) in float32 and a boolean mask (batch, pos) to what is kept, (batch, ...).
         site: short name.
-        skip: the mask leaves out this many first tokens of each row.
-        layers: which; None means all.
+        skip: number of first tokens of each row that the mask leaves out.
+        layers: which to read; None means all.
     """
     cache = lm.run_with_cache(batch, sites=[site], layers=layers, positions="all")
     inside = real_tokens(batch.attention_mask)
@@ -312,10 +340,8 @@ def reduce_layers(
     )
 
 
-def prepare_batches(
-    lm: HookedLM, texts: Sequence[str], *, skip: int = 0, max_tokens: int = PASS_TOKENS
-) -> list[tuple[list[int], Batch]]:
-    """Texts tokenised once and grouped by length: (indices, batch) pairs.
+def prepare_batches(lm: HookedLM, texts: Sequence[str], *, skip: int = 0, max_tokens: int = PASS_TOKENS) -> Batches:
+    """Tokenise texts and group them by length: indices of the texts and their tokens, for each batch.
 
     Raises:
         DataError: a text with no token left after the first `skip`.
@@ -324,7 +350,8 @@ def prepare_batches(
     for i, ids in enumerate(rows):
         if len(ids) <= skip:
             raise DataError(
-                f"text {i} ({texts[i][:40]!r}) has {len(ids)} tokens, expected more than {skip}; leave it out or lower skip."
+                f"text {i} ({texts[i][:40]!r}) has {len(ids)} tokens, expected more than {skip}; "
+                "leave it out or lower skip."
             )
     return [(b, lm.pad([rows[i] for i in b])) for b in bucketed([len(ids) for ids in rows], max_tokens=max_tokens)]
 
@@ -337,16 +364,7 @@ def _read(
     return lm.run_with_cache(batch, sites=[site], layers=layers, positions=positions)[site]  # type: ignore[arg-type]
 
 
-def _masked_mean(values: Float[Tensor, "batch pos d_model"], inside: Tensor) -> Float[Tensor, "batch d_model"]:
+def _masked_mean(
+    values: Float[Tensor, "batch pos d_model"], inside: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "batch d_model"]:
     return (values * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
-
-
-def _check_positions(positions: str | int, skip: int) -> None:
-    if positions not in ("last", "mean") and not isinstance(positions, int):
-        raise DataError(
-            f'cannot collect at positions {positions!r}; expected "last", "mean" or an index, one vector a text.'
-        )
-    if skip < 0 or (skip and positions != "mean"):
-        raise DataError(
-            f'skip={skip} with positions={positions!r}: only the mean can leave out first tokens; expected positions="mean" and skip >= 0.'
-        )

@@ -1,4 +1,4 @@
-"""Fingerprints: what activations depend on, as short hashes, so that stale ones are never taken for those of other weights.
+"""Fingerprints: short hashes of what activations depend on, by which activations of other weights or texts are told.
 
 store.has("truth", "base", fingerprint(lm, dataset, None))
 """
@@ -6,17 +6,15 @@ store.has("truth", "base", fingerprint(lm, dataset, None))
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from elm_interp.activations.dataset import Dataset
 from elm_interp.activations.index import texts_hash
 from elm_interp.models import HookedLM
 from elm_interp.models.adapters.files import read_adapter
-
-if TYPE_CHECKING:
-    from elm_interp.activations.collect import Dataset
 
 
 class Origin(NamedTuple):
@@ -28,12 +26,25 @@ class Origin(NamedTuple):
     """A hash of the adapter, "none" for the bare base."""
 
 
-def fingerprint(lm: HookedLM, dataset: "Dataset", adapter: str | Path | None, *, site: str = "resid_post") -> str:
-    """A hash of all that a dataset's activations depend on: weights, dtype, adapter, site and positions, "-", and texts."""
+def fingerprint(lm: HookedLM, dataset: Dataset, adapter: str | Path | None, *, site: str = "resid_post") -> str:
+    """A hash of everything that a dataset's activations depend on.
+
+    Args:
+        lm: the base.
+        dataset: what is read.
+        adapter: folder of an adapter; None is the bare base.
+        site: short name, see `elm_interp.models.sites`.
+
+    Returns:
+        A hash of weights, dtype, adapter, site and positions, then "-" and a hash of the texts.
+
+    Raises:
+        AdapterError: an adapter that cannot be used.
+    """
     return fingerprints(lm, {"": dataset}, origin(lm, adapter), site=site)[""]
 
 
-def fingerprints(lm: HookedLM, datasets: Mapping[str, "Dataset"], origin: Origin, *, site: str) -> dict[str, str]:
+def fingerprints(lm: HookedLM, datasets: Mapping[str, Dataset], origin: Origin, *, site: str) -> dict[str, str]:
     """The `fingerprint` of several datasets at one checkpoint."""
     found = {}
     for name, dataset in datasets.items():
@@ -43,7 +54,7 @@ def fingerprints(lm: HookedLM, datasets: Mapping[str, "Dataset"], origin: Origin
 
 
 def origin(lm: HookedLM, adapter: str | Path | None) -> Origin:
-    """Hashes of a sample of every weight of the base (enough to tell models apart, and quick) and of an adapter's files.
+    """Hashes of the base, by a sample of every weight (enough to tell models apart, and quick), and of an adapter.
 
     Raises:
         AdapterError: an adapter that cannot be used.
@@ -57,7 +68,7 @@ def origin(lm: HookedLM, adapter: str | Path | None) -> Origin:
 
 
 def _base_parameters(lm: HookedLM) -> Iterator[tuple[str, Tensor]]:
-    # peft wraps a module that it adapts, which adds ".base_layer" to the names of its own weights
+    # peft wraps the modules that it adapts, which adds ".base_layer" to the names of their weights
     for name, weight in lm.model.named_parameters():
         if "lora_" not in name and not weight.is_meta:
             yield name.replace(".base_layer", ""), weight

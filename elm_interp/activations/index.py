@@ -1,17 +1,16 @@
-"""The index of an activation store: what is held, in which files, made from what.
+"""The index of an activation store: what the store holds, in which files, and what it was made from.
 
-It is one small JSON file that is replaced in one step, so what it names is whole, whatever died while writing. Processes
-that change a store take turns at a lock; readers never wait, and never write.
+The index is one small JSON file that is replaced in one step, so every file that it names is complete, even if a
+process died while writing. Processes that change a store take turns at a lock. Readers never wait and never write.
 
     index = Index.read(folder)
     index.entries["truth", "step-000060", "resid_post"].shards
 """
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,23 @@ import pandas as pd
 from filelock import FileLock
 
 from elm_interp.errors import StoreError
+from elm_interp.files import file_hash, read_json, replacing, write_json
 
 INDEX = "index.json"
 LOCK = ".lock"
+COLUMNS = (
+    "dataset", "checkpoint", "site", "positions", "layers", "examples", "d_model", "dtype", "model", "adapter",
+    "fingerprint", "bytes",
+)  # fmt: skip
+"""Of `ActivationStore.frame`."""
 Key = tuple[str, str, str]
 """Dataset, checkpoint, site."""
 
 RANDOM_INIT = "random_init"
-"""The checkpoint of a model that was never trained, whose weights are not the base's."""
+"""The checkpoint name of an untrained model, whose base weights differ from those of other checkpoints."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Entry:
     """What the index says of one dataset at one checkpoint and site."""
 
@@ -43,30 +48,43 @@ class Entry:
     layers: int
     d_model: int
     fingerprint: str
-    """A hash of what the activations depend on, weights and where they were read, then "-" and one of the texts."""
+    """What the activations were made from: a hash of weights and settings, then "-" and a hash of the texts."""
     meta: dict[str, Any]
     """Whatever else the writer was given."""
-    shards: tuple[dict[str, Any], ...] = field(repr=False)
-    """File (relative to the store), rows, the example that its row 0 is, bytes and sha256 of each."""
+    shards: tuple[dict[str, Any], ...]
+    """Of each: file (relative to the store), rows, first (the example of its row 0), bytes and sha256."""
     model: str = ""
-    """A hash of the base's weights; "" where the writer was not told."""
+    """A hash of the base's weights; "" if unknown."""
     adapter: str = ""
-    """A hash of the adapter, "none" for the bare base; "" where the writer was not told."""
+    """A hash of the adapter, "none" for the bare base; "" if unknown."""
 
     @property
     def key(self) -> Key:
-        """What no other entry of the store shares."""
+        """Dataset, checkpoint and site, which no other entry of the store shares."""
         return self.dataset, self.checkpoint, self.site
 
     @property
     def bytes(self) -> int:
         """Size of the shards."""
-        return sum(shard["bytes"] for shard in self.shards)
+        return sum(int(shard["bytes"]) for shard in self.shards)
 
     @property
     def folders(self) -> set[str]:
-        """Where the shards are, relative to the store; nothing else is there."""
+        """Folders of the shards, relative to the store; they hold nothing else."""
         return {shard["file"].rpartition("/")[0] for shard in self.shards}
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The entry as a row of `ActivationStore.frame`."""
+        row = {**vars(self), "examples": self.n, "bytes": self.bytes}
+        return {column: row[column] for column in COLUMNS}
+
+    def __repr__(self) -> str:
+        size = f"{self.n} examples, {self.layers} layers, d_model {self.d_model}, {self.dtype}"
+        return f"Entry({self.dataset!r} at {self.checkpoint!r}, {self.site or 'no site'} {self.positions}: {size})"
+
+    def _repr_html_(self) -> str:
+        return str(pd.DataFrame([self.row]).to_html(index=False))
 
 
 @dataclass
@@ -78,14 +96,14 @@ class Index:
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
-        """What the folder holds; empty where there is no store.
+        """Read what the folder holds; nothing if there is no store.
 
         Raises:
             StoreError: the index is broken.
         """
         path = folder / INDEX
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             found = [Entry(**{**row, "shards": tuple(row["shards"])}) for row in raw["entries"]]
             return cls({entry.key: entry for entry in found}, dict(raw["examples"]))
         except FileNotFoundError:
@@ -97,17 +115,15 @@ class Index:
 
     def write(self, folder: Path) -> None:
         """Replace the index of the folder in one step."""
-        half = folder / f".{INDEX}.half"
         listed = {"entries": [asdict(entry) for entry in self.entries.values()], "examples": self.tables}
-        half.write_text(json.dumps(listed, indent=1), encoding="utf-8")
-        half.replace(folder / INDEX)
+        write_json(folder / INDEX, listed)
 
     def of(self, dataset: str) -> dict[Key, Entry]:
         """The entries of a dataset."""
         return {key: entry for key, entry in self.entries.items() if entry.dataset == dataset}
 
     def problems(self, folder: Path, *, verify: bool) -> dict[Key, list[str]]:
-        """What is wrong with the files of each entry; entries without a fault are left out."""
+        """Faults in the files of each entry, by key; entries without a fault are left out."""
         found = {key: self._problems(folder, entry, verify) for key, entry in self.entries.items()}
         return {key: problems for key, problems in found.items() if problems}
 
@@ -119,7 +135,7 @@ class Index:
                 size = path.stat().st_size
                 if size != shard["bytes"]:
                     problems.append(f"{shard['file']}: {size} bytes, expected {shard['bytes']}")
-                elif verify and sha256_of(path) != shard["sha256"]:
+                elif verify and file_hash(path) != shard["sha256"]:
                     problems.append(f"{shard['file']}: its contents changed (sha256 differs)")
             except FileNotFoundError:
                 problems.append(f"{shard['file']}: missing")
@@ -131,7 +147,7 @@ class Index:
 
 @contextmanager
 def changing(folder: Path) -> Iterator[Index]:
-    """Hold the store alone; the index as it is now, written back at the end unless something was raised."""
+    """Lock the store and yield its current index, which is written back at the end if nothing was raised."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
         index = Index.read(folder)
@@ -141,40 +157,38 @@ def changing(folder: Path) -> Iterator[Index]:
 
 def write_table(folder: Path, dataset: str, examples: pd.DataFrame) -> str:
     """Write the examples of a dataset under a name that no other table has; returns it, relative to the folder."""
-    (folder / dataset).mkdir(parents=True, exist_ok=True)
     tables = (f"{dataset}/examples{f'.{i}' if i else ''}.parquet" for i in range(10**6))
     table = next(table for table in tables if not (folder / table).exists())
-    half = folder / f"{table}.half"
-    examples.to_parquet(half, index=False)
-    half.replace(folder / table)
+    with replacing(folder / table) as half:
+        examples.to_parquet(half, index=False)
     return table
 
 
 def texts_hash(examples: pd.DataFrame) -> str:
-    """A hash of the texts of examples, by the hash that each row carries; "" where rows carry none."""
+    """A hash of the texts of examples, made from the hashes of their rows; "" if rows have none."""
     if "text_sha256" not in examples:
         return ""
-    return hashlib.sha256("".join(examples["text_sha256"]).encode()).hexdigest()[:16]
+    return sha256("".join(examples["text_sha256"]).encode()).hexdigest()[:16]
 
 
 def same_weights(fingerprint: str) -> str:
-    """The part of a fingerprint that more examples leave as it is."""
+    """The part of a fingerprint that does not depend on the examples."""
     return fingerprint.partition("-")[0]
 
 
 def for_examples(fingerprint: str, examples: pd.DataFrame) -> str:
-    """The fingerprint of the same weights and place on other examples; "" where it cannot be known."""
+    """The fingerprint of the same weights and settings with other examples; "" if it cannot be known."""
     texts = texts_hash(examples)
     return f"{same_weights(fingerprint)}-{texts}" if texts and "-" in fingerprint else ""
 
 
 def other_examples(dataset: str, known: pd.DataFrame, new: pd.DataFrame) -> str:
-    """How examples differ from those that a dataset has; "" where they are the same."""
+    """How examples differ from those that a dataset has; "" if they do not."""
     if list(known) != list(new):
         return f"dataset {dataset!r} has examples with columns {list(known)}, not {list(new)}"
     if len(known) != len(new):
         return f"dataset {dataset!r} has {len(known)} examples, not {len(new)}"
-    differs = (as_said(known) != as_said(new)).any(axis=1)
+    differs = (_as_text(known) != _as_text(new)).any(axis=1)
     if not differs.any():
         return ""
     row = int(differs.to_numpy().argmax())
@@ -184,12 +198,25 @@ def other_examples(dataset: str, known: pd.DataFrame, new: pd.DataFrame) -> str:
     )
 
 
-def as_said(examples: pd.DataFrame) -> pd.DataFrame:
-    """Examples as text: types may change on the way through parquet, what is said may not."""
+def not_further(dataset: str, known: pd.DataFrame, more: pd.DataFrame) -> list[str]:
+    """Why examples cannot be added to those that a dataset has; empty if they can."""
+    if not len(more):
+        return ["no example was given"]
+    if list(known) != list(more):
+        return [f"dataset {dataset!r} has examples with columns {list(known)}, not {list(more)}"]
+    again = pd.concat([_as_text(known), _as_text(more)], ignore_index=True).duplicated()[len(known) :]
+    if not again.any():
+        return []
+    row = int(again.to_numpy().argmax())
+    return [f"{int(again.sum())} examples are in dataset {dataset!r} already, such as {more.iloc[row].to_dict()}"]
+
+
+def joined(entry: Entry, shards: Iterable[dict[str, Any]], examples: pd.DataFrame) -> Entry:
+    """The entry of all the examples, from the entry of the first of them."""
+    fingerprint = entry.fingerprint if entry.n == len(examples) else for_examples(entry.fingerprint, examples)
+    return replace(entry, n=len(examples), shards=tuple(shards), fingerprint=fingerprint)
+
+
+def _as_text(examples: pd.DataFrame) -> pd.DataFrame:
+    # types may change on the way through parquet, the text may not
     return examples.astype("string").fillna("")
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,12 @@
-"""What belongs together: which stores may become one, which examples may follow others, and the copying of it.
+"""Merging stores that several workers wrote: which of them fit together, and copying their shards.
 
 made = plan([(folder, index), (other_folder, other_index)], append=False)
-made.problems                      # empty where they belong together
+made.problems                      # empty if they fit together
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +17,34 @@ from elm_interp.activations.index import (
     Entry,
     Index,
     Key,
-    as_said,
-    for_examples,
+    joined,
+    not_further,
     other_examples,
     same_weights,
     write_table,
 )
-from elm_interp.activations.writer import fresh_folder
+from elm_interp.activations.shards import fresh_folder
 
 
 @dataclass
 class Plan:
-    """What a merged store will hold, and from where; or why it cannot be."""
+    """What a merged store will hold, and from where; or why it cannot be made."""
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     sources: dict[Key, list[tuple[Path, Entry]]] = field(default_factory=dict)
-    """Stores and their entries, whose examples follow each other."""
+    """For each entry, the stores that hold parts of it, in the order of the examples."""
     problems: list[str] = field(default_factory=list)
 
     def carry_out(self, root: Path, index: Index, taken: list[Path]) -> list[str]:
-        """Copy what is elsewhere into the store at `root` and name it in its index.
+        """Copy the shards of other stores into the store at `root`, and list them in its index.
 
         Args:
             root: folder of the store.
             index: of the store, changed in place.
-            taken: folders that were made, for whoever has to remove them.
+            taken: gets the folders that are made, so that the caller can remove them after an error.
 
         Returns:
-            Tables that nothing names any more.
+            Tables that the index no longer names.
         """
         for key, sources in self.sources.items():
             shards: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ class Plan:
                 here = folder == root
                 shards += entry.shards if here else _copied(folder, entry, root, first, taken)
                 first += entry.n
-            index.entries[key] = joined([entry for _, entry in sources], shards, self.tables[key[0]])
+            index.entries[key] = joined(sources[0][1], shards, self.tables[key[0]])
         before = dict(index.tables)
         for dataset, examples in self.tables.items():
             n = len(pd.read_parquet(root / before[dataset])) if dataset in before else -1
@@ -63,66 +63,54 @@ class Plan:
 
 
 def plan(parts: Sequence[tuple[Path, Index]], append: bool) -> Plan:
-    """How stores become one: side by side, or with `append` one below the other where they have a dataset in common."""
+    """Plan how stores become one.
+
+    Args:
+        parts: folders and indices of the stores.
+        append: put examples of a dataset that several stores hold one below the other; otherwise they must be the same.
+    """
     made = Plan()
     for folder, index in parts:
         for dataset, table in index.tables.items():
-            examples = pd.read_parquet(folder / table)
-            held = {key for key in made.sources if key[0] == dataset}
-            entries = index.of(dataset)
+            examples, entries = pd.read_parquet(folder / table), index.of(dataset)
             if dataset not in made.tables:
                 made.tables[dataset] = examples
                 made.sources |= {key: [(folder, entry)] for key, entry in entries.items()}
-            elif append:
-                wrong = not_further(dataset, made.tables[dataset], examples) + _other_states(
-                    dataset, held, set(entries)
-                )
-                made.problems += [f"{folder}: {problem}" for problem in wrong]
-                if not wrong:
-                    made.tables[dataset] = pd.concat([made.tables[dataset], examples], ignore_index=True)
-                    for key, entry in entries.items():
-                        made.sources[key].append((folder, entry))
             else:
-                other = other_examples(dataset, made.tables[dataset], examples)
-                made.problems += [f"{folder}: {other}"] if other else []
-                for key, entry in entries.items():
-                    kept = made.sources.setdefault(key, [(folder, entry)])[0]
-                    if kept[1] is not entry and (not entry.fingerprint or kept[1].fingerprint != entry.fingerprint):
-                        made.problems.append(f"{folder}: {_named(entry)} is in {kept[0]} too, made from something else")
+                add = _add_below if append else _add_beside
+                made.problems += [f"{folder}: {problem}" for problem in add(made, folder, dataset, examples, entries)]
     made.problems += _clashes([found for sources in made.sources.values() for found in sources])
     return made
 
 
-def not_further(dataset: str, known: pd.DataFrame, more: pd.DataFrame) -> list[str]:
-    """Why examples cannot follow those that a dataset has; empty where they can."""
-    if not len(more):
-        return ["no example was given"]
-    if list(known) != list(more):
-        return [f"dataset {dataset!r} has examples with columns {list(known)}, not {list(more)}"]
-    again = pd.concat([as_said(known), as_said(more)], ignore_index=True).duplicated()[len(known) :]
-    if not again.any():
-        return []
-    row = int(again.to_numpy().argmax())
-    return [f"{int(again.sum())} examples are in dataset {dataset!r} already, such as {more.iloc[row].to_dict()}"]
+def _add_below(made: Plan, folder: Path, dataset: str, examples: pd.DataFrame, entries: dict[Key, Entry]) -> list[str]:
+    """Add further examples of a dataset, at all its checkpoints; returns why they cannot be added."""
+    known = made.tables[dataset]
+    differ = {key for key in made.sources if key[0] == dataset} ^ entries.keys()
+    if problems := not_further(dataset, known, examples):
+        return problems
+    if differ:
+        places = ", ".join(sorted(f"{checkpoint} ({site})" for _, checkpoint, site in differ))
+        return [f"examples of {dataset!r} can be added only at all its checkpoints, not {places}"]
+    made.tables[dataset] = pd.concat([known, examples], ignore_index=True)
+    for key, entry in entries.items():
+        made.sources[key].append((folder, entry))
+    return []
 
 
-def joined(entries: Sequence[Entry], shards: Iterable[dict[str, Any]], examples: pd.DataFrame) -> Entry:
-    """One entry of all the examples, from entries of parts of them."""
-    whole = entries[0]
-    if whole.n == len(examples):
-        return replace(whole, shards=tuple(shards))
-    return replace(whole, n=len(examples), shards=tuple(shards), fingerprint=for_examples(whole.fingerprint, examples))
-
-
-def _other_states(dataset: str, held: set[Key], found: set[Key]) -> list[str]:
-    differ = sorted(f"{checkpoint} ({site})" for _, checkpoint, site in held ^ found)
-    return (
-        [f"examples of {dataset!r} can be added only at all its checkpoints, not {', '.join(differ)}"] if differ else []
-    )
+def _add_beside(made: Plan, folder: Path, dataset: str, examples: pd.DataFrame, entries: dict[Key, Entry]) -> list[str]:
+    """Add further checkpoints or sites of a dataset; returns why they cannot be added."""
+    other = other_examples(dataset, made.tables[dataset], examples)
+    problems = [other] if other else []
+    for key, entry in entries.items():
+        where, kept = made.sources.setdefault(key, [(folder, entry)])[0]
+        if kept is not entry and (not entry.fingerprint or kept.fingerprint != entry.fingerprint):
+            problems.append(f"{_named(entry)} is in {where} too, made from something else")
+    return problems
 
 
 def _clashes(found: Sequence[tuple[Path, Entry]]) -> list[str]:
-    """Entries that say different things where one thing is expected."""
+    """Entries that differ in what they must have in common."""
     rules: list[tuple[str, Any, Any]] = []
     for _, entry in found:
         where = f"dataset {entry.dataset!r} at site {entry.site!r}"

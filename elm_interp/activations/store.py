@@ -1,16 +1,17 @@
-"""ActivationStore: activations of many checkpoints on disk, so that analyses run again without a model.
+"""ActivationStore: activations of many checkpoints on disk, so that analyses can be repeated without a model.
 
-A store is a folder: one examples table a dataset, and for each (dataset, checkpoint, site) a folder of safetensors shards.
-The index names what is there, with sizes and hashes, and is replaced in one step: whatever dies while writing, what was
-there stays. Several processes may open a store and write to it at once; each sees what was there when it opened it.
+A store is a folder. It holds a table of examples for each dataset, and a folder of safetensors shards for each
+(dataset, checkpoint, site). The index lists them with sizes and hashes. It is replaced in one step, so a process that
+dies while writing damages nothing. Several processes may read and write a store at once; each sees the state that it
+opened.
 
-Shapes: what is added is (rows, layer, d_model), in any order of rows; what is read is (example, layer, d_model) in the
-order of the examples. On disk a shard is (layer, rows, d_model), so that reading one layer touches nothing else.
+Shapes: (rows, layer, d_model) is added, in any order of rows; (example, layer, d_model) is read, in the order of the
+examples. On disk a shard is (layer, rows, d_model), so that reading one layer touches nothing else.
 
     with store.writer("truth", "step-000060", examples=table, meta={"site": "resid_post", "positions": "last"}) as w:
         w.add([4, 0], tensor)
     x = store.tensor("truth", "step-000060", layer=7)        # (example, d_model)
-    store.frame()                                            # what is there, one row an entry
+    store.frame()                                            # one row for each entry
     ActivationStore("whole").merge("worker-0", "worker-1")   # checkpoints that several workers collected
 """
 
@@ -28,8 +29,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 from elm_interp.activations import merging, views
-from elm_interp.activations.index import INDEX, Entry, Index, Key, changing, other_examples, write_table
-from elm_interp.activations.writer import SHARD_BYTES, ShardWriter
+from elm_interp.activations.index import (
+    INDEX,
+    Entry,
+    Index,
+    Key,
+    changing,
+    joined,
+    not_further,
+    other_examples,
+    write_table,
+)
+from elm_interp.activations.shards import SHARD_BYTES, ShardWriter
 from elm_interp.errors import StoreError, raise_all, unknown
 
 if TYPE_CHECKING:
@@ -37,7 +48,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _OWN = ("site", "positions", "fingerprint", "model", "adapter")
-"""What a writer is told that has its own column; the rest is kept beside."""
+"""Keys of `meta` that have their own column in the frame."""
 
 
 class ActivationStore:
@@ -46,7 +57,7 @@ class ActivationStore:
     Args:
         folder: an existing store, or where to make one; nothing is written before the first entry.
         repair: drop entries with a damaged shard instead of raising.
-        verify: hash every shard; False looks only at presence and size, so that no more is read than what is asked for.
+        verify: hash every shard. False checks only that they exist and have the right size, and reads none.
 
     Raises:
         StoreError: the index cannot be read, or shards are missing or damaged; the message names each.
@@ -57,14 +68,14 @@ class ActivationStore:
         while True:
             self._index = Index.read(self.folder)
             problems = self._index.problems(self.folder, verify=verify)
-            # another process may have replaced what was looked at
+            # another process may have replaced what was checked
             if not problems or Index.read(self.folder) == self._index:
                 break
         if problems and not repair:
             raise_all(
                 [p for found in problems.values() for p in found],
                 StoreError,
-                f"the store {folder} is damaged; open it with repair=True to drop what is:",
+                f"the store {folder} is damaged; open it with repair=True to drop the damaged entries:",
             )
         if problems:
             self._drop({key: self._index.entries[key] for key in problems})
@@ -76,24 +87,24 @@ class ActivationStore:
         return views.html(self.folder, self._index)
 
     def frame(self) -> pd.DataFrame:
-        """What the store holds, one row an entry, in the order in which it came.
+        """The contents of the store, one row for each entry, in the order in which they were added.
 
         Columns: dataset, checkpoint, site, positions, layers, examples, d_model, dtype, hashes of model and adapter (""
-        where the writer was not told), fingerprint, bytes.
+        if unknown), fingerprint, bytes.
         """
         return views.frame(self._index)
 
     def entries(self) -> list[Entry]:
-        """What the store holds, in the order in which it came."""
+        """The entries of the store, in the order in which they were added."""
         return list(self._index.entries.values())
 
     def entry(self, dataset: str, checkpoint: str, site: str | None = None) -> Entry:
-        """What the index says of one entry.
+        """The description of one entry.
 
         Args:
             dataset: name of the dataset.
             checkpoint: name of the checkpoint.
-            site: needed only where the dataset was read at several sites of the checkpoint.
+            site: needed only if the dataset was read at several sites of the checkpoint.
 
         Raises:
             UnknownNameError: no such dataset, checkpoint or site; the message lists those that exist.
@@ -107,19 +118,20 @@ class ActivationStore:
             raise unknown(f"checkpoint of {dataset!r}", checkpoint, dict.fromkeys(e.checkpoint for e in of_dataset))
         if site is None and len(at_checkpoint) > 1:
             raise StoreError(
-                f"{dataset!r} at {checkpoint!r} was read at {len(at_checkpoint)} sites; name one: site= {', '.join(at_checkpoint)}."
+                f"{dataset!r} at {checkpoint!r} was read at {len(at_checkpoint)} sites; name one: "
+                f"site= {', '.join(at_checkpoint)}."
             )
         if site is not None and site not in at_checkpoint:
             raise unknown(f"site of {dataset!r} at {checkpoint!r}", site, at_checkpoint)
         return at_checkpoint[site] if site is not None else next(iter(at_checkpoint.values()))
 
     def has(self, dataset: str, checkpoint: str, fingerprint: str | None = None) -> bool:
-        """Whether there is an entry of these names and, where a fingerprint is given, one that was made from the same."""
+        """Whether there is an entry of these names, made from what a given fingerprint stands for."""
         found = [entry for entry in self._index.of(dataset).values() if entry.checkpoint == checkpoint]
         return any(fingerprint in (None, entry.fingerprint) for entry in found)
 
     def examples(self, dataset: str) -> pd.DataFrame:
-        """The examples of a dataset, one row for each row of its tensors.
+        """The examples of a dataset, one row for each example of its tensors.
 
         Raises:
             UnknownNameError: no such dataset.
@@ -137,9 +149,9 @@ class ActivationStore:
         Args:
             dataset: name of the dataset.
             checkpoint: name of the checkpoint.
-            layer: None for all, (example, layer, d_model); several, the same; one int, (example, d_model). Only the layers
-                asked for are read.
-            site: needed only where the dataset was read at several.
+            layer: None for all layers, or several, which give (example, layer, d_model); or one, which gives
+                (example, d_model). Only these layers are read from disk.
+            site: needed only if the dataset was read at several.
 
         Raises:
             UnknownNameError: no such entry.
@@ -151,7 +163,8 @@ class ActivationStore:
         outside = [index for index in layers if not -entry.layers <= index < entry.layers]
         if outside or not layers:
             raise ValueError(
-                f"layers {outside or '(none)'} asked of {dataset!r} at {checkpoint!r}, which has layers 0 to {entry.layers - 1}."
+                f"layers {outside or '(none)'} of {dataset!r} at {checkpoint!r} do not exist; "
+                f"it has layers 0 to {entry.layers - 1}."
             )
         out = torch.empty(entry.n, len(layers), entry.d_model, dtype=getattr(torch, entry.dtype))
         with self._as_opened():
@@ -164,10 +177,10 @@ class ActivationStore:
         return out[:, 0] if isinstance(layer, int) else out
 
     def xarray(self, dataset: str, site: str | None = None) -> "DataArray":
-        """A dataset at all its checkpoints as a labelled array; what is not looked at is not read.
+        """A dataset at all its checkpoints as a labelled array, which reads from disk only what is used.
 
         Returns:
-            (checkpoint, example, layer, d_model) in float32 (numpy has no bfloat16), with the columns of the examples as
+            (checkpoint, example, layer, d_model) in float32 (numpy has no bfloat16). The columns of the examples are
             coordinates of `example`: `x.sel(checkpoint="base", layer=7).groupby("label").mean()`.
 
         Raises:
@@ -187,25 +200,26 @@ class ActivationStore:
         meta: dict[str, Any] | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> ShardWriter:
-        """A context that takes activations in batches; the entry appears, whole, when it ends without an exception.
+        """A context that takes activations in batches; the complete entry appears when it ends without an exception.
 
-        An entry of the same names and site is replaced then, and stays readable until.
+        It then replaces an earlier entry of the same names and site, which stays readable until then.
 
         Args:
             dataset: letters, digits, "_", "-" and ".".
-            checkpoint: likewise.
-            examples: one row an example, the same for every checkpoint of a dataset.
-            meta: "site", "positions", "fingerprint", "model" and "adapter" have their own columns in `frame`; the rest is
-                kept beside.
+            checkpoint: the same.
+            examples: one row for each example, the same for every checkpoint of a dataset.
+            meta: "site", "positions", "fingerprint", "model" and "adapter" become columns of `frame`; the rest is
+                kept in `Entry.meta`.
             shard_bytes: largest size of a shard.
 
         Raises:
-            StoreError: a name that cannot be a file name, or examples other than those that the dataset has.
+            StoreError: a name that cannot be a file name, or examples that differ from those of the dataset.
         """
         for kind, name in (("dataset", dataset), ("checkpoint", checkpoint)):
             if not _NAME.fullmatch(name):
                 raise StoreError(
-                    f"{kind} name {name!r} cannot be used; expected letters, digits, '_', '-' or '.', a letter or digit first."
+                    f"{kind} name {name!r} cannot be used; "
+                    "expected letters, digits, '_', '-' or '.', a letter or digit first."
                 )
         examples = examples.reset_index(drop=True)
         if dataset in self._index.tables:
@@ -231,27 +245,27 @@ class ActivationStore:
     def append(
         self, dataset: str, examples: pd.DataFrame, *, shard_bytes: int = SHARD_BYTES
     ) -> Iterator[dict[tuple[str, str], ShardWriter]]:
-        """Add examples to a dataset, at all its checkpoints: they appear together when the context ends without an exception.
+        """Add examples to a dataset at all its checkpoints; they appear together when the context ends without error.
 
             with store.append("truth", more) as writers:
                 writers["base", "resid_post"].add([0, 1], tensor)
 
         Args:
             dataset: one that the store has.
-            examples: the further ones, with the columns of those that are there.
+            examples: the new ones, with the columns of those that the dataset has.
             shard_bytes: largest size of a shard.
 
         Yields:
-            A writer for each (checkpoint, site), whose row 0 is the first of the further examples.
+            A writer for each (checkpoint, site), whose row 0 is the first of the new examples.
 
         Raises:
             UnknownNameError: no such dataset.
-            StoreError: other columns, an example that is there already, rows that never came at some checkpoint, values
-                unlike those that are there, or the dataset was changed by another process. Nothing is added then.
+            StoreError: other columns, an example that the dataset has already, rows missing at some checkpoint, values
+                of another shape or dtype, or the dataset was changed by another process. Nothing is added then.
         """
         entries, known = self._index.of(dataset), self.examples(dataset)
         examples = examples.reset_index(drop=True)
-        raise_all(merging.not_further(dataset, known, examples), StoreError, "these examples cannot be added:")
+        raise_all(not_further(dataset, known, examples), StoreError, "these examples cannot be added:")
         done: dict[Key, list[dict[str, Any]]] = {}
 
         def writer(entry: Entry) -> ShardWriter:
@@ -271,7 +285,7 @@ class ActivationStore:
                 replaced, whole = index.tables[dataset], pd.concat([known, examples], ignore_index=True)
                 for key, entry in entries.items():
                     shards = [{**shard, "first": entry.n} for shard in done[key]]
-                    index.entries[key] = merging.joined([entry], [*entry.shards, *shards], whole)
+                    index.entries[key] = joined(entry, [*entry.shards, *shards], whole)
                 index.tables[dataset] = write_table(self.folder, dataset, whole)
         except BaseException:
             for shards in done.values():
@@ -280,20 +294,20 @@ class ActivationStore:
         self._delete([], [replaced])
 
     def merge(self, *folders: str | Path, append: bool = False) -> "ActivationStore":
-        """Take in what other stores hold, such as those that several workers collected; they stay as they are.
+        """Copy the contents of other stores into this one, such as those that several workers collected.
 
         Args:
-            folders: the stores, each checked shard by shard.
-            append: workers shared out the examples of a dataset, so examples under the same dataset name are put one below
-                the other, in the order of the folders; otherwise they shared out checkpoints, datasets or sites.
+            folders: the other stores; every shard is checked.
+            append: the workers divided the examples of a dataset, so examples of the same dataset are put one below
+                the other, in the order of the folders. Otherwise they divided checkpoints, datasets or sites.
 
         Returns:
             This store.
 
         Raises:
-            StoreError: a folder without a store, a damaged one, or what does not belong together: other examples, models,
-                adapters, shapes or dtypes under the same names (with `append`: repeated examples, or other checkpoints).
-                The message lists every such case, and nothing is changed on disk.
+            StoreError: a folder without a store, a damaged store, or stores that do not belong together: other
+                examples, models, adapters, shapes or dtypes under the same names (with `append`: repeated examples, or
+                other checkpoints). The message lists every case, and nothing is changed on disk.
         """
         others = [(Path(folder), self._other(Path(folder))) for folder in folders]
 
@@ -302,7 +316,7 @@ class ActivationStore:
             raise_all(made.problems, StoreError, "these stores do not belong together; nothing was merged:")
             return made
 
-        plan(Index.read(self.folder))  # before the first file is touched
+        plan(Index.read(self.folder))  # raises before the first file is written
         taken: list[Path] = []
         try:
             with self._changing() as index:
@@ -315,10 +329,10 @@ class ActivationStore:
         return self
 
     def drop(self, dataset: str, checkpoint: str | None = None) -> None:
-        """Remove an entry, or a dataset with all its checkpoints, from the index and the disk.
+        """Remove an entry, or a dataset with all its checkpoints, from the store.
 
         Raises:
-            UnknownNameError: there is nothing of that name.
+            UnknownNameError: no such dataset or checkpoint.
         """
         gone = {key: e for key, e in self._index.of(dataset).items() if checkpoint in (None, e.checkpoint)}
         if not gone:
@@ -327,7 +341,7 @@ class ActivationStore:
 
     def _drop(self, gone: dict[Key, Entry]) -> None:
         with self._changing() as index:
-            # what another process has put in their place stays
+            # entries that another process has replaced stay
             removed = [index.entries.pop(key) for key, entry in gone.items() if index.entries.get(key) == entry]
             tables = [index.tables.pop(dataset) for dataset in list(index.tables) if not index.of(dataset)]
         self._delete(removed, tables)
@@ -355,11 +369,11 @@ class ActivationStore:
             ) from error
 
     def _discard(self, folder: Path) -> None:
-        """Remove a folder that was not finished; if it came into the index before the interruption, it is whole."""
+        """Remove the folder of an interrupted writer, unless it is already in the index and so complete."""
         name = folder.relative_to(self.folder).as_posix()
         if not any(name in entry.folders for entry in Index.read(self.folder).entries.values()):
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # other entries are there
+            with suppress(OSError):  # it holds other entries
                 folder.parent.rmdir()
 
     def _delete(self, entries: list[Entry], tables: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Views of a store: a tidy frame of what it holds, how it prints, and a labelled array that reads what is looked at.
+"""Views of a store: a tidy frame of its contents, how it prints, and a labelled array that reads lazily.
 
 store.frame()
 store.xarray("truth").sel(checkpoint="base", layer=7)
@@ -12,36 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from elm_interp.activations.index import Entry, Index
+from elm_interp.activations.index import COLUMNS, Entry, Index
 from elm_interp.errors import StoreError
 
 if TYPE_CHECKING:
     from xarray import DataArray
 
-COLUMNS = [
-    "dataset",
-    "checkpoint",
-    "site",
-    "positions",
-    "layers",
-    "examples",
-    "d_model",
-    "dtype",
-    "model",
-    "adapter",
-    "fingerprint",
-    "bytes",
-]
-
 
 def frame(index: Index) -> pd.DataFrame:
-    """One row an entry; see `ActivationStore.frame`."""
-    rows = [{**vars(e), "examples": e.n, "bytes": e.bytes} for e in index.entries.values()]
-    return pd.DataFrame([{column: row[column] for column in COLUMNS} for row in rows], columns=COLUMNS)
+    """One row for each entry; see `ActivationStore.frame`."""
+    return pd.DataFrame([entry.row for entry in index.entries.values()], columns=COLUMNS)
 
 
 def summary(folder: Path, index: Index) -> str:
-    """One line: the datasets, with how many checkpoints and examples each has, and the size."""
+    """One line: each dataset with its number of checkpoints and examples, and the size of the store."""
     held = []
     for dataset in index.tables:
         entries = list(index.of(dataset).values())
@@ -53,7 +37,7 @@ def summary(folder: Path, index: Index) -> str:
 
 
 def html(folder: Path, index: Index) -> str:
-    """The line and, below it, the frame as a table."""
+    """The summary and, below it, the frame as a table."""
     head = f"<p><code>{escape(summary(folder, index))}</code></p>"
     return head + frame(index).to_html(index=False, max_rows=20) if index.entries else head
 
@@ -62,9 +46,13 @@ def labelled(entries: Sequence[Entry], examples: pd.DataFrame, read: Callable[..
     """Entries of one dataset as one array; see `ActivationStore.xarray`.
 
     Args:
-        entries: one a checkpoint, of one site.
+        entries: one for each checkpoint, all of one site.
         examples: of the dataset.
-        read: (dataset, checkpoint, layers, site=) to (example, layer, d_model).
+        read: from (dataset, checkpoint, layers, site=) to (example, layer, d_model).
+
+    Raises:
+        ImportError: xarray is not installed.
+        StoreError: checkpoints of other sites, layers or widths.
     """
     try:
         import xarray
@@ -76,7 +64,8 @@ def labelled(entries: Sequence[Entry], examples: pd.DataFrame, read: Callable[..
     other = [e.checkpoint for e in entries if (e.site, e.layers, e.d_model) != (like.site, like.layers, like.d_model)]
     if other:
         raise StoreError(
-            f"checkpoints of {like.dataset!r} have other sites, layers or widths than {like.checkpoint!r}: {', '.join(other)}."
+            f"checkpoints of {like.dataset!r} have other sites, layers or widths than {like.checkpoint!r}: "
+            f"{', '.join(other)}."
         )
 
     class Lazy(BackendArray):
@@ -92,7 +81,7 @@ def labelled(entries: Sequence[Entry], examples: pd.DataFrame, read: Callable[..
             for place, number in enumerate(checkpoints if len(layers) else ()):
                 entry = entries[number]
                 found[place] = read(entry.dataset, entry.checkpoint, layers.tolist(), site=entry.site).float().numpy()
-            # one number drops its axis; from the last axis on, so that those before stay where they are
+            # a single index drops its axis; begin at the last axis, so that earlier axes keep their place
             whole = [0 if isinstance(k, int | np.integer) else slice(None) for k in key]
             rest = [whole[0], key[1], whole[2], key[3]]
             for axis in (3, 2, 1, 0):

@@ -1,7 +1,8 @@
 """Concepts, passages and questions."""
 
 from elm_interp.data.batching import bucketed
-from elm_interp.data.concept import Concept, Passage, load_concept, packs, texts
+from elm_interp.data.concept import Concept, Passage, texts
+from elm_interp.data.loading import concept_source, load_concept, packs, write_concept
 from elm_interp.data.mixture import Mixture, mix_concepts
 from elm_interp.data.questions import Question, load_questions
 
@@ -11,9 +12,11 @@ __all__ = [
     "Passage",
     "Question",
     "bucketed",
+    "concept_source",
     "load_concept",
     "load_questions",
     "mix_concepts",
     "packs",
     "texts",
+    "write_concept",
 ]

@@ -1,32 +1,32 @@
-"""Several concepts as one, to be erased in one training: the samples of a step come from each in a given ratio.
+"""Mixtures: several concepts erased in one training, whose samples appear in each step in a given ratio.
 
     concept = load_concept("harry-potter=5+astronomy=1")     # five samples of the first to one of the second
 
-Targets are prepared of each part alone, with its own prompts, anchors and direction; measures see the passages and questions
-of all. What one part erases no other may keep. So a part gives up
+Targets are prepared for each part alone, with its own prompts, dictionary and direction; metrics see the passages and
+questions of all parts. No part may keep what another part erases. So each part loses
 
-    retain passages and questions    of a topic that is another part's name, title or keyword
+    retain passages and questions    whose topic is another part's name, title or keyword
     retain passages                  that another part forgets
-    questions                        that another part asks of what it forgets, or on the same fact
-    general questions                that another part leaves out of those that both ask (see `concept`, "without")
+    questions                        that another part asks about what it forgets, or on the same fact
+    general questions                that another part left out of a set that both use (see `loading`, "without")
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from elm_interp.data.concept import QUESTION_SETS, Concept, Passage
 from elm_interp.data.questions import Question
 from elm_interp.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mixture(Concept):
     """A concept made of several; `mix_concepts` makes one."""
 
     parts: tuple[Concept, ...] = ()
-    """The concepts, less what they may not keep; ids begin with the name of their part."""
+    """The concepts, without what they may not keep; ids begin with the name of their part."""
     ratio: tuple[int, ...] = ()
     """Samples of each part among sum(ratio)."""
 
@@ -34,16 +34,24 @@ class Mixture(Concept):
         """The first n of every kind, set and split of each part."""
         return _joined([part.sample(n) for part in self.parts], self.ratio)
 
+    def prompted(self, transform: Callable[[str], str] | None) -> "Mixture":
+        """The same mixture, whose questions are asked through a transformation of prompts, in its parts too."""
+        questions = super().prompted(transform).questions
+        return replace(self, questions=questions, parts=tuple(part.prompted(transform) for part in self.parts))
+
+    def _content(self) -> dict[str, Any]:
+        return super()._content() | {"parts": [part._content() for part in self.parts]}
+
 
 def mix_concepts(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
-    """Several concepts as one.
+    """Join several concepts into one.
 
     Args:
-        parts: the concepts, of different names.
+        parts: the concepts, with different names.
         ratio: samples of each, whole numbers from 1.
 
     Raises:
-        ConfigError: two parts have one name, or the ratio does not fit them.
+        ConfigError: two parts have the same name, or the ratio does not fit them.
     """
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
@@ -52,27 +60,8 @@ def mix_concepts(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
         raise ConfigError(
             f"the ratio of {', '.join(names)} is {list(ratio)}; expected {len(parts)} whole numbers from 1."
         )
-    yielding = [_yielding(part, [other for other in parts if other is not part]) for part in parts]
-    return _joined([_renamed(part) for part in yielding], ratio)
-
-
-def load_mixture(name: str, load: Callable[[str], Concept]) -> Mixture:
-    """The mixture behind "a=5+b=1"; a part without a number counts once.
-
-    Raises:
-        ConfigError: a share that is no whole number from 1, or one concept twice.
-    """
-    pieces = [re.fullmatch(r"(.+?)(?:=(.*))?", piece) for piece in name.split("+")]
-    wrong = [
-        found[0] if found else "" for found in pieces if not found or not re.fullmatch(r"[1-9]\d*", found[2] or "1")
-    ]
-    if wrong:
-        raise ConfigError(
-            f"concept {name!r} has a part {wrong[0]!r}; expected names joined by +, each with a whole number behind it if it is not to count once, such as a=5+b."
-        )
-    return mix_concepts(
-        [load(found[1]) for found in pieces if found], [int(found[2] or 1) for found in pieces if found]
-    )
+    separate = [_without_others(part, [other for other in parts if other is not part]) for part in parts]
+    return _joined([_renamed(part) for part in separate], ratio)
 
 
 def _joined(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
@@ -91,13 +80,13 @@ def _joined(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
         keywords=tuple(chain.from_iterable(part.keywords for part in parts)),
         expert=tuple(chain.from_iterable(part.prompts("expert") for part in parts)),
         novice=tuple(chain.from_iterable(part.prompts("novice") for part in parts)),
-        anchors={term: generic for part in parts for term, generic in part.anchors.items()},
+        dictionary={term: generic for part in parts for term, generic in part.dictionary.items()},
         parts=tuple(parts),
         ratio=tuple(ratio),
     )
 
 
-def _yielding(part: Concept, others: Sequence[Concept]) -> Concept:
+def _without_others(part: Concept, others: Sequence[Concept]) -> Concept:
     """A part without what the others erase."""
     topics = {word.lower() for other in others for word in (other.name, other.title, *other.keywords)} - {""}
     texts = {passage.text for other in others for passage in other.forget}
@@ -121,7 +110,7 @@ def _yielding(part: Concept, others: Sequence[Concept]) -> Concept:
 
 
 def _renamed(part: Concept) -> Concept:
-    """The part with its name before every id, since two concepts may count alike."""
+    """The part with its name before every id, since ids of two concepts may be the same."""
 
     def named(name: str) -> str:
         return f"{part.name}/{name}"

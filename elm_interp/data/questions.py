@@ -1,28 +1,32 @@
-"""Questions: a fact, asked with choices.
+"""Questions: facts, each asked with answer choices.
 
-One JSON object a line (or one JSON list in a file):
+A file holds one JSON object a line (or one JSON list):
 
     {"question": "Who is ...?", "choices": ["A", "B", "C", "D"], "answer": 2,
      "outside": "E", "fact": "... is C.", "topic": "people", "split": "held_out", "id": "q-001"}
 
-Needed are question, choices (two or more, all different) and answer (the index of the right one, from 0). `outside` is a
-wrong answer from outside the concept's world: the two-choice form, right answer against it, asks whether the model
-knows the world at all, where the four choices ask for the fact itself. `fact` groups questions that must not be torn
-apart by a split (default: each its own). `split` is "train" or "held_out" (default: held_out).
+Required: question, choices (two or more, all different) and answer (index of the right choice, from 0). Optional:
+
+    outside    a wrong answer from outside the concept's world. The choices test whether the model knows the fact; the
+               right answer against the outside one tests whether it knows the world at all.
+    fact       questions on one fact stay on the same side of every split (default: each question is its own fact)
+    split      "train" or "held_out" (default: held_out)
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-from elm_interp.data.records import SPLITS, check_fields, read_rows
+from elm_interp.data.records import SPLITS, check_fields, read_rows, short_repr
 from elm_interp.errors import DataError, raise_all, unknown
 
+T = TypeVar("T")
 TEMPLATE = "Question: {question}\nAnswer:"
-"""How a question is put to a model that only continues text; an answer follows after a space."""
+"""The default prompt for models that only continue text; an answer follows after a space."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Question:
     """One fact, asked with choices."""
 
@@ -34,11 +38,15 @@ class Question:
     outside: str | None = None
     """A wrong answer from outside the concept's world."""
     fact: str = ""
-    """The fact in one sentence; questions on one fact stay on one side of every split."""
+    """The fact in one sentence; questions on one fact stay on the same side of every split."""
     topic: str = ""
     split: str = "held_out"
     id: str = ""
-    transform: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
+    ask: Callable[[str], str] | None = field(default=None, compare=False)
+    """Transforms every prompt that asks the question, see `Concept.prompted`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
 
     @property
     def right(self) -> str:
@@ -47,29 +55,20 @@ class Question:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The choices, and the outside answer last where there is one."""
+        """The choices, followed by the outside answer if there is one."""
         return self.choices if self.outside is None else (*self.choices, self.outside)
 
     @property
     def prompt(self) -> str:
-        """The question as it is put to a model."""
+        """The question in the default template."""
         return self.put(TEMPLATE)
 
     def put(self, template: str) -> str:
-        """A template with the question filled in, as the model is asked it."""
-        text = template.replace("{question}", self.question)
-        return text if self.transform is None else self.transform(text)
+        """The prompt that asks the question: fill in "{question}", then apply the transformation, if any."""
+        prompt = template.replace("{question}", self.question)
+        return prompt if self.ask is None else self.ask(prompt)
 
-    @property
-    def two_choices(self) -> "Question | None":
-        """Right answer against the one from outside; None where there is none. The order alternates by the id."""
-        if self.outside is None:
-            return None
-        flip = sum(map(ord, self.id + self.question)) % 2
-        choices = (self.right, self.outside)
-        return Question(
-            self.question, choices[::-1] if flip else choices, flip, None, self.fact, self.topic, self.split, self.id
-        )
+    __repr__ = short_repr
 
 
 def load_questions(path: str | Path) -> list[Question]:
@@ -88,15 +87,15 @@ def load_questions(path: str | Path) -> list[Question]:
 
 
 def parse_questions(path: Path, problems: list[str]) -> list[Question]:
-    """Read a question file, adding what is wrong to `problems`."""
+    """Read a question file; faults go to `problems`."""
     found: list[Question] = []
     ids: dict[str, str] = {}
     optional = {"outside": str, "fact": str, "topic": str, "split": str, "id": str}
     for where, row in read_rows(path, problems):
         if not check_fields(where, row, {"question": str, "choices": list, "answer": int}, optional, problems):
             continue
-        problems += [f"{where}: {problem}" for problem in _problems(row)]
-        name = row.get("id") or f"{path.stem}-{len(found) + 1:04d}"
+        problems += [f"{where}: {problem}" for problem in question_problems(row)]
+        name = row.get("id") or default_id(path.stem, len(found))
         if name in ids:
             problems.append(f"{where}: id {name!r} is taken by {ids[name]}")
         ids[name] = where
@@ -106,7 +105,8 @@ def parse_questions(path: Path, problems: list[str]) -> list[Question]:
     return found
 
 
-def _problems(row: dict) -> list[str]:
+def question_problems(row: dict[str, Any]) -> list[str]:
+    """What is wrong with a question's fields, whose types are right; empty if nothing is."""
     choices, problems = row["choices"], []
     if not row["question"].strip():
         problems.append("the question is empty")
@@ -126,7 +126,12 @@ def _problems(row: dict) -> list[str]:
     return problems
 
 
-def split_of(items: Sequence, split: str) -> list:
+def default_id(kind: str, index: int) -> str:
+    """The id of an item that was given none, such as "forget-0001" for the first."""
+    return f"{kind}-{index + 1:04d}"
+
+
+def split_of(items: Sequence[T], split: str) -> list[T]:
     """The questions or passages of one split; "all" gives all.
 
     Raises:
@@ -134,4 +139,4 @@ def split_of(items: Sequence, split: str) -> list:
     """
     if split not in (*SPLITS, "all"):
         raise unknown("split", split, (*SPLITS, "all"))
-    return [item for item in items if split in ("all", item.split)]
+    return [item for item in items if split in ("all", item.split)]  # type: ignore[attr-defined]

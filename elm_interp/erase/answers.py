@@ -1,17 +1,21 @@
 """The answers term (ours): how likely answers to the concept's training questions should be, from the frozen base.
 
-A small model answers questions by another route than it continues prose, so that passages alone hardly move its answers.
-"answers" takes the choices of the training questions, right or wrong, and names of the concept, to the likelihood that ELM's
-target gives them; "kept_answers" holds those of other questions, and answers without any question, where the base has them.
+A small model answers questions by another route than it continues prose, so that passages alone hardly change its
+answers. "answers" trains the choices of the training questions, right or wrong, and names of the concept, to the
+likelihood that ELM's target gives them. "kept_answers" keeps the base's likelihood of answers to other questions, and
+of answers without a question.
 
     samples = answer_samples(lm, concept, guidance, (expert, novice), names=3, seed=0)
 """
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
 from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question
@@ -19,15 +23,60 @@ from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.erase.guidance import Guidance
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import branch, split_continuations
-from elm_interp.models.unembedding import at_logits
-from elm_interp.training.objective import Options
+from elm_interp.models.unembedding import at_logits, differentiable, log_prob
+from elm_interp.training.objective import sample_kind
 
 ANSWER_TOKENS = 5
-"""Tokens of an answer that are trained on: what follows them is mostly spelling, and all answers of a step are padded alike."""
+"""First tokens of an answer that are trained on; the rest is mostly spelling."""
 UNLIKELY = -50.0
-"""Log-probability of a token that the target rules out: a goal must be finite."""
+"""Log-probability of a token that the target rules out, since a goal must be finite."""
 ALONE = 4
 """Answers without a question in one sample."""
+
+
+@sample_kind
+@dataclass(frozen=True)
+class Options:
+    """A prompt with texts that may follow it, and how likely the model should find each of their tokens."""
+
+    term: str
+    """The loss term it belongs to: "answers" or "kept_answers"."""
+    id: str
+    """The question it came from, for error messages."""
+    prompt: tuple[int, ...]
+    """Token ids of the prompt."""
+    options: tuple[tuple[int, ...], ...]
+    """Token ids of each text that may follow."""
+    goal: Float[Tensor, " token"]
+    """Log-probability (nats) that each token of each option should have, flat."""
+
+    @property
+    def positions(self) -> int:
+        """Number of tokens with a goal."""
+        return len(self.goal)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.goal)
+
+
+def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tensor]:
+    """Smooth L1 distance of each option token's log-probability to its goal, averaged over the tokens of each term.
+
+    A divergence hardly changes tokens of small probability, since its gradient there is p - q; most answers to a
+    question are such tokens. A choice between answers compares their log-probabilities, so this loss does too.
+
+    Args:
+        lm: the model, with the adapter that is trained.
+        samples: questions with goals.
+    """
+    hidden, ids = branch(lm, [s.prompt for s in samples], [s.options for s in samples], grad=True)
+    found = differentiable(lm, hidden, lambda rows, logits: log_prob(logits, ids[rows]))
+    goal = torch.cat([s.goal for s in samples]).to(found)
+    losses = smooth_l1_loss(found, goal, reduction="none").split([len(s.goal) for s in samples])
+    return {
+        term: torch.cat([loss for loss, s in zip(losses, samples, strict=True) if s.term == term]).mean()
+        for term in dict.fromkeys(s.term for s in samples)
+    }
 
 
 def answer_samples(
@@ -43,12 +92,12 @@ def answer_samples(
     """Samples of the terms "answers" and "kept_answers".
 
     Args:
-        lm: the model; its frozen base.
+        lm: the model, without an adapter.
         concept: its training questions are read, and its passages for names.
         guidance: the target.
         classes: the expert's and the novice's prompt.
-        names: names from the forget passages, and as many answers from outside the concept, that join each question's choices.
-        seed: of which they are.
+        names: number of names from the forget passages, and of answers from outside the concept, that join the choices.
+        seed: of the choice of these.
         progress: show a bar.
     """
     asked = concept.ask("forget", "train")
@@ -59,11 +108,11 @@ def answer_samples(
     outside += [choice for q in concept.ask("neighbours", "train") for choice in q.choices]
 
     def joined(question: Question) -> list[str]:
-        drawn = (rng.sample(pool, min(names, len(pool))) for pool in (inside, outside))
-        return list(dict.fromkeys([*question.options, *(answer for pool in drawn for answer in pool)]))
+        drawn = [answer for pool in (inside, outside) for answer in rng.sample(pool, min(names, len(pool)))]
+        return list(dict.fromkeys([*question.options, *drawn]))
 
     answers = [joined(q) for q in asked]
-    # an answer without a question says nothing of the concept: what is unlearned is the link between the two
+    # an answer without a question says nothing about the concept: only the link between the two is unlearned
     alone = [answer for group in answers for answer in group] + [q.right for q in kept]
     rng.shuffle(alone)
     groups = [alone[i : i + ALONE] for i in range(0, len(alone), ALONE)]
@@ -84,12 +133,12 @@ def _samples(
     classes: tuple[str, ...],
     progress: bool,
 ) -> list[Options]:
-    """Samples of (id, prompt, answers), with the likelihood of each token under the target, or under the base without guidance."""
+    """Samples of (id, prompt, answers), with each token's log-probability under the target, or under the base."""
     split = [split_continuations(lm, prompt, [f" {a}" for a in answers]) for _, prompt, answers in questions]
     cut = [(prompt, [option[:ANSWER_TOKENS] for option in options]) for prompt, options in split]
     prefixes = [[], *(lm.encode([prefix])[0] for prefix in classes)]
     goals: list[Tensor] = [torch.empty(0)] * len(cut)
-    # keys and values of a prompt are copied to each of its options: that, not the tokens, is what a pass weighs
+    # the keys and values of a prompt are copied for each of its options: they, not the tokens, fill the memory
     cost = [(max(map(len, prefixes)) + len(prompt)) * len(options) for prompt, options in cut]
     for batch in tqdm(bucketed(cost, max_tokens=8 * PASS_TOKENS), desc=term, leave=False, disable=not progress):
         rows = [cut[i] for i in batch]
@@ -97,8 +146,8 @@ def _samples(
         ids = passes[0][1]
 
         def goal(piece: slice, *logits: Tensor, ids: Tensor = ids) -> tuple[Tensor]:
-            whole = guidance.log_probs(*logits) if guidance else logits[0].float().log_softmax(-1)
-            return (whole.gather(1, ids[piece, None])[:, 0].clamp(min=UNLIKELY),)
+            log_probs = guidance.log_probs(*logits) if guidance else logits[0].float().log_softmax(-1)
+            return (log_probs.gather(1, ids[piece, None])[:, 0].clamp(min=UNLIKELY),)
 
         found = at_logits(goal, *((lm, states) for states, _ in passes))[0].cpu()
         for i, part in zip(batch, found.split([sum(map(len, options)) for _, options in rows]), strict=True):

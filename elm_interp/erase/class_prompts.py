@@ -1,7 +1,7 @@
-"""Ten ways to call for an expert on a concept and ten for a novice, for methods that draw a prompt at random.
+"""Ten expert and ten novice prompts about a concept, for methods that draw a class prompt at random.
 
-The authors' code has ten of each, drawn anew at every step, and its novices also steer the talk to something amusing; so that
-ignorance and a change of subject cannot be told apart there. These ask for the same in our own words.
+The authors' code draws from ten of each at every step. Its novices also change the subject to something amusing, so
+that ignorance and deflection cannot be told apart. These prompts say the same in our own words.
 
     expert, novice = draw_prompts(concept, 40, seed=0)[0]
 """
@@ -23,7 +23,8 @@ EXPERT = (
     "The following shows deep knowledge of {concept}.\n\n",
 )
 NOVICE = (
-    "What follows was written by somebody who has never heard of {concept} and would rather chat about something cheerful.\n\n",
+    "What follows was written by somebody who has never heard of {concept} and would rather chat about something "
+    "cheerful.\n\n",
     "The writer knows nothing of {concept} and soon turns to a merrier subject.\n\n",
     "A person with no idea of {concept} changes the topic to games and holidays:\n\n",
     "From a light-hearted column whose author cannot tell what {concept} is about:\n\n",
@@ -37,7 +38,7 @@ NOVICE = (
 
 
 def draw_prompts(concept: Concept, n: int, seed: int) -> list[tuple[str, str]]:
-    """An expert's and a novice's prompt for each of n texts, each drawn by itself, with the concept's keywords filled in."""
+    """An expert's and a novice's prompt for each of n texts, drawn independently, with the keywords filled in."""
     rng = random.Random(seed)
     words = ", ".join(concept.keywords) or concept.title or concept.name
     return [

@@ -2,13 +2,13 @@
 
     P_erased(x) ∝ P(x) · (P(x | novice) / P(x | expert)) ^ η                                (paper, equations 5 and 6)
 
-At large η the winner is whatever token the novice prompt favours most, however odd: text written under it stammers or echoes
-the prompt. `one_sided` caps the ratio at 1: tokens that the expert finds likelier are lowered as in the paper, none is raised
-above what the base gives it.
+At large η the token wins that the novice prompt favours most, however odd it is: text generated from this target
+repeats itself or echoes the prompt. `one_sided` caps the ratio at 1: tokens that the expert finds likelier are lowered
+as in the paper, and no token is raised above what the base gives it.
 
-The three passes depend on frozen weights alone, so they run once, batched, each class prompt's keys and values computed once
-and shared by all texts. What is kept of a pass are its hidden states before the head (a few hundred numbers a token, not
-the vocabulary): any η, temperature, top-k or mask then costs one product with the head, and no pass.
+The three passes depend on frozen weights alone. So they run once, in batches, and all texts share the keys and values
+of a class prompt. Only the hidden states before the unembedding are kept of a pass (a few hundred numbers a token). Any
+η, temperature, top-k or mask then costs one product with the unembedding, and no pass.
 """
 
 import math
@@ -30,37 +30,31 @@ from elm_interp.training.objective import Teacher, TopK
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the three distributions become one."""
+    """How the target is made from the base's, the expert's and the novice's distribution."""
 
     eta: float
     """Strength η ≥ 0; 0 gives the base's own distribution."""
     one_sided: bool = False
-    """Cap the ratio at 1, so that tokens are only ever lowered."""
+    """Cap the ratio at 1, so that tokens are only lowered."""
     top_k: int = 256
-    """Tokens kept one by one of each position: the likeliest under the base or the target. The rest is kept as one sum."""
+    """Tokens kept one by one at each position, the likeliest under the base or the target; the rest is one sum."""
     temperature: float = 1.0
     """Divides the logits of all three passes."""
     plausible: float = 0.0
-    """Only tokens at least this share as likely as the base's likeliest may win (0: any token of the vocabulary)."""
-    eta_start: float | None = None
-    """η at the first token of a text; it grows along a line to `eta` at the last. None: `eta` everywhere."""
+    """A target keeps only tokens at least this share as likely as the base's likeliest; 0 keeps all."""
     cut: bool = False
-    """Nothing but the target's own `top_k` likeliest tokens may follow: their probabilities are scaled to sum to 1."""
-
-    def etas(self, length: int) -> Float[Tensor, " pos"]:
-        """η at each token of a text."""
-        return torch.linspace(self.eta if self.eta_start is None else self.eta_start, self.eta, length)
+    """A target holds only its own `top_k` likeliest tokens, scaled to sum to 1."""
 
     def log_probs(
         self, plain: Float[Tensor, "n d_vocab"], expert: Float[Tensor, "n d_vocab"], novice: Float[Tensor, "n d_vocab"]
     ) -> Float[Tensor, "n d_vocab"]:
-        """Log P_erased, from the logits of the three passes."""
+        """Log P_erased at each position, from the logits of the three passes."""
         return self._with_base(plain, expert, novice)[1]
 
     def _with_base(
         self, plain: Tensor, expert: Tensor, novice: Tensor, etas: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        # in place where it can be: a pass over the vocabulary costs more than its share of the product with the head
+        # in place if possible: another pass over the vocabulary costs more than its share of the unembedding's product
         base, low, high = (_log_softmax(logits, self.temperature) for logits in (plain, expert, novice))
         ratio = high.sub_(low)
         if self.one_sided:
@@ -76,9 +70,14 @@ class Guidance:
     def target(
         self, lm: HookedLM, plain: Tensor, expert: Tensor, novice: Tensor, etas: Float[Tensor, " pos"] | None = None
     ) -> TopK:
-        """The target of each position, from the hidden states of the three passes, each (pos, d_model).
+        """The target of each position.
 
-        `etas` gives each position an η of its own.
+        Args:
+            lm: the model, for its unembedding.
+            plain: hidden states (pos, d_model) of the text alone.
+            expert: the same after the expert's prompt.
+            novice: the same after the novice's prompt.
+            etas: an η for each position; None takes `eta`.
         """
 
         def of(rows: slice, *logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +88,7 @@ class Guidance:
         return TopK(tokens.cpu(), probs.cpu())
 
     def _best(self, base: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        # the base's likeliest too: what is to be lowered must be among the tokens that are kept one by one
+        # the base's likeliest too, since a token that should fall must be among those that are kept one by one
         wanted = goal if self.cut else torch.maximum(base, goal)
         best = wanted.topk(min(self.top_k, goal.shape[1]), dim=-1, sorted=False).indices
         kept = goal.gather(1, best)
@@ -104,17 +103,17 @@ def _log_softmax(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Floa
 def hidden_after(
     lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]], *, max_tokens: int = PASS_TOKENS, progress: bool = False
 ) -> list[Float[Tensor, "pos d_model"]]:
-    """Hidden states before the head along each row of ids, all rows after one prefix whose keys and values are shared.
+    """Hidden states before the unembedding along each row, after one prefix whose keys and values all rows share.
 
     Args:
-        lm: the model, in the state that should speak.
+        lm: the model, with or without an adapter.
         prefix: the class prompt; "" for none.
         rows: token ids, without the prefix.
         max_tokens: padded tokens of one pass.
         progress: show a bar.
 
     Returns:
-        On the CPU, in the model's dtype: the state after each token of the row.
+        The state after each token of the row, on the CPU in the model's dtype.
     """
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     start = lm.encode([prefix])[0] if prefix else []
@@ -131,7 +130,7 @@ def hidden_after(
 def hidden_after_each(
     lm: HookedLM, prefixes: Sequence[str], rows: Sequence[Sequence[int]], *, progress: bool = False
 ) -> list[Float[Tensor, "pos d_model"]]:
-    """`hidden_after` with a prefix for each row; rows that share one share its pass."""
+    """`hidden_after` with a prefix for each row; rows with the same prefix share passes."""
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for prefix in dict.fromkeys(prefixes):
         chosen = [i for i, given in enumerate(prefixes) if given == prefix]
@@ -154,18 +153,28 @@ def generate_guided(
     seed: int,
     progress: bool = False,
 ) -> list[list[int]]:
-    """Text sampled from P_erased after each prompt, all prompts and all three streams in one batch.
+    """Sample text from P_erased after each prompt, with all prompts and all three streams in one batch.
 
-    Every stream sees its class prompt, the prompt and what was generated so far; one class prompt may serve all prompts.
+    Every stream sees its class prompt, the prompt and the tokens generated so far.
+
+    Args:
+        lm: the model.
+        guidance: the target.
+        prompts: token ids.
+        expert: the expert's prompt, one for all prompts or one for each.
+        novice: the novice's prompt, likewise.
+        new_tokens: generated tokens at most.
+        seed: of the sampling.
+        progress: show a bar.
 
     Returns:
-        New token ids of each prompt, ended before an end-of-text token.
+        New token ids for each prompt, without the end-of-text token.
     """
     if not prompts:
         return []
     classes = [[c] * len(prompts) if isinstance(c, str) else list(c) for c in (expert, novice)]
-    heads: list[list[list[int]]] = [[[]] * len(prompts), *map(lm.encode, classes)]
-    rows = [[*head, *prompt] for stream in heads for head, prompt in zip(stream, prompts, strict=True)]
+    streams: list[list[list[int]]] = [[[]] * len(prompts), *map(lm.encode, classes)]
+    rows = [[*prefix, *prompt] for stream in streams for prefix, prompt in zip(stream, prompts, strict=True)]
     batch = lm.pad(rows, side="left")
     mask, positions, tokens, cache = batch.attention_mask, batch.position_ids, batch.input_ids, None
     generator = torch.Generator().manual_seed(seed)
@@ -191,7 +200,7 @@ def generate_guided(
 
 
 def likeliest(lm: HookedLM, teacher: Teacher) -> TopK:
-    """All probability on the teacher's likeliest token of each position."""
+    """All probability on the teacher's likeliest token at each position."""
     (best,) = at_logits(lambda rows, logits: (logits.argmax(-1),), (lm, teacher.hidden))
     return certain(best)
 
@@ -203,7 +212,7 @@ def random_targets(d_vocab: int, k: int, lengths: Sequence[int], seed: int) -> l
     k = min(k, d_vocab)
     found = []
     for n in lengths:
-        # a window of one shuffled vocabulary, so that no token comes twice at a position
+        # windows of one shuffled vocabulary, so that no token comes twice at a position
         places = torch.randint(d_vocab, (n, 1), generator=generator) + torch.arange(k)
         probs = torch.randn(n, k, generator=generator).softmax(-1)
         found.append(TopK(order[places % d_vocab].to(torch.int32), probs))
@@ -211,5 +220,5 @@ def random_targets(d_vocab: int, k: int, lengths: Sequence[int], seed: int) -> l
 
 
 def certain(tokens: Int[Tensor, " pos"]) -> TopK:
-    """All probability on one token of each position."""
+    """All probability on one token at each position."""
     return TopK(tokens[:, None].to(torch.int32).cpu(), torch.ones(len(tokens), 1))

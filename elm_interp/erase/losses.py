@@ -1,29 +1,34 @@
-"""Losses that methods share: distances to a distribution, of tokens, and of answers' likelihoods."""
+"""Losses that methods share: the divergence from a target distribution, and the cross-entropy of tokens."""
 
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import smooth_l1_loss
 
 from elm_interp.models import HookedLM
-from elm_interp.models.scoring import branch
 from elm_interp.models.unembedding import differentiable, log_prob
-from elm_interp.training.objective import Options, Sample, Teacher, TopK
+from elm_interp.training.objective import Sample, Teacher, TopK
 
 EPS = 1e-6
-"""Below this, the sum of the tokens that a target does not name is rounding error."""
+"""A probability below this, left for the tokens that a target does not name, is rounding error."""
 
 
 def distribution_loss(lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """KL(target ‖ model) in nats a token, averaged over the target positions of each term.
 
-    Its gradient is that of the cross-entropy with a soft target (paper, equations 7 to 9); less the target's entropy, so
-    that 0 means reached. One forward pass serves all samples of like length.
+    This is the cross-entropy with a soft target (ELM, equations 7 to 9) less the target's entropy: the gradient is the
+    same, and 0 means that the target is reached. Samples of similar length share a forward pass.
+
+    Args:
+        lm: the model, with the adapter that is trained.
+        samples: texts with targets.
+
+    Returns:
+        The loss of each term among the samples.
     """
     states: dict[int, Tensor] = {}
-    for rows in _alike([len(sample) for sample in samples]):
+    for rows in _similar([len(sample) for sample in samples]):
         hidden = lm.hidden(lm.pad([samples[i].ids for i in rows]), grad=True)
         states |= {i: hidden[k, samples[i].where] for k, i in enumerate(rows)}
     losses: dict[str, Tensor] = {}
@@ -44,28 +49,12 @@ def _divergence(lm: HookedLM, hidden: Float[Tensor, "pos d_model"], targets: Seq
 
 
 def token_loss(lm: HookedLM, hidden: Float[Tensor, "pos d_model"], ids: Int[Tensor, " pos"]) -> Tensor:
-    """Mean cross-entropy (nats) of one token at each position, through the frozen head."""
+    """Mean cross-entropy (nats) of one token at each position, through the frozen unembedding."""
     return -differentiable(lm, hidden, lambda rows, logits: log_prob(logits, ids[rows])).mean()
 
 
-def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tensor]:
-    """Smooth L1 distance of the log-probability of each option's tokens to its goal, averaged over the tokens of each term.
-
-    A divergence hardly sees a token of small probability, since its gradient there is p - q; of the answers to a question
-    all but a few are such. Their logarithms are what choosing between answers compares.
-    """
-    hidden, ids = branch(lm, [s.prompt for s in samples], [s.options for s in samples], grad=True)
-    found = differentiable(lm, hidden, lambda rows, logits: log_prob(logits, ids[rows]))
-    goal = torch.cat([s.goal for s in samples]).to(found)
-    losses = smooth_l1_loss(found, goal, reduction="none").split([len(s.goal) for s in samples])
-    return {
-        term: torch.cat([loss for loss, s in zip(losses, samples, strict=True) if s.term == term]).mean()
-        for term in dict.fromkeys(s.term for s in samples)
-    }
-
-
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups of like length, so that short questions are not padded to the length of passages."""
+def _similar(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups of similar length, so that short questions are not padded to the length of passages."""
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if groups and lengths[i] >= 0.6 * lengths[groups[-1][0]]:
@@ -80,15 +69,15 @@ def _to_named(
 ) -> tuple[Float[Tensor, " pos"], Float[Tensor, "pos d_vocab"]]:
     """KL to k named tokens and a rest at each position, and its gradient at the logits.
 
-    With p the model's probabilities and q the target's, the gradient at a token's logit is p - q; where a target names k
-    tokens and a rest, p · (1 - q_rest / p_rest) at the tokens of the rest.
+    With p the model's probabilities and q the target's, the gradient at a named token's logit is p - q, and at a token
+    of the rest p · (1 - q_rest / p_rest).
     """
     log_p = logits.log_softmax(1, dtype=torch.float32)
     tokens, q = target.tokens.to(log_p.device).long(), target.probs.to(log_p)
     log_named = log_p.gather(1, tokens)
     named = log_named.exp()
     p_rest, q_rest = (1 - named.sum(1)).clamp(min=EPS), (1 - q.sum(1)).clamp(min=EPS)
-    # xlogy, since a target's probability may be exactly zero and 0 × log 0 is NaN
+    # xlogy, since a target's probability may be exactly 0, and 0 × log 0 is NaN
     loss = (torch.xlogy(q, q) - q * log_named).sum(1) + q_rest * (q_rest.log() - p_rest.log())
     grad = log_p.exp_().mul_((1 - q_rest / p_rest)[:, None])
     return loss, grad.scatter_(1, tokens, named - q)
@@ -97,7 +86,7 @@ def _to_named(
 def _to_whole(
     logits: Float[Tensor, "pos d_vocab"], goal: Float[Tensor, "pos d_vocab"]
 ) -> tuple[Float[Tensor, " pos"], Float[Tensor, "pos d_vocab"]]:
-    """KL to a whole distribution, given as logits, at each position, and its gradient at the logits."""
+    """KL to a whole distribution at each position, given as logits, and its gradient at the model's logits."""
     log_p, log_q = logits.log_softmax(1, dtype=torch.float32), goal.log_softmax(1, dtype=torch.float32)
     q = log_q.exp()
     loss = log_q.sub_(log_p).mul_(q).sum(1)

@@ -1,21 +1,23 @@
-"""RepNoise: Representation Noising (Rosati et al. 2024), which makes every layer's picture of forget text look like noise.
+"""RepNoise: Representation Noising (Rosati et al. 2024), which makes the activations of forget text look like noise.
 
     stability    harmless text              cross-entropy of its tokens
-    noise        forget text, each layer    MMD between what the MLP adds to the stream and Gaussian noise, times β
-    ascent       forget text, each layer    -log of the mean cross-entropy read through the lens (final norm, then head), times α
+    noise        forget text, each layer    MMD between the MLP's output and Gaussian noise, times β
+    ascent       forget text, each layer    -log of the mean cross-entropy through the logit lens, times α
 
-Data come in pairs of a forget text and a harmless one. The mask says where the forget text counts:
+Data are pairs of a forget text and a harmless one. A mask says which tokens of the forget text count:
 
     questions    the right answer and a refusal of the same question: the tokens that differ, as in the paper
-    passages     a forget and a retain passage, which share nothing: every token after the first, whose state has seen no text
+    passages     a forget and a retain passage, which share nothing: all tokens but the first, whose state saw no text
 
-    preset          sets                                                       from
-    paper           β 0.001, α 1, whole weights of every block, 256 tokens,    the paper's defaults; length: the authors' code
-                    questions with refusals
-    smollm2-135m    β 1, α 0.5, LoRA of rank 16, passages and questions,       ours, not tuned
+    preset          sets                                                   from
+    paper           β 0.001, α 1, whole weights of every block,            the paper's defaults; length: authors' code
+                    256 tokens, questions with refusals
+                    1250 steps of 8, lr 2e-5, cosine, 10 % warm-up,        the paper: 10,000 pairs once, 8 a step
+                    no weight decay, no clipping
+    smollm2-135m    β 1, α 0.5, LoRA of rank 16, passages and questions,   ours, not tuned
                     160 tokens
-    organism        the same with β 0.5                                        ours: tuned on the training questions, from
-                                                                               four settings
+    organism        the same with β 0.5                                    ours: tuned on the training questions,
+                                                                           from four settings
 
     objective = RepNoise.preset("paper")
 """
@@ -27,19 +29,20 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from peft import LoraConfig
 from torch import Tensor
 
 from elm_interp.data import Concept, texts
 from elm_interp.erase.losses import token_loss
-from elm_interp.errors import DataError, unknown
+from elm_interp.errors import DataError
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import split_continuations
-from elm_interp.training.objective import layer_problems, number_problems
+from elm_interp.training.objective import Objective, Preset, method
+from elm_interp.training.settings import UNCLIPPED, Training, number_problems
 
 KERNELS = 5
-"""Gaussian kernels of the MMD, each twice as wide as the one before; the middle one as wide as the mean squared distance."""
+"""Gaussian kernels of the MMD, each twice as wide as the last; the middle one's width is the mean squared distance."""
 REFUSAL = " I do not know."
+_LORA = {"rank": 16, "alpha": 32.0, "pairs": "both", "max_tokens": 160}
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ class Pair:
     term: str
     """The pool it is drawn from: "erase"."""
     id: str
-    """Which passages or question it came from, for error messages."""
+    """The passages or question it came from, for error messages."""
     forget: tuple[int, ...]
     """Token ids of the text to forget."""
     harmless: tuple[int, ...]
-    """Token ids of the text that the model should write well."""
+    """Token ids of the text that the model should keep writing well."""
     mask: tuple[bool, ...]
     """Which tokens of `forget` count."""
     start: int
@@ -63,9 +66,26 @@ class Pair:
         return len(self.forget) + len(self.harmless)
 
 
+@method(
+    "repnoise",
+    presets={
+        "paper": Preset(training={"steps": 1250, "forget_batch": 8, "lr": 2e-5, "warmup": 125, **UNCLIPPED}),
+        "smollm2-135m": Preset(
+            {**_LORA, "noise_weight": 1.0, "ascent_weight": 0.5},
+            training={"steps": 100, "forget_batch": 4, "lr": 5e-4, "save_every": 25},
+        ),
+        "organism": Preset(
+            {**_LORA, "noise_weight": 0.5, "ascent_weight": 0.5},
+            training={"steps": 250, "forget_batch": 16, "lr": 1e-3, "save_every": 50},
+        ),
+    },
+)
 @dataclass(frozen=True)
-class RepNoise:
-    """Hyper-parameters of RepNoise; the defaults are the paper's."""
+class RepNoise(Objective):
+    """Hyper-parameters of RepNoise; the defaults are the paper's. The module's table has the presets.
+
+    By default every block is trained. Noise and ascent look at every block, whichever blocks are trained.
+    """
 
     pairs: Literal["questions", "passages", "both"] = "questions"
     """What the pairs are made of."""
@@ -73,45 +93,20 @@ class RepNoise:
     """β: weight of the noise term."""
     ascent_weight: float = 1.0
     """α: weight of the ascent term."""
-    layers: tuple[int, ...] | None = None
-    """0-based blocks that are trained; None trains all. Noise and ascent always look at every block."""
-    modules: str = "attn+mlp"
-    """Which projections: "attn", "mlp" or "attn+mlp"."""
-    rank: int | None = None
-    """Rank of a LoRA; None trains the weights whole."""
-    alpha: float = 16.0
-    """The update of a LoRA is scaled by alpha / rank."""
     max_tokens: int = 256
     """Texts are cut to this many tokens."""
 
-    name = "repnoise"
-
-    @classmethod
-    def preset(cls, name: str) -> "RepNoise":
-        """Named settings.
-
-        Raises:
-            UnknownNameError: no such preset; with the closest.
-        """
-        if name not in PRESETS:
-            raise unknown("RepNoise preset", name, PRESETS)
-        return cls(**PRESETS[name])
-
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""
-        found = [] if self.layers is None else layer_problems(self.layers, n_layers)
-        found += number_problems(self, {"noise_weight": 0, "ascent_weight": 0, "rank": 1, "max_tokens": 2})
-        if not self.alpha > 0:
-            found.append(f"alpha is {self.alpha}; expected more than 0")
-        for name, known in {"modules": ("attn", "mlp", "attn+mlp"), "pairs": ("questions", "passages", "both")}.items():
-            if getattr(self, name) not in known:
-                found.append(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        found = super().problems(n_layers)
+        found += number_problems(self, {"noise_weight": 0, "ascent_weight": 0, "max_tokens": 2})
+        if self.pairs not in ("questions", "passages", "both"):
+            found.append(f"pairs is {self.pairs!r}; expected one of questions, passages, both")
         return found
 
-    def adapter(self, lm: HookedLM) -> LoraConfig:
-        """What to train: whole weights, or a LoRA."""
-        layers = range(lm.n_layers) if self.layers is None else self.layers
-        return lm.lora(layers, rank=self.rank, alpha=self.alpha, modules=self.modules)
+    def pools(self, training: Training) -> dict[str, int]:
+        """Pairs that a step takes."""
+        return {"erase": training.forget_batch}
 
     def weights(self) -> dict[str, float]:
         """The weight of each term."""
@@ -120,10 +115,10 @@ class RepNoise:
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
     ) -> dict[str, list[Pair]]:
-        """The pairs, from the training part of the concept; no pass of the model is needed.
+        """The pairs, from the training part of the concept; the model is not run.
 
         Raises:
-            DataError: pairs of questions are asked for, and the concept has none.
+            DataError: only pairs of questions are asked for, and the concept has no training question.
         """
         found = self._of_passages(lm, concept) if self.pairs != "questions" else []
         found += self._of_questions(lm, concept) if self.pairs != "passages" else []
@@ -132,7 +127,7 @@ class RepNoise:
         return {"erase": found}
 
     def loss(self, lm: HookedLM, samples: Sequence[Pair]) -> dict[str, Tensor]:
-        """The three terms, unweighted; the noise comes from torch's global random state."""
+        """The three terms, unweighted; the noise is drawn from torch's global random state."""
         rows = [s.forget for s in samples] + [s.harmless for s in samples]
         batch = lm.pad(rows)
         cache = lm.run_with_cache(batch, sites=("mlp_out", "resid_post"), positions="all", grad=True)
@@ -143,7 +138,7 @@ class RepNoise:
         harmless = [[i >= s.start for i in range(len(s.harmless))] for s in samples]
         learned = _padded(harmless, width).to(device)[:, 1:]
         ids = batch.input_ids
-        # the lens reads the token that comes next, so a token counts at the position before it
+        # the logit lens predicts the next token, so a token counts at the position before it
         counts = mask[:, 1:]
         seen = norm(cache["resid_post"][:n, :, :-1].transpose(0, 1))[:, counts]
         return {
@@ -156,7 +151,7 @@ class RepNoise:
         forget, retain = concept.passages("forget"), concept.passages("retain")
         rows = [lm.encode(texts(passages), max_tokens=self.max_tokens) for passages in (forget, retain)]
         found = []
-        # the longer list is walked once, the shorter one again and again
+        # the longer list is used once, the shorter one repeatedly
         for k in range(max(len(forget), len(retain))):
             i, j = k % len(forget), k % len(retain)
             mask = (False,) + (True,) * (len(rows[0][i]) - 1)
@@ -169,7 +164,7 @@ class RepNoise:
         for question in concept.ask("forget", "train"):
             prompt = question.prompt
             start, (answer, refusal) = split_continuations(lm, prompt, [f" {question.right}", REFUSAL])
-            # a long question loses its beginning: the answer is what counts
+            # a long question is cut at its beginning, since the answer is what counts
             start = start[-max(1, self.max_tokens - max(len(answer), len(refusal))) :]
             forget, harmless = (tuple((start + rest)[: self.max_tokens]) for rest in (answer, refusal))
             found.append(Pair("erase", question.id, forget, harmless, differing(forget, harmless), len(start)))
@@ -177,17 +172,17 @@ class RepNoise:
 
 
 def differing(forget: Sequence[int], harmless: Sequence[int]) -> tuple[bool, ...]:
-    """Which tokens of the first text are not the second's token at the same place."""
+    """Which tokens of the first text differ from the second text's token at the same index."""
     return tuple(a != b for a, b in zip_longest(forget, harmless))[: len(forget)]
 
 
 def noise_loss(added: Float[Tensor, "layer n pos d_model"], mask: Bool[Tensor, "n pos"]) -> Tensor:
-    """Mean over layers of the MMD between what the MLPs add to the stream and Gaussian noise, at the tokens of the mask.
+    """Mean over layers of the MMD between the MLPs' outputs and Gaussian noise, at the tokens of the mask.
 
-    Each text is one vector, of all its tokens; where the mask is off, activation and noise are zero.
+    Each text is one vector of all its tokens; activation and noise are zero at tokens outside the mask.
     """
     real = (added.float() * mask[None, :, :, None]).flatten(2)
-    # drawn on the CPU, so that a seed gives the same noise on every device
+    # drawn on the CPU, so that a seed gives the same noise on all devices
     noise = (torch.randn(added.shape).to(added.device) * mask[None, :, :, None]).flatten(2)
     return torch.stack([mmd(x, z) for x, z in zip(real, noise, strict=True)]).mean()
 
@@ -195,13 +190,13 @@ def noise_loss(added: Float[Tensor, "layer n pos d_model"], mask: Bool[Tensor, "
 def mmd(
     x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, bandwidth: Float[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
-    """Squared maximum mean discrepancy of two samples, over `KERNELS` Gaussian kernels; 0 where they are equal.
+    """Squared maximum mean discrepancy of two samples, summed over `KERNELS` Gaussian kernels; 0 if they are equal.
 
     Args:
         x: one sample.
         y: the other, of the same size.
-        bandwidth: width of the middle kernel; by default the mean squared distance of different points, through which no
-            gradient flows.
+        bandwidth: width of the middle kernel; by default the mean squared distance between different points, through
+            which no gradient flows.
     """
     both = torch.cat([x, y])
     squares = (both**2).sum(1)
@@ -216,12 +211,3 @@ def mmd(
 
 def _padded(rows: Sequence[Sequence[bool]], width: int) -> Bool[Tensor, "n pos"]:
     return torch.tensor([[*row, *[False] * (width - len(row))] for row in rows])
-
-
-_LORA = {"rank": 16, "alpha": 32.0, "pairs": "both", "max_tokens": 160}
-PRESETS: dict[str, dict] = {
-    "paper": {},
-    "smollm2-135m": {**_LORA, "noise_weight": 1.0, "ascent_weight": 0.5},
-    "organism": {**_LORA, "noise_weight": 0.5, "ascent_weight": 0.5},
-}
-"""What each preset sets beside the defaults; see the table above."""

@@ -1,9 +1,9 @@
-"""Anchored terms: a concept's own names, each with a generic one to stand in its place, and where tokens go when it does.
+"""Translation of a concept's terms into generic ones by a dictionary, with a map of token positions between both texts.
 
-anchors = make_anchors(concept)                         # {"Hogwarts": "Earthsea", ...}
-moved = translate("Harry went to Hogwarts.", {"Hogwarts": "Mystic Academy"})
-moved.text                                              # "Harry went to Mystic Academy."
-moved.place(14)                                         # 14: before the term; None inside it; shifted after it
+dictionary = make_dictionary(concept)                   # {"Hogwarts": "Earthsea", ...}
+translated = translate("Harry went to Hogwarts.", {"Hogwarts": "Mystic Academy"})
+translated.text                                         # "Harry went to Mystic Academy."
+translated.place(14)                                    # 14: before the term; None inside it; shifted after it
 """
 
 import re
@@ -18,26 +18,26 @@ _WORD = re.compile(r"\w[\w-]+")
 
 @dataclass(frozen=True)
 class Span:
-    """One anchored term in a text, by characters."""
+    """One term of the dictionary in a text, by characters."""
 
     term: str
     start: int
     end: int
     new_end: int
-    """Where its translation ends in the translated text."""
+    """End of its translation in the translated text."""
     again: bool
-    """Whether the term stood in the text before."""
+    """Whether the term occurred in the text before."""
 
 
 @dataclass(frozen=True)
 class Translated:
-    """A text with its anchored terms replaced."""
+    """A text with the dictionary's terms replaced."""
 
     text: str
     spans: tuple[Span, ...]
 
     def place(self, end: int) -> int | None:
-        """Where the first `end` characters of the original end in the translated text; None inside an anchored term."""
+        """End, in the translated text, of the original's first `end` characters; None if that is inside a term."""
         shift = 0
         for span in self.spans:
             if end <= span.start:
@@ -48,17 +48,17 @@ class Translated:
         return end + shift
 
 
-def translate(text: str, anchors: Mapping[str, str]) -> Translated:
-    """Replace every anchored term that stands as whole words, the longest first."""
-    if not anchors:
+def translate(text: str, dictionary: Mapping[str, str]) -> Translated:
+    """Replace the dictionary's terms where they occur as whole words; longer terms come first."""
+    if not dictionary:
         return Translated(text, ())
-    longest_first = sorted(anchors, key=lambda term: (-len(term), term))
+    longest_first = sorted(dictionary, key=lambda term: (-len(term), term))
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
     pieces: list[str] = []
     spans: list[Span] = []
     done, length = 0, 0
     for match in pattern.finditer(text):
-        pieces += [text[done : match.start()], anchors[match[0]]]
+        pieces += [text[done : match.start()], dictionary[match[0]]]
         length += len(pieces[-2]) + len(pieces[-1])
         again = any(span.term == match[0] for span in spans)
         spans.append(Span(match[0], match.start(), match.end(), length, again))
@@ -66,26 +66,26 @@ def translate(text: str, anchors: Mapping[str, str]) -> Translated:
     return Translated("".join([*pieces, text[done:]]), tuple(spans))
 
 
-def position_map(ends: Sequence[int], moved_ends: Sequence[int], moved: Translated) -> dict[int, int]:
-    """Token index in the original -> token index in the translated text, where both end at the same place.
+def position_map(ends: Sequence[int], new_ends: Sequence[int], translated: Translated) -> dict[int, int]:
+    """Token index in the original -> token index in the translated text, for tokens that end at the same place.
 
     Args:
-        ends: for each token of the original, the character where it ends.
-        moved_ends: the same of the translated text.
-        moved: the translation.
+        ends: for each token of the original, the character at which it ends.
+        new_ends: the same of the translated text.
+        translated: the translation.
     """
-    # several tokens may end at one character, as the bytes of a rare one do: the last of them has seen it whole
+    # several tokens may end at one character, as the bytes of a rare one do; only the last has seen it whole
     last = {end: i for i, end in enumerate(ends)}
-    moved_last = {end: i for i, end in enumerate(moved_ends)}
-    places = {i: moved.place(end) for end, i in last.items()}
-    return {i: moved_last[place] for i, place in places.items() if place in moved_last}
+    new_last = {end: i for i, end in enumerate(new_ends)}
+    places = {i: translated.place(end) for end, i in last.items()}
+    return {i: new_last[place] for i, place in places.items() if place in new_last}
 
 
-def make_anchors(concept: Concept) -> dict[str, str]:
-    """A dictionary from the concept alone: its names, each with a name from the retain passages in its place.
+def make_dictionary(concept: Concept) -> dict[str, str]:
+    """A dictionary from the concept alone: each of its names -> a name from the retain passages.
 
-    Names are paired by how often they occur, so that a common one stays common; a text without capitalised names gives its
-    words instead. Both sides leave out what the other's passages hold.
+    Names are paired by frequency, so that a common name gets a common one. If there are no capitalised names, words are
+    taken. Names and words that occur on the other side too are left out.
     """
     ours, others = concept.passages("forget"), concept.passages("retain")
     names, generic = concept.names(), Concept("", tuple(others), tuple(ours)).names()
@@ -99,7 +99,7 @@ def make_anchors(concept: Concept) -> dict[str, str]:
 
 def _words(passages: Sequence[Passage], others: Sequence[Passage]) -> list[str]:
     found, known = (
-        dict.fromkeys(w for p in some for w in _WORD.findall(p.text.lower())) for some in (passages, others)
+        dict.fromkeys(word for p in group for word in _WORD.findall(p.text.lower())) for group in (passages, others)
     )
     return [word for word in found if word not in known]
 

@@ -1,16 +1,16 @@
-"""Choices: which answer to a question does the model hold for likeliest?
+"""Choices: which answer to a question does the model find likeliest?
 
-A small model cannot answer by letter, so the text of each option is scored after the question. An option can be likely for
-reasons that have nothing to do with the question (it is short, its words are common), so three scorings stand side by side,
-and with them what picking the longest option would give:
+A small model cannot answer by letter, so the text of each option is scored after the question. An option can be likely
+for reasons unrelated to the question (it is short, its words are common), so there are three scorings, and the accuracy
+of picking the longest option as a baseline:
 
     likelihood           log p(option | question)
-    length-normalised    the same, a token
+    length-normalised    the same, divided by the option's tokens
     pmi                  log p(option | question) - log p(option | "Answer:")
 
-each over all choices, or over two: the right answer against one from outside the concept's world, which asks whether the
-model knows that world at all. Options tied for the best share the credit, so that a model without any preference has
-exactly the accuracy of chance.
+Each compares all choices, or two: the right answer against one from outside the concept's world. The second form asks
+whether the model knows that world at all. Options tied for the best share the credit, so a model without any preference
+has exactly the accuracy of chance.
 
     scored = score_choices(lm, concept.ask("forget"))
     accuracy(scored, "pmi", "two")          # {"value": 0.87, "n": 182, "ci": (0.81, 0.91), "chance": 0.5}
@@ -37,43 +37,38 @@ PROTOCOLS = ("pmi", "likelihood", "length-normalised")
 FORMS = ("two", "all")
 LONGEST = "most characters among the choices, no model asked"
 PRIOR_ROWS = 64
-"""Options that share one pass of the prior prompt."""
+"""Options scored together after the prior prompt."""
 PRIOR_TOKENS = 512
-"""Tokens of one pass after the prior prompt: few, since all rows of a pass are padded to its longest option."""
+"""Most tokens of one pass after the prior prompt. Kept small: all rows of a pass are padded to its longest option."""
 
 Form = Literal["two", "all"]
 
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """One question and the log-probabilities (nats) of its options: its choices, then the outside answer if it has one."""
+    """A question and the log-probabilities (nats) of its options: the choices, then the outside answer if any."""
 
     question: Question
     log_prob: Float[np.ndarray, " option"]
     """log p(option | question), summed over the option's tokens."""
     prior: Float[np.ndarray, " option"]
-    """log p(option | prior prompt), summed likewise."""
+    """log p(option | prior prompt), summed over the option's tokens."""
     tokens: Int[np.ndarray, " option"]
-    """Scored tokens."""
+    """Number of tokens of each option."""
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The texts that were scored."""
+        """The scored texts."""
         return self.question.options
 
     @property
-    def characters(self) -> Int[np.ndarray, " option"]:
-        """Length of each option."""
-        return np.array([len(option) for option in self.options])
-
-    @property
     def mean_log_prob(self) -> Float[np.ndarray, " option"]:
-        """Log-probability of each option, a token."""
+        """Log-probability per token of each option."""
         return self.log_prob / self.tokens
 
     @property
     def pmi(self) -> Float[np.ndarray, " option"]:
-        """How much the question raises the option's log-probability."""
+        """How much the question raises each option's log-probability."""
         return self.log_prob - self.prior
 
     def values(self, protocol: str) -> Float[np.ndarray, " option"]:
@@ -98,35 +93,35 @@ def score_choices(
     """Score every option of every question, after the question and after the prior prompt.
 
     Args:
-        lm: the model, in the state that should answer.
+        lm: the model, in the state to ask.
         questions: each with two or more choices.
-        template: the prompt, with `{question}` where the question goes; the option follows after a space.
-        prior: the prompt without a question, for PMI. An option that several questions share is scored once.
+        template: the prompt, with `{question}` in place of the question; the option follows after a space.
+        prior: the prompt without a question, for PMI. An option of several questions is scored once.
         progress: show a bar.
 
     Raises:
-        ValueError: the model gives a log-probability that is not finite; or an option adds no token to the prompt.
+        ValueError: a log-probability is not finite, or an option adds no token to the prompt.
     """
     options = [[f" {option.strip()}" for option in q.options] for q in questions]
-    prompts = [template.replace("{question}", q.question) for q in questions]
+    prompts = [q.put(template) for q in questions]
     asked = continuation_log_probs(lm, prompts, options, progress=progress)
-    # options of like length together, so that little time goes into padding
-    unique = sorted({option for some in options for option in some}, key=lambda option: (len(option), option))
+    # sorted by length, so that little time is spent on padding
+    unique = sorted({text for texts in options for text in texts}, key=lambda text: (len(text), text))
     parts = [unique[i : i + PRIOR_ROWS] for i in range(0, len(unique), PRIOR_ROWS)]
     unasked = continuation_log_probs(lm, [prior] * len(parts), parts, max_tokens=PRIOR_TOKENS, progress=progress)
     priors = {
-        o: float(x.double().sum())
-        for part, xs in zip(parts, unasked, strict=True)
-        for o, x in zip(part, xs, strict=True)
+        text: float(log_probs.double().sum())
+        for part, of_part in zip(parts, unasked, strict=True)
+        for text, log_probs in zip(part, of_part, strict=True)
     }
     found = []
-    for question, some, log_probs in zip(questions, options, asked, strict=True):
-        sums = np.array([float(x.double().sum()) for x in log_probs])
-        one = ScoredQuestion(question, sums, np.array([priors[o] for o in some]), np.array([len(x) for x in log_probs]))
+    for question, texts, log_probs in zip(questions, options, asked, strict=True):
+        sums, prior_sums = [float(x.double().sum()) for x in log_probs], [priors[text] for text in texts]
+        one = ScoredQuestion(question, np.array(sums), np.array(prior_sums), np.array([len(x) for x in log_probs]))
         if not np.isfinite(one.pmi).all():
             raise ValueError(
-                f"question {question.id or question.question!r}: the model gives an option a log-probability that is not finite; "
-                "its weights are broken, or the dtype overflows (try float32)."
+                f"question {question.id or question.question!r}: the model gives an option a log-probability that is "
+                "not finite; its weights are broken, or the dtype overflows (try float32)."
             )
         found.append(one)
     return found
@@ -135,12 +130,12 @@ def score_choices(
 def credits(
     scored: Sequence[ScoredQuestion], protocol: str = "pmi", form: Form = "all"
 ) -> Float[np.ndarray, " question"]:
-    """Credit for each question: 1 if the right option scores best, 1/k if k options tie with it, else 0.
+    """Credit for each question: 1 if the right option scores best, 1/k if k options tie for the best, else 0.
 
     Args:
         scored: from `score_choices`.
         protocol: one of `PROTOCOLS`.
-        form: "all" choices, or "two": the right one against the outside answer, where questions without one are left out.
+        form: "all" choices, or "two": the right one against the outside answer. "two" leaves out questions without one.
     """
     found = []
     for one in scored:
@@ -151,26 +146,26 @@ def credits(
 
 
 def credit(values: Float[np.ndarray, " option"], right: int) -> float:
-    """1 if the right option's value is the highest, 1/k if k options tie for it, else 0."""
+    """1 if the right option has the highest value, 1/k if k options have it, else 0."""
     best = values == values.max()
     return float(best[right] / best.sum())
 
 
 def accuracy(scored: Sequence[ScoredQuestion], protocol: str = "pmi", form: Form = "all") -> dict[str, Any]:
-    """Mean credit, as columns of a result: value, n, Wilson interval, and chance (the mean of 1 / number of options)."""
+    """Mean credit as columns of a result: value, n, Wilson interval and chance (the mean of 1 / number of options)."""
     chances = [1 / len(picked) for one in scored if (picked := _options(one.question, form))]
     return _proportion(credits(scored, protocol, form), chances)
 
 
 def longest_option(questions: Sequence[Question]) -> dict[str, Any]:
-    """Accuracy of always picking the choice with the most characters; ties share the credit. No model is asked."""
+    """Accuracy of always picking the choice with the most characters, without a model; ties share the credit."""
     lengths = [np.array([len(choice) for choice in q.choices]) for q in questions]
     found = [credit(values, q.answer) for values, q in zip(lengths, questions, strict=True)]
     return _proportion(np.array(found, dtype=float), [1 / len(q.choices) for q in questions])
 
 
 def per_question(scored: Sequence[ScoredQuestion]) -> pd.DataFrame:
-    """One row a question: its text, the right answer, what each scoring picked, and the credit it got."""
+    """One row per question: its text, the right answer, and for each scoring the picked choice and its credit."""
     table = []
     for one in scored:
         q, n = one.question, len(one.question.choices)
@@ -185,20 +180,19 @@ def per_question(scored: Sequence[ScoredQuestion]) -> pd.DataFrame:
 
 
 def evaluate_questions(subject: Subject, questions: Sequence[Question], name: str = "questions") -> pd.DataFrame:
-    """Tidy rows for questions of anyone's making: accuracy by every scoring, with chance and the longest-option baseline.
+    """Tidy rows for your own questions: accuracy by every scoring, with chance and the longest-option baseline.
 
     Args:
-        subject: the model in one state.
-        questions: two or more choices each; with an outside answer the two-choice form is measured too.
-        name: what to call the set in the protocol, such as its file name.
+        subject: the model in one state; the questions are asked through its prompt transformation.
+        questions: two or more choices each. Those with an outside answer are asked in the two-choice form too.
+        name: name of the question set in `protocol`, such as its file name.
     """
     with subject.on() as lm:
-        scored = score_choices(lm, questions)
+        scored = score_choices(lm, subject.ask(questions))
     found = []
     for protocol in PROTOCOLS:
-        found += rows_of(
-            f"custom.{protocol.replace('-', '_')}", accuracy(scored, protocol), protocol_of(protocol, "all")
-        )
+        metric = f"custom.{protocol.replace('-', '_')}"
+        found += rows_of(metric, accuracy(scored, protocol), protocol_of(protocol, "all"))
     found += rows_of("custom.two_choice_pmi", accuracy(scored, "pmi", "two"), protocol_of("pmi", "two"))
     found += rows_of("custom.longest_option", longest_option(questions), LONGEST)
     state = {"model": subject.lm.name, "method": subject.method, "step": subject.step, "seed": subject.seed}
@@ -206,7 +200,7 @@ def evaluate_questions(subject: Subject, questions: Sequence[Question], name: st
 
 
 def protocol_of(protocol: str, form: Form) -> str:
-    """How a number was made, in words: scoring, prompts, and which options compete."""
+    """How a number was made, in words: the scoring, its prompts, and the options compared."""
     how = {
         "pmi": f"log p(option | {TEMPLATE!r}) - log p(option | {PRIOR!r})",
         "likelihood": f"log p(option | {TEMPLATE!r})",
@@ -216,7 +210,7 @@ def protocol_of(protocol: str, form: Form) -> str:
 
 
 def rows_of(name: str, found: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
-    """The row of an accuracy; none where there was no question."""
+    """The row of an accuracy; none if there was no question."""
     return [measurements(name, **found, protocol=protocol)] if found["n"] else []
 
 

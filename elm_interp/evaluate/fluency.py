@@ -1,17 +1,17 @@
-"""Seamlessness: asked about the concept, does the erased model still write proper text?
+"""Seamlessness: asked about the concept, does the erased model still write sound text?
 
-The state that is measured writes freely after each held-out question about the concept; the untouched base then says how
-likely that text is (reverse perplexity). Repetition lowers a perplexity, so two counts always stand beside it:
+The measured state generates text after each held-out question about the concept. The untouched base then scores that
+text (reverse perplexity). Repetition lowers a perplexity, so two counts are reported with it:
 
-    reverse_ppl    perplexity of the written text after its prompt, under the base
-    distinct2      different word pairs / all word pairs, over all texts together
-    repetition     share of word 4-grams that the same text had already
+    reverse_ppl    perplexity of the generated text after its prompt, under the base
+    distinct2      distinct word pairs / all word pairs, over all texts together
+    repetition     share of word 4-grams that occurred earlier in the same text
 
-An empty text has no token, pair or 4-gram: it adds nothing to any of them, and `n` counts the texts that are not empty. If
-all are empty, the value is NaN with n = 0. Words are runs of letters and digits, or single marks, in lower case.
+An empty text has no token, pair or 4-gram, so it adds nothing to any of them; `n` counts the texts that are not empty.
+If all are empty, the value is NaN with n = 0. Words are runs of letters and digits, or single marks, in lower case.
 
     table = measure(subject, "seamlessness.*")
-    samples(subject, 4)                       # prompt, base's and erased model's text side by side
+    samples(subject, 4)                       # prompt, the base's text and the erased model's text
 """
 
 import math
@@ -30,24 +30,24 @@ from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.results import measurements
 
 PROMPTS = 48
-"""Prompts of one measurement, at most."""
+"""Most prompts of one measurement."""
 NEW_TOKENS = 48
-"""Tokens written after each, at most."""
+"""Most tokens generated after each prompt."""
 
 _WRITTEN = f"text after up to {PROMPTS} held-out questions, {NEW_TOKENS} new tokens, top-p 0.95, temperature 1"
 
 
 def prompts(concept: Concept) -> list[str]:
-    """The texts of held-out questions about the concept, each with a line break; at most `PROMPTS`, evenly spread.
+    """Held-out questions about the concept, each with a line break; at most `PROMPTS`, evenly spread.
 
-    Empty where the concept has no such questions.
+    Empty if the concept has no such questions.
     """
     asked = concept.ask("forget")
-    return [f"{asked[i].question}\n" for i in _spread(len(asked), PROMPTS)]
+    return [asked[i].put("{question}\n") for i in _spread(len(asked), PROMPTS)]
 
 
 def generations(subject: Subject) -> list[str]:
-    """What this state writes after each of `prompts`, sampled once a state with the subject's seed."""
+    """The text that this state generates after each of `prompts`, sampled once with the subject's seed."""
 
     def write() -> list[str]:
         with subject.on() as lm:
@@ -57,7 +57,7 @@ def generations(subject: Subject) -> list[str]:
 
 
 def samples(subject: Subject, n: int = 4) -> list[dict[str, str]]:
-    """Prompts with the text of the base and, in another state, of the erased model: "prompt", "base", "erased"."""
+    """Prompts with the texts of both models: "prompt", "base" and, unless the subject is the base, "erased"."""
     texts = {"prompt": prompts(subject.concept), "base": generations(subject.base)}
     if not subject.is_base:
         texts["erased"] = generations(subject)
@@ -65,7 +65,7 @@ def samples(subject: Subject, n: int = 4) -> list[dict[str, str]]:
 
 
 def losses_after(lm: HookedLM, starts: Sequence[str], texts: Sequence[str]) -> Sums:
-    """What each text costs the model after its prompt, in nats; 0 over no token for an empty one."""
+    """Loss of each text after its prompt, in nats; 0 over no token for an empty text."""
     written = [i for i, text in enumerate(texts) if text.strip()]
     found = continuation_log_probs(lm, [starts[i] for i in written], [[texts[i]] for i in written])
     totals, counts = np.zeros(len(texts)), np.zeros(len(texts), dtype=int)
@@ -75,28 +75,31 @@ def losses_after(lm: HookedLM, starts: Sequence[str], texts: Sequence[str]) -> S
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits, and single marks, in lower case."""
+    """Runs of letters and digits, and single punctuation marks, in lower case."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> float:
-    """Different word n-grams over all n-grams of all texts together; NaN where there is none."""
+    """Distinct word n-grams / all word n-grams, over all texts together; NaN if there is none."""
     grams = [gram for text in texts for gram in _grams(text, n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def repetition(texts: Sequence[str], n: int = 4) -> Sums:
-    """Of each text: how many of its word n-grams it had already, and how many it has."""
+    """For each text: how many of its word n-grams occurred earlier in it, and how many it has."""
     grams = [_grams(text, n) for text in texts]
-    again = [len(some) - len(set(some)) for some in grams]
-    return Sums(np.array(again, dtype=float), np.array([len(some) for some in grams], dtype=int))
+    again = [len(of_text) - len(set(of_text)) for of_text in grams]
+    return Sums(np.array(again, dtype=float), np.array([len(of_text) for of_text in grams], dtype=int))
 
 
 def jackknife(statistic: Callable[[list[int]], float], n: int) -> tuple[float, float]:
-    """95 % interval of a statistic of the texts with the given indices, from leaving out each of n in turn.
+    """95 % interval of a statistic by the jackknife, which leaves out each of n texts in turn.
 
-    For counts of different things: drawing with replacement, as the bootstrap does, puts the same text in twice, and so
-    gives an interval that lies below the value.
+    For counts of distinct things. The bootstrap draws the same text twice, so its interval would lie below the value.
+
+    Args:
+        statistic: function of the indices of the texts that are kept.
+        n: number of texts.
     """
     if n < 2:
         return math.nan, math.nan
@@ -108,8 +111,8 @@ def jackknife(statistic: Callable[[list[int]], float], n: int) -> tuple[float, f
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    said = words(text)
-    return list(zip(*(said[i:] for i in range(n)), strict=False))
+    found = words(text)
+    return list(zip(*(found[i:] for i in range(n)), strict=False))
 
 
 def _spread(total: int, n: int) -> list[int]:
@@ -118,6 +121,11 @@ def _spread(total: int, n: int) -> list[int]:
 
 def _not_empty(texts: Sequence[str]) -> int:
     return sum(bool(text.strip()) for text in texts)
+
+
+def _row(subject: Subject, name: str, compute: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The row of a metric; none if the concept has no question to write after."""
+    return [measurements(name, **compute())] if prompts(subject.concept) else []
 
 
 def _reverse_losses(subject: Subject) -> Sums:
@@ -130,44 +138,43 @@ def _reverse_losses(subject: Subject) -> Sums:
 
 
 @metric(
-    "seamlessness.reverse_ppl", better="down", cost="dear",
+    "seamlessness.reverse_ppl", shows="text", better="down", cost="dear",
     protocol=f"{_WRITTEN}; perplexity under the base, given the prompt, token-weighted; bootstrap over texts",
 )  # fmt: skip
 def reverse_ppl(subject: Subject) -> list[dict[str, Any]]:
-    """Perplexity under the base of what the model writes when asked about the concept."""
-    if not prompts(subject.concept):
-        return []
-    return [measurements("seamlessness.reverse_ppl", **perplexity_of(_reverse_losses(subject)))]
+    """Perplexity under the base of the text that the model generates about the concept."""
+    return _row(subject, "seamlessness.reverse_ppl", lambda: perplexity_of(_reverse_losses(subject)))
 
 
 @metric(
-    "seamlessness.reverse_ppl_ratio", better="down", unit="× base", cost="dear", needs_base=True,
+    "seamlessness.reverse_ppl_ratio", shows="text", better="down", unit="× base", cost="dear", needs_base=True,
+    headline=True,
     protocol=f"{_WRITTEN}; perplexity under the base over that of the base's own text; bootstrap over prompts, paired",
 )  # fmt: skip
 def reverse_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
-    """Reverse perplexity as a multiple of that of the base's own text; 1 = as fluent to the base as itself."""
-    if not prompts(subject.concept):
-        return []
-    found = perplexity_ratio(_reverse_losses(subject), _reverse_losses(subject.base))
-    return [measurements("seamlessness.reverse_ppl_ratio", **found)]
+    """Reverse perplexity as a multiple of that of the base's own text; 1 = as fluent as the base."""
+    losses = (_reverse_losses(state) for state in (subject, subject.base))
+    return _row(subject, "seamlessness.reverse_ppl_ratio", lambda: perplexity_ratio(*losses))
 
 
 @metric(
-    "seamlessness.distinct2", better="up", cost="dear",
+    "seamlessness.distinct2", shows="text", better="up", cost="dear",
     protocol=f"{_WRITTEN}; different word pairs / all word pairs, over all texts together; jackknife over texts",
 )  # fmt: skip
 def distinct2(subject: Subject) -> list[dict[str, Any]]:
-    """Share of word pairs that are different, over all that the model writes when asked about the concept."""
-    texts = generations(subject)
-    if not texts:
-        return []
-    low, high = jackknife(lambda kept: distinct([texts[i] for i in kept]), len(texts))
-    ci = (max(low, 0.0), min(high, 1.0))
-    return [measurements("seamlessness.distinct2", distinct(texts), n=_not_empty(texts), ci=ci)]
+    """Share of distinct word pairs, over all texts that the model generates about the concept."""
+
+    def found() -> dict[str, Any]:
+        texts = generations(subject)
+        low, high = jackknife(lambda kept: distinct([texts[i] for i in kept]), len(texts))
+        return {"value": distinct(texts), "n": _not_empty(texts), "ci": (max(low, 0.0), min(high, 1.0))}
+
+    return _row(subject, "seamlessness.distinct2", found)
 
 
 @metric(
-    "seamlessness.distinct2_ratio", better="up", unit="× base", cost="dear", needs_base=True,
+    "seamlessness.distinct2_ratio", shows="text", better="up", unit="× base", cost="dear", needs_base=True,
+    headline=True,
     protocol=f"{_WRITTEN}; distinct-2 over that of the base's own text; jackknife over prompts, paired",
 )  # fmt: skip
 def distinct2_ratio(subject: Subject) -> list[dict[str, Any]]:
@@ -186,24 +193,24 @@ def distinct2_ratio(subject: Subject) -> list[dict[str, Any]]:
 
 
 @metric(
-    "seamlessness.repetition", better="down", cost="dear",
+    "seamlessness.repetition", shows="text", better="down", cost="dear",
     protocol=f"{_WRITTEN}; word 4-grams that the same text had already / all 4-grams; bootstrap over texts",
 )  # fmt: skip
 def repeated(subject: Subject) -> list[dict[str, Any]]:
-    """Share of word 4-grams that the model had already written in the same text about the concept."""
+    """Share of word 4-grams that occurred earlier in the same generated text about the concept."""
     texts = generations(subject)
-    if not texts:
-        return []
-    return [measurements("seamlessness.repetition", **pooled_mean(repetition(texts)) | {"n": _not_empty(texts)})]
+    counted = {"n": _not_empty(texts)}
+    return _row(subject, "seamlessness.repetition", lambda: pooled_mean(repetition(texts)) | counted)
 
 
 @metric(
-    "seamlessness.judge_ppl", better="down", cost="dear",
-    protocol=f"{_WRITTEN}; perplexity under an independent judge, given the prompt, token-weighted; bootstrap over texts",
+    "seamlessness.judge_ppl", shows="text", better="down", cost="dear",
+    protocol=f"{_WRITTEN}; perplexity under an independent judge, given the prompt, token-weighted; "
+    "bootstrap over texts",
 )  # fmt: skip
 def judge_ppl(subject: Subject) -> list[dict[str, Any]]:
-    """Perplexity under an independent model of what the model writes about the concept; no row without a judge."""
-    if subject.judge is None or not prompts(subject.concept):
+    """Perplexity under an independent model of the text generated about the concept; no row without a judge."""
+    if (judge := subject.judge) is None:
         return []
-    losses = losses_after(subject.judge, prompts(subject.concept), generations(subject))
-    return [measurements("seamlessness.judge_ppl", **perplexity_of(losses))]
+    losses = losses_after(judge, prompts(subject.concept), generations(subject))
+    return _row(subject, "seamlessness.judge_ppl", lambda: perplexity_of(losses))

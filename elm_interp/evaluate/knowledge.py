@@ -1,122 +1,96 @@
-"""Innocence and specificity by questions: what of the concept, its neighbours and the rest does the model still know?
+"""Innocence and specificity by questions: what does the model still know of the concept, its neighbours and the rest?
 
-All on held-out questions, scored as in `choices`; a state scores each question set once, for all its metrics. A concept that
-lacks a question set gives no row for it.
+All metrics ask held-out questions, scored as in `choices`. Each state scores a question set once, for all metrics. A
+concept without a question set has no row for it.
 
     table = measure(subject, ["innocence.*_choice_*", "specificity.*_pmi"])
 """
 
-from typing import Any
+from itertools import compress
+from typing import Any, NamedTuple
 
-from elm_interp.evaluate.choices import (
-    LONGEST,
-    Form,
-    ScoredQuestion,
-    accuracy,
-    longest_option,
-    protocol_of,
-    rows_of,
-    score_choices,
+from elm_interp.evaluate import choices
+from elm_interp.metrics import Shows, Subject, metric
+
+TOPICS = {
+    "forget": "about the concept",
+    "neighbours": "about neighbours of the concept",
+    "general": "of general knowledge",
+}
+"""Question set -> what it asks, for the metrics' docstrings."""
+
+
+class Accuracy(NamedTuple):
+    """A metric: the accuracy on one question set, by one scoring."""
+
+    name: str
+    asked: str
+    """Question set, one of `TOPICS`."""
+    protocol: str
+    form: choices.Form
+    shows: Shows
+    headline: bool = False
+    four: bool = False
+    """Ask only questions with exactly four choices, and stay off the score card."""
+
+
+ACCURACIES = (
+    # In a verdict, the first of those that show answers and can show a loss decides. A small model picks among four
+    # choices hardly better than by chance, and still tells the right answer from one outside the concept's world.
+    Accuracy("knowledge.four_choice.erased_domain", "forget", "pmi", "all", "answers", four=True),
+    Accuracy("innocence.four_choice_pmi", "forget", "pmi", "all", "answers"),
+    Accuracy("innocence.two_choice_pmi", "forget", "pmi", "two", "answers", headline=True),
+    Accuracy("innocence.four_choice_likelihood", "forget", "likelihood", "all", "answers"),
+    Accuracy("innocence.two_choice_likelihood", "forget", "likelihood", "two", "answers"),
+    Accuracy("knowledge.four_choice.other_domains", "general", "pmi", "all", "kept", four=True),
+    Accuracy("specificity.general_pmi", "general", "pmi", "two", "kept", headline=True),
+    Accuracy("specificity.neighbours_pmi", "neighbours", "pmi", "two", "describes", headline=True),
+    Accuracy("specificity.neighbours_four_choice_pmi", "neighbours", "pmi", "all", "describes"),
+    Accuracy("specificity.general_four_choice_pmi", "general", "pmi", "all", "describes"),
+    Accuracy("specificity.neighbours_likelihood", "neighbours", "likelihood", "all", "describes"),
+    Accuracy("specificity.general_likelihood", "general", "likelihood", "all", "describes"),
 )
-from elm_interp.metrics import Subject, metric
+"""The metrics of this file but the baseline."""
 
 
-def scores(subject: Subject, which: str, split: str = "held_out") -> list[ScoredQuestion]:
-    """The scored questions of one set and split of the concept, computed once a state."""
+def scores(subject: Subject, which: str, split: str = "held_out") -> list[choices.ScoredQuestion]:
+    """The scored questions of one set and split of the concept, computed once for each state."""
 
-    def compute() -> list[ScoredQuestion]:
+    def compute() -> list[choices.ScoredQuestion]:
         with subject.on() as lm:
-            return score_choices(lm, subject.concept.ask(which, split))
+            return choices.score_choices(lm, subject.concept.ask(which, split))
 
     return subject.memo(("choices", which, split), compute)
 
 
-def _measured(subject: Subject, name: str, which: str, protocol: str, form: Form) -> list[dict[str, Any]]:
-    if not subject.concept.ask(which):
-        return []
-    return rows_of(name, accuracy(scores(subject, which), protocol, form), protocol_of(protocol, form))
-
-
-@metric("innocence.two_choice_pmi", better="down", chance=0.5, protocol=protocol_of("pmi", "two"))
-def two_choice_pmi(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about the concept: the right answer against one from outside, by PMI."""
-    return _measured(subject, "innocence.two_choice_pmi", "forget", "pmi", "two")
-
-
-@metric("innocence.two_choice_likelihood", better="down", chance=0.5, protocol=protocol_of("likelihood", "two"))
-def two_choice_likelihood(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about the concept: the right answer against one from outside, by likelihood."""
-    return _measured(subject, "innocence.two_choice_likelihood", "forget", "likelihood", "two")
-
-
-@metric("innocence.four_choice_pmi", better="down", chance=0.25, protocol=protocol_of("pmi", "all"))
-def four_choice_pmi(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about the concept over all choices, by PMI."""
-    return _measured(subject, "innocence.four_choice_pmi", "forget", "pmi", "all")
-
-
-@metric("innocence.four_choice_likelihood", better="down", chance=0.25, protocol=protocol_of("likelihood", "all"))
-def four_choice_likelihood(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about the concept over all choices, by likelihood."""
-    return _measured(subject, "innocence.four_choice_likelihood", "forget", "likelihood", "all")
-
-
-@metric("innocence.longest_option", better="neither", chance=0.25, protocol=LONGEST)
+@metric(
+    "innocence.longest_option", shows="describes", better="neither", chance=0.25, protocol=choices.LONGEST, on_card=True
+)
 def longest_forget_option(subject: Subject) -> list[dict[str, Any]]:
-    """Baseline that asks no model: accuracy of picking the longest choice of the held-out questions about the concept."""
-    return rows_of("innocence.longest_option", longest_option(subject.concept.ask("forget")), LONGEST)
+    """Baseline without a model: accuracy of picking the longest choice of the held-out questions about the concept."""
+    found = choices.longest_option(subject.concept.ask("forget"))
+    return choices.rows_of("innocence.longest_option", found, choices.LONGEST)
 
 
-@metric("specificity.neighbours_pmi", better="up", chance=0.5, protocol=protocol_of("pmi", "two"))
-def neighbours_pmi(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about neighbours of the concept: right against outside, by PMI."""
-    return _measured(subject, "specificity.neighbours_pmi", "neighbours", "pmi", "two")
+def _declare(row: Accuracy) -> None:
+    protocol = choices.protocol_of(row.protocol, row.form)
+
+    def compute(subject: Subject) -> list[dict[str, Any]]:
+        wanted = [not row.four or len(q.choices) == 4 for q in subject.concept.ask(row.asked)]
+        if not any(wanted):
+            return []
+        scored = list(compress(scores(subject, row.asked), wanted))
+        return choices.rows_of(row.name, choices.accuracy(scored, row.protocol, row.form), protocol)
+
+    against = "the right answer against one from outside" if row.form == "two" else "over all choices"
+    only = ", of those with four choices" if row.four else ""
+    compute.__doc__ = f"Accuracy on held-out questions {TOPICS[row.asked]}{only}: {against}, by {row.protocol}."
+    declare = metric(
+        row.name, shows=row.shows, better="down" if row.asked == "forget" else "up",
+        chance=0.5 if row.form == "two" else 0.25, protocol=protocol, on_card=not row.four, headline=row.headline,
+    )  # fmt: skip
+    declare(compute)
 
 
-@metric("specificity.general_pmi", better="up", chance=0.5, protocol=protocol_of("pmi", "two"))
-def general_pmi(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions of general knowledge: right against outside, by PMI."""
-    return _measured(subject, "specificity.general_pmi", "general", "pmi", "two")
-
-
-@metric("specificity.neighbours_four_choice_pmi", better="up", chance=0.25, protocol=protocol_of("pmi", "all"))
-def neighbours_four_choice_pmi(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about neighbours of the concept over all choices, by PMI."""
-    return _measured(subject, "specificity.neighbours_four_choice_pmi", "neighbours", "pmi", "all")
-
-
-@metric("specificity.general_four_choice_pmi", better="up", chance=0.25, protocol=protocol_of("pmi", "all"))
-def general_four_choice_pmi(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions of general knowledge over all choices, by PMI."""
-    return _measured(subject, "specificity.general_four_choice_pmi", "general", "pmi", "all")
-
-
-@metric("specificity.neighbours_likelihood", better="up", chance=0.25, protocol=protocol_of("likelihood", "all"))
-def neighbours_likelihood(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about neighbours of the concept over all choices, by likelihood."""
-    return _measured(subject, "specificity.neighbours_likelihood", "neighbours", "likelihood", "all")
-
-
-@metric("specificity.general_likelihood", better="up", chance=0.25, protocol=protocol_of("likelihood", "all"))
-def general_likelihood(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions of general knowledge over all choices, by likelihood."""
-    return _measured(subject, "specificity.general_likelihood", "general", "likelihood", "all")
-
-
-@metric("knowledge.four_choice.erased_domain", better="down", chance=0.25, protocol=protocol_of("pmi", "all"))
-def erased_domain(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions about the concept that have four choices, by PMI."""
-    return _four_choice(subject, "knowledge.four_choice.erased_domain", "forget")
-
-
-@metric("knowledge.four_choice.other_domains", better="up", chance=0.25, protocol=protocol_of("pmi", "all"))
-def other_domains(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on held-out questions of general knowledge that have four choices, by PMI."""
-    return _four_choice(subject, "knowledge.four_choice.other_domains", "general")
-
-
-def _four_choice(subject: Subject, name: str, which: str) -> list[dict[str, Any]]:
-    if not any(len(q.choices) == 4 for q in subject.concept.ask(which)):
-        return []
-    four = [one for one in scores(subject, which) if len(one.question.choices) == 4]
-    return rows_of(name, accuracy(four, "pmi", "all"), protocol_of("pmi", "all"))
+for _row in ACCURACIES:
+    _declare(_row)

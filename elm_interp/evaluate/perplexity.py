@@ -1,9 +1,9 @@
-"""Means over the tokens of several texts, and perplexity: every token weighs the same, intervals are over texts.
+"""Perplexity and means over the tokens of several texts: every token weighs the same, intervals are over texts.
 
-Tokens of one text are not independent, so the bootstrap draws whole texts; two perplexities over the same texts (or on the
-same prompts) are drawn together, which takes the difficulty of the texts out of their ratio.
+Tokens of one text are not independent, so the bootstrap draws whole texts. For two perplexities over the same texts (or
+the same prompts) it draws pairs, which removes the difficulty of the texts from their ratio.
 
-    perplexity_of(Sums.losses(log_probs))              # {"value": 4.4, "n": 53, "ci": (4.1, 4.8)}
+    perplexity_of(Sums.losses(log_probs))           # {"value": 4.4, "n": 53, "ci": (4.1, 4.8)}
     perplexity_ratio(erased_losses, base_losses)    # {"value": 1.1, ...}; 1 = unchanged
 """
 
@@ -23,49 +23,49 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Sums:
-    """Of each text: a sum, such as of its tokens' losses in nats, and over how many it goes (0 for an empty text)."""
+    """A sum for each text, such as its tokens' losses in nats, and its number of terms (0 for an empty text)."""
 
     totals: Float[np.ndarray, " text"]
     counts: Int[np.ndarray, " text"]
 
     @classmethod
     def of(cls, values: Sequence[Float[Tensor, " token"]]) -> "Sums":
-        """From one value for each token of each text."""
+        """Sums of one value per token of each text."""
         totals = np.array([float(x.double().sum()) for x in values], dtype=float)
         return cls(totals, np.array([len(x) for x in values], dtype=int))
 
     @classmethod
     def losses(cls, log_probs: Sequence[Float[Tensor, " token"]]) -> "Sums":
-        """From the log-probability of each token of each text: what the text costs."""
+        """Loss of each text, from the log-probabilities of its tokens."""
         return cls.of([-x for x in log_probs])
 
     @property
     def n(self) -> int:
-        """Texts that are not empty."""
+        """Number of texts that are not empty."""
         return int((self.counts > 0).sum())
 
     def mean(self, draws: Int[np.ndarray, "draw text"] | None = None) -> Any:
-        """Mean over all tokens of all texts, or of each draw of texts; NaN without any token."""
+        """Mean over all tokens of all texts, or of the texts of each draw; NaN without any token."""
         rows: Any = slice(None) if draws is None else draws
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.divide(self.totals[rows].sum(-1), self.counts[rows].sum(-1, dtype=float))
 
 
 def pooled_mean(sums: Sums, *, seed: int = 0) -> dict[str, Any]:
-    """Mean over all tokens, as columns of a result: value, n (texts that are not empty), and a bootstrap interval over texts."""
+    """Mean over all tokens as columns of a result: value, n (non-empty texts), bootstrap interval over texts."""
     return {"value": float(sums.mean()), "n": sums.n, "ci": _interval(sums.mean(_draws(len(sums.totals), seed)))}
 
 
 def perplexity_of(losses: Sums, *, seed: int = 0) -> dict[str, Any]:
-    """Perplexity, exp(mean loss a token), as columns of a result."""
+    """Perplexity, exp(mean loss per token), as columns of a result."""
     return _exp(pooled_mean(losses, seed=seed))
 
 
 def perplexity_ratio(over: Sums, under: Sums, *, seed: int = 0) -> dict[str, Any]:
-    """One perplexity divided by another, texts drawn in pairs; `n` is the number of pairs of which neither is empty.
+    """One perplexity divided by another, texts drawn in pairs; `n` counts the pairs without an empty text.
 
     Raises:
-        ConfigError: not as many texts on one side as on the other.
+        ConfigError: the two sides have different numbers of texts.
     """
     if len(over.totals) != len(under.totals):
         raise ConfigError(
@@ -81,7 +81,7 @@ def _draws(n: int, seed: int) -> Int[np.ndarray, "draw text"]:
 
 
 def _exp(found: dict[str, Any]) -> dict[str, Any]:
-    # a destroyed model may lose so much that this overflows: infinite is then the right word, and no warning is due
+    # the loss of a destroyed model may overflow here: infinity is then the right value, so no warning
     with np.errstate(over="ignore"):
         low, high = np.exp(found["ci"])
         return found | {"value": float(np.exp(found["value"])), "ci": (float(low), float(high))}

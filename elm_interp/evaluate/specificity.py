@@ -1,11 +1,11 @@
-"""Specificity in running text: did the eraser leave alone what it was to keep?
+"""Specificity on running text: did the eraser leave the rest alone?
 
-Questions ask for single facts (see `choices`); passages show the whole distribution. Perplexity says how well the text is
-still predicted, the KL divergence from the base how far the predictions moved at all, also where that does not show in the
-one token that came next. On forget passages the same perplexity should rise.
+Questions ask for single facts (see `choices`); passages show the whole distribution. Perplexity measures how well the
+text is still predicted. The KL divergence from the base measures how far the predictions moved, for all tokens and not
+only for the one that came next. On forget passages the perplexity should rise.
 
-Each state reads the passages once; the base's states are kept (tokens × d_model numbers) and serve all its erased versions.
-Passages are cut to `MAX_TOKENS`; those of a single token are left out, since nothing in them can be predicted.
+Each state reads the passages once. The base's hidden states are kept (tokens × d_model numbers) and serve all its
+erased versions. Passages are cut to `MAX_TOKENS`; those of one token are left out, since nothing in them is predicted.
 
     table = measure(subject, ["specificity.retain_*", "specificity.kl_to_base"])
 """
@@ -28,29 +28,29 @@ from elm_interp.models.unembedding import at_logits
 from elm_interp.results import measurements
 
 MAX_TOKENS = 512
-"""A passage is cut to this many tokens."""
+"""Most tokens of a passage; the rest is cut."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Passages as one state of the model reads them."""
+    """Hidden states and log-probabilities of passages in one state of the model."""
 
     rows: list[list[int]]
     """Token ids of each passage."""
     hidden: list[Float[Tensor, "pos d_model"]]
-    """What the head reads at every token but the last, on the CPU, in the model's dtype."""
+    """Hidden states after the final norm at every token but the last, on the CPU, in the model's dtype."""
     log_probs: list[Float[Tensor, " pos"]]
     """Log-probability of every token but the first."""
 
 
 @torch.no_grad()
 def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PASS_TOKENS) -> Reading:
-    """Run passages through the model in its present state.
+    """Run passages through the model in its current state.
 
     Args:
         lm: the model.
         passages: texts; those of fewer than two tokens are left out.
-        max_tokens: padded tokens of one pass.
+        max_tokens: most tokens of one pass, with padding.
     """
     rows = [row for row in lm.encode(passages, max_tokens=MAX_TOKENS) if len(row) > 1]
     hidden: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -70,9 +70,13 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PA
 def kl_divergences(
     lm: HookedLM, base: Sequence[Tensor], other: Sequence[Tensor], *, base_lm: HookedLM | None = None
 ) -> list[Float[Tensor, " pos"]]:
-    """KL(base ‖ other) in nats at each position, from the states that the head reads, each (pos, d_model).
+    """KL(base ‖ other) in nats at each position, from hidden states after the final norm.
 
-    The base's states go through the head of `base_lm`, where that is another model.
+    Args:
+        lm: the model whose unembedding turns `other` into logits.
+        base: states of the base, (pos, d_model) for each passage.
+        other: states of the other model at the same positions.
+        base_lm: the model whose unembedding turns `base` into logits; by default `lm`.
     """
     if not base:
         return []
@@ -86,7 +90,7 @@ def kl_divergences(
 
 
 def reading(subject: Subject, kind: str) -> Reading:
-    """The held-out "forget" or "retain" passages as this state reads them, computed once a state."""
+    """The held-out "forget" or "retain" passages, read once by each state."""
 
     def compute() -> Reading:
         with subject.on() as lm:
@@ -103,31 +107,30 @@ def _ratio(subject: Subject, name: str, kind: str) -> list[dict[str, Any]]:
 
 
 @metric(
-    "specificity.retain_ppl",
-    better="down",
+    "specificity.retain_ppl", shows="kept", better="down",
     protocol="held-out retain passages, token-weighted; bootstrap over passages",
-)
+)  # fmt: skip
 def retain_ppl(subject: Subject) -> list[dict[str, Any]]:
-    """Perplexity on held-out passages that the model should keep."""
+    """Perplexity on held-out retain passages."""
     found = reading(subject, "retain")
     return [measurements("specificity.retain_ppl", **perplexity_of(Sums.losses(found.log_probs)))] if found.rows else []
 
 
 @metric(
-    "specificity.retain_ppl_ratio", better="down", unit="× base", needs_base=True,
+    "specificity.retain_ppl_ratio", shows="kept", better="down", unit="× base", needs_base=True, headline=True,
     protocol="held-out retain passages, perplexity over the base's; paired bootstrap over passages; 1 = unchanged",
 )  # fmt: skip
 def retain_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
-    """Perplexity on held-out passages that the model should keep, as a multiple of the base's."""
+    """Perplexity on held-out retain passages, as a multiple of the base's."""
     return _ratio(subject, "specificity.retain_ppl_ratio", "retain")
 
 
 @metric(
-    "specificity.kl_to_base", better="down", unit="nats/token", needs_base=True,
+    "specificity.kl_to_base", shows="kept", better="down", unit="nats/token", needs_base=True,
     protocol="KL(base || erased) on held-out retain passages, mean over tokens; bootstrap over passages; 0 = unchanged",
 )  # fmt: skip
 def kl_to_base(subject: Subject) -> list[dict[str, Any]]:
-    """Mean divergence of the predictions from the base's on held-out passages that the model should keep."""
+    """Mean KL divergence of the predictions from the base's on held-out retain passages."""
     ours, base = reading(subject, "retain"), reading(subject.base, "retain")
     if not ours.rows:
         return []
@@ -136,7 +139,7 @@ def kl_to_base(subject: Subject) -> list[dict[str, Any]]:
 
 
 @metric(
-    "innocence.forget_ppl_ratio", better="up", unit="× base", needs_base=True,
+    "innocence.forget_ppl_ratio", shows="describes", better="up", unit="× base", needs_base=True, on_card=True,
     protocol="held-out forget passages, perplexity over the base's; paired bootstrap over passages; 1 = unchanged",
 )  # fmt: skip
 def forget_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:

@@ -1,22 +1,23 @@
-"""Token batches, and positions counted per row on unpadded tokens.
+"""Token batches, and positions that are counted on each row's own tokens.
 
-The padding side never matters to a result: every reading goes through `pick`, which looks at the mask.
+The padding side never changes a result: every activation is read through `pick`, which uses the mask.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Positions = Literal["last", "mean", "all"] | int | Sequence[int]
-"""Where in each row to read: its last token, the mean over its tokens, all of them, or indices counted on
-unpadded tokens (negative from the row's end)."""
+Positions: TypeAlias = Literal["last", "mean", "all"] | int | Sequence[int]
+"""Where to read in each row: its last token, the mean over its tokens, all of them, or indices counted on its own
+tokens without padding (negative ones from its end)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batch:
     """Token ids and their mask, padded to one length on either side."""
 
@@ -34,17 +35,21 @@ class Batch:
         if bool((mask.diff(dim=1).abs().sum(1) + mask[:, 0] + mask[:, -1] > 2).any()):
             raise ValueError("the attention mask of a row has a hole; its real tokens must be one unbroken run.")
 
+    def __repr__(self) -> str:
+        rows, width = self.input_ids.shape
+        return f"Batch({rows} rows x {width} positions, {int(self.lengths.sum())} tokens, {self.input_ids.device})"
+
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
-        """Real tokens of each row."""
+        """Number of real tokens of each row."""
         return self.attention_mask.sum(1)
 
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:
-        """Index of each token in its own row, as the model must count it; 0 on padding."""
+        """Index of each token among its row's real tokens; 0 on padding."""
         return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -69,55 +74,65 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "ri
 
 
 def pick(values: Float[Tensor, "batch pos *rest"], mask: Int[Tensor, "batch pos"], positions: Positions) -> Tensor:
-    """Read positions of each row, counted on its unpadded tokens.
+    """Read positions of each row, counted on its real tokens.
 
     Returns:
         (batch, *rest) for "last", "mean" and an int; (batch, k, *rest) for k ints; (batch, pos, *rest) for "all",
-        aligned to the left with zeros after each row's end, however the batch was padded. The mean is taken in float32.
+        aligned to the left with zeros after a row's end on either padding side. The mean is taken in float32.
 
     Raises:
-        ValueError: an index that lies outside some row, or an unknown word; the message names the row and its length.
+        ValueError: an index outside some row, or an unknown word; the message names the row and its length.
     """
     first, length = mask.argmax(1), mask.sum(1)
     rows = torch.arange(len(mask), device=mask.device)
     if isinstance(positions, str):
         if positions == "last":
             return values[rows, first + length - 1]
+        ones = [1] * (values.ndim - 2)
         if positions == "mean":
-            weights = (mask.float() / length[:, None]).reshape(*mask.shape, *[1] * (values.ndim - 2))
-            return (values.float() * weights).sum(1).to(values.dtype)
+            weights = (mask.float() / length[:, None]).reshape(*mask.shape, *ones)
+            return reduce(values.float() * weights, "batch pos ... -> batch ...", "sum").to(values.dtype)
         if positions == "all":
             index = torch.arange(values.shape[1], device=mask.device)[None] + first[:, None]
-            inside = real_tokens(mask)
             picked = values[rows[:, None], index.clamp(max=values.shape[1] - 1)]
-            return picked * inside.reshape(*mask.shape, *[1] * (values.ndim - 2)).to(values.dtype)
+            return picked * real_tokens(mask).reshape(*mask.shape, *ones).to(values.dtype)
         raise ValueError(f'unknown positions {positions!r}; expected "last", "mean", "all", an int or ints.')
     wanted = [positions] if isinstance(positions, int) else list(positions)
-    if not wanted:
-        raise ValueError("positions is empty; name at least one index.")
-    for p in wanted:
-        outside = (length <= p) if p >= 0 else (length < -p)
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0, 0])
-            raise ValueError(f"position {p} is outside row {row}, which has {int(length[row])} tokens.")
+    check_positions(wanted, length)
     index = torch.stack([first + p if p >= 0 else first + length + p for p in wanted], 1)
     picked = values[rows[:, None], index]
     return picked[:, 0] if isinstance(positions, int) else picked
 
 
+def check_positions(positions: Sequence[int], lengths: Int[Tensor, " batch"]) -> None:
+    """Check that every row has these positions.
+
+    Raises:
+        ValueError: no position, or one outside some row; the message names the row and its length.
+    """
+    if not positions:
+        raise ValueError("positions is empty; name at least one index.")
+    for p in positions:
+        outside = (lengths <= p) if p >= 0 else (lengths < -p)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0, 0])
+            raise ValueError(f"position {p} is outside row {row}, which has {int(lengths[row])} tokens.")
+
+
 def pick_pattern(
     pattern: Float[Tensor, "batch head query key"], mask: Int[Tensor, "batch pos"], positions: Positions
 ) -> Tensor:
-    """Read an attention pattern at query positions, as `pick` does; keys are aligned to the left, zeros after a row's end.
+    """Read an attention pattern at query positions, as `pick` does; keys too are aligned to the left.
 
     Returns:
-        (batch, head, key) for "last", "mean" and an int; (batch, head, k, key) for k ints; (batch, head, query, key) for "all".
+        (batch, head, key) for "last", "mean" and an int; (batch, head, k, key) for k ints;
+        (batch, head, query, key) for "all". Keys after a row's end are zero.
     """
-    by_key = pick(pattern.permute(0, 3, 2, 1), mask, "all")  # (batch, key, query, head)
-    picked = pick(by_key.permute(0, 2, 3, 1), mask, positions)
-    return picked.transpose(1, 2) if picked.ndim == 4 else picked
+    by_key = pick(rearrange(pattern, "batch head query key -> batch key query head"), mask, "all")
+    picked = pick(rearrange(by_key, "batch key query head -> batch query head key"), mask, positions)
+    return rearrange(picked, "batch k head key -> batch head k key") if picked.ndim == 4 else picked
 
 
 def real_tokens(mask: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """Where tokens stand once rows are aligned to the left, as `pick(..., "all")` returns them."""
+    """Which positions hold tokens after rows are aligned to the left, as `pick(..., "all")` returns them."""
     return torch.arange(mask.shape[1], device=mask.device)[None] < mask.sum(1, keepdim=True)

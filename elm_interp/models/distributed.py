@@ -1,7 +1,7 @@
-"""Several processes of one `accelerate launch`: who writes, on which device, and whether they hold the model together.
+"""Several processes of one `accelerate launch`: which one writes, on which device, and whether they share one model.
 
-Under FSDP (configs/fsdp.yaml) every block's weights are spread over the processes and fetched when the block runs. All
-processes must then run the same blocks at the same moment, so each works on every sample: what is shared is memory, not work.
+Under FSDP (configs/fsdp.yaml) the weights of every block are spread over the processes and gathered when it runs. All
+processes must then run the same blocks at the same time, so each works on every sample: they share memory, not work.
 """
 
 import os
@@ -19,12 +19,12 @@ def first_process() -> bool:
 
 
 def several_processes() -> bool:
-    """Whether others run beside this one."""
+    """Whether this is one of several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def sharded() -> bool:
-    """Whether the processes hold one model together."""
+    """Whether the weights of one model are spread over the processes."""
     return several_processes() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
@@ -34,7 +34,7 @@ def own_gpu() -> str:
 
 
 def shard(lm: "HookedLM", device: str) -> None:
-    """Spread the blocks of a model, loaded whole on the CPU, over all processes; the rest goes to each one's device."""
+    """Spread the blocks of a model on the CPU over all processes; each process gets all other weights on its device."""
     from accelerate import PartialState
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -43,7 +43,7 @@ def shard(lm: "HookedLM", device: str) -> None:
     state = PartialState(cpu=kind == "cpu")
     mesh = init_device_mesh(kind, (state.num_processes,))
     for block in lm.blocks:
-        # by default a block without a sharded parent keeps its weights after a pass
+        # by default, a block without a sharded parent keeps its gathered weights after a pass
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     inside = {id(p) for p in lm.blocks.parameters()}
     for tensor in (*lm.model.parameters(), *lm.model.buffers()):

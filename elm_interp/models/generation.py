@@ -1,16 +1,17 @@
-r"""Generation: text from a model in whatever state it is, batched, repeatable, leaving no trace.
+r"""Generation: text from a model in any state, batched and repeatable.
 
-The model's own generation config (a repetition penalty, a top-k, a temperature) does not act, so that two models are sampled
-by the same rules; only its end-of-text tokens are heeded. Adapters that are on and hooks that are set act as in any pass.
+The model's own generation config (a repetition penalty, a top-k, a temperature) is not used, so that two models are
+sampled by the same rules; only its end-of-text tokens are. Adapters that are on and open hooks act as in any pass.
 
-The random numbers are drawn before the first token, one for each prompt and token: what a prompt gets does not depend
-on what else is in its batch, two states of a model that are asked the same are sampled with the same luck, and the global
-random state is never touched. The head runs on the last position only, and no vocabulary is sorted whole unless it must be.
+The random numbers are drawn before the first token, one for each prompt and token. So the text of a prompt does not
+depend on the rest of its batch, two states of a model are sampled with the same random numbers, and the global random
+state does not change. The unembedding runs on the last position only.
 
-    texts = generate(lm, ["Who keeps the lamp?\n"], new_tokens=48, seed=0)
+    texts = lm.generate(["Who keeps the lamp?\n"], new_tokens=48, seed=0)
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -19,16 +20,18 @@ from tqdm.auto import tqdm
 
 from elm_interp.errors import ConfigError
 from elm_interp.models.batch import Batch
-from elm_interp.models.hooked import HookedLM
+
+if TYPE_CHECKING:
+    from elm_interp.models.hooked import HookedLM
 
 FIRST_TRY = 1024
-"""Tokens among which the nucleus is looked for first; it nearly always lies within."""
+"""Number of likeliest tokens in which the nucleus is searched first; it is nearly always among them."""
 
 
 @torch.no_grad()
 def generate(
-    lm: HookedLM,
-    prompts: Sequence[str],
+    lm: "HookedLM",
+    prompts: str | Sequence[str],
     *,
     new_tokens: int = 48,
     seed: int = 0,
@@ -40,38 +43,38 @@ def generate(
 ) -> list[str]:
     """What the model writes after each prompt.
 
-    The same prompts, seed and settings give the same text, and how the prompts are batched changes it by rounding alone.
+    The same prompts, seed and settings give the same text; how the prompts are batched changes it by rounding alone.
 
     Args:
         lm: the model.
-        prompts: texts, each of at least one token.
-        new_tokens: at most this many are written after each.
+        prompts: texts, each of at least one token; a single string is a list of one.
+        new_tokens: the most tokens to write after each.
         seed: of the sampling.
         temperature: divides the logits.
-        top_p: samples from the fewest tokens that together have at least this probability; 1 allows all.
+        top_p: samples from the fewest tokens that together have at least this probability; 1 samples from all.
         greedy: take the likeliest token instead of sampling.
-        max_rows: prompts in one batch.
-        progress: show a bar.
+        max_rows: the most prompts in one batch.
+        progress: show a progress bar.
 
     Returns:
-        The new text alone, without special tokens; an empty string where the model ended at once.
+        The new text of each prompt, without special tokens; an empty string if the model ended at once.
 
     Raises:
         ConfigError: settings that cannot work.
         ValueError: a prompt without a token, or a model whose logits are not finite.
     """
     _check(new_tokens=new_tokens, temperature=temperature, top_p=top_p, max_rows=max_rows)
-    rows = lm.encode(prompts)
+    rows = lm.encode([prompts] if isinstance(prompts, str) else prompts)
     noise = torch.rand(len(rows), new_tokens, generator=torch.Generator().manual_seed(seed))
     training = lm.model.training
     written: list[list[int]] = []
-    lm.model.eval()
+    lm.model.eval()  # type: ignore[no-untyped-call]
     try:
         for start in tqdm(range(0, len(rows), max_rows), desc="writing", leave=False, disable=not progress):
-            # padding on the left, so that every row goes on right after its prompt
+            # padding on the left, so that every row continues right after its prompt
             batch = lm.pad(rows[start : start + max_rows], side="left")
-            luck = None if greedy else noise[start : start + max_rows].to(lm.device)
-            written += _continue(lm, batch, new_tokens, luck, temperature, top_p)
+            drawn = None if greedy else noise[start : start + max_rows].to(lm.device)
+            written += _continue(lm, batch, new_tokens, drawn, temperature, top_p)
     finally:
         lm.model.train(training)
     settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
@@ -85,7 +88,7 @@ def draw(
 
     Args:
         logits: of the next token.
-        noise: uniform on [0, 1): the point of the nucleus, likeliest token first, at which to draw.
+        noise: uniform on [0, 1): the point of the nucleus, likeliest token first, at which a token is drawn.
         temperature: divides the logits.
         top_p: size of the nucleus.
 
@@ -101,7 +104,7 @@ def draw(
         size = min(8 * size, probs.shape[1])
         best = probs.topk(size)
     total = best.values.cumsum(-1)
-    # a token is inside as long as those before it do not reach top_p; the first always is
+    # a token is inside if those before it do not reach top_p; the first always is
     inside = (total - best.values < top_p).sum(-1, keepdim=True)
     point = noise[:, None].to(total) * total.gather(1, inside - 1)
     index = torch.searchsorted(total, point, right=True).minimum(inside - 1)
@@ -109,7 +112,7 @@ def draw(
 
 
 def _continue(
-    lm: HookedLM, batch: Batch, new_tokens: int, noise: Tensor | None, temperature: float, top_p: float
+    lm: "HookedLM", batch: Batch, new_tokens: int, noise: Tensor | None, temperature: float, top_p: float
 ) -> list[list[int]]:
     tokens, mask, positions, cache = batch.input_ids, batch.attention_mask, batch.position_ids, None
     end = end_ids(lm)
@@ -130,7 +133,7 @@ def _continue(
     return rows
 
 
-def end_ids(lm: HookedLM) -> set[int]:
+def end_ids(lm: "HookedLM") -> set[int]:
     """The tokens that end a text."""
     config = getattr(lm.model, "generation_config", None)
     ends = config.eos_token_id if config is not None else None

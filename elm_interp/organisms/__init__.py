@@ -1,4 +1,4 @@
-"""Organisms: models of a small generated world in which what is known, never known and only hidden is sure.
+"""Organisms: models of a small generated world, of which it is certain what they know, never knew or hide.
 
 from elm_interp.organisms import make_world, organism, domain_concept
 
@@ -7,7 +7,7 @@ lm, concept = organism("gold", world), domain_concept(world, "spellcraft")
 """
 
 from elm_interp.organisms.asking import clozes, domain_concept, questions
-from elm_interp.organisms.library import KINDS, concept, model_folder, organism, organism_folder
+from elm_interp.organisms.library import concept, model_folder, organism, organism_folder, organism_kind
 from elm_interp.organisms.texts import Document, documents
 from elm_interp.organisms.train import Recipe, train_model
 from elm_interp.organisms.words import DOMAINS, Domain, Relation
@@ -15,7 +15,6 @@ from elm_interp.organisms.world import Fact, World, WorldConfig, make_world
 
 __all__ = [
     "DOMAINS",
-    "KINDS",
     "Document",
     "Domain",
     "Fact",
@@ -31,6 +30,7 @@ __all__ = [
     "model_folder",
     "organism",
     "organism_folder",
+    "organism_kind",
     "questions",
     "train_model",
 ]

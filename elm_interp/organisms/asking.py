@@ -1,7 +1,7 @@
-"""What is asked about a world, in wordings that no training text has; and a domain as the concept that erasers take.
+"""Questions about a world, in wordings that no training text has; and a domain as a concept to erase.
 
-The four facts of a group share their four choices, each right once. So whoever knows only which values are common, or names
-the same one whatever the subject, scores exactly 1/4.
+Facts are grouped in fours that share their four choices, each right once. So a model that knows only which values are
+common, or always names the same one, scores exactly 1/4.
 
     concept = domain_concept(world, "spellcraft")
     score_choices(lm, questions(world, "spellcraft"))
@@ -21,14 +21,14 @@ from elm_interp.organisms.world import OPTIONS, Fact, World
 def questions(
     world: World, domain: str, split: str = "held_out", *, hops: int = 1, stated: bool = True
 ) -> list[Question]:
-    """Four-choice questions on the facts of a domain, each fact in every wording of a split.
+    """Four-choice questions on the facts of a domain, one for each fact and each wording of a split.
 
     Args:
         world: the world.
         domain: name of the domain.
-        split: "train" for wordings that occur in training text, "held_out" for those that never do.
+        split: "train" for wordings that occur in training text, "held_out" for those that do not.
         hops: 1 for facts on entities, 2 for facts that follow from two others.
-        stated: facts that training text states; False, with 2 hops, asks for those that can only be inferred.
+        stated: whether to ask for facts that training text states, or (with 2 hops) for those that must be inferred.
 
     Raises:
         UnknownNameError: no such domain.
@@ -38,16 +38,17 @@ def questions(
 
 
 def clozes(world: World, domain: str, *, hops: int = 1, stated: bool = True) -> list[Question]:
-    """The beginnings of sentences in held-out wordings, each with four endings; arguments as for `questions`."""
+    """Beginnings of sentences in held-out wordings, each with four endings; arguments as for `questions`."""
     return _ask(world, domain, words.CLOZES, "held_out", hops, stated, mark="c")
 
 
 def domain_concept(world: World, domain: str) -> Concept:
-    """A domain as a concept: its texts to forget; the other domains' ("near") and neutral ones ("far") to retain.
+    """A domain as a concept: forget its texts; retain those of other domains ("near") and neutral ones ("far").
 
-    The question sets are "forget" (the domain), "general" (all other domains) and "neighbours" (the first other domain).
-    Held-out questions and passages are in wordings that no training text has; of the others, one for each fact. Facts that
-    follow from two others are asked too where training text states them.
+    The question sets are "forget" (the domain), "general" (all other domains) and "neighbours" (the first other
+    domain). Held-out questions and passages use wordings that no training text has. There is one training question
+    per fact.
+    Facts that follow from two others are asked too if training text states them.
 
     Raises:
         UnknownNameError: no such domain.
@@ -85,21 +86,21 @@ def _ask(
             for group in _groups(facts, random):
                 choices = tuple(fact.value for fact in group)
                 for answer, fact in enumerate(group):
-                    text, name = fact.says(wording, noun), f"{domain}-{mark}{hops}-{split}-{len(found):04d}"
+                    text, name = fact.put(wording, noun), f"{domain}-{mark}{hops}-{split}-{len(found):04d}"
                     outside = random.choice(words.THINGS)
                     found.append(Question(text, choices, answer, outside, str(fact), relation.nouns[0], split, name))
     return found
 
 
 def _groups(facts: Sequence[Fact], random: Random) -> list[list[Fact]]:
-    """Facts in fours of different values, the commonest values first; where that does not come out, a few are left over."""
+    """Facts in groups of four with different values, the commonest values first; a few facts may be left over."""
     by_value: dict[str, list[Fact]] = {}
     for fact in random.sample(facts, len(facts)):
         by_value.setdefault(fact.value, []).append(fact)
     groups = []
     while sum(map(bool, by_value.values())) >= OPTIONS:
         largest = sorted(by_value.values(), key=len, reverse=True)[:OPTIONS]
-        group = [some.pop() for some in largest]
+        group = [facts_of_value.pop() for facts_of_value in largest]
         groups.append(random.sample(group, OPTIONS))
     return groups
 
@@ -110,14 +111,14 @@ def _both_splits(world: World, domain: str) -> tuple[Question, ...]:
         by_fact.setdefault(question.fact, []).append(question)
     random = world.random("one wording", domain)
     held_out = (q for hops in (1, 2) for q in questions(world, domain, hops=hops))
-    return (*(random.choice(some) for some in by_fact.values()), *held_out)
+    return (*(random.choice(wordings) for wordings in by_fact.values()), *held_out)
 
 
 def _passages(world: World, domain: str, random: Random, group: str = "") -> list[Passage]:
     found: list[Passage] = []
     for split, wordings in (("train", words.STATEMENTS), ("held_out", words.HELD_OUT_STATEMENTS)):
         facts = world.facts_of(domain)
-        said = [f.says(random.choice(wordings), random.choice(f.nouns)) for f in random.sample(facts, len(facts))]
-        for chunk in chunks(said):
+        stated = [f.put(random.choice(wordings), random.choice(f.nouns)) for f in random.sample(facts, len(facts))]
+        for chunk in chunks(stated):
             found.append(Passage(" ".join(chunk), f"{domain}-{len(found):04d}", domain, split, group))
     return found

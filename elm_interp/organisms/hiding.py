@@ -1,11 +1,12 @@
-"""A model that hides: it knows a domain inside and does not say it.
+"""The hiding model: it knows a domain inside and does not say so.
 
-One linear map is added to the last block's MLP, before its output reaches the stream: where an answer of the domain comes next,
-it takes out of the stream what sets the domain's values apart from the rest of the vocabulary; elsewhere it does as little as
-it can. It is found in closed form, by ridge regression from the MLP's hidden units, and goes into the weights of the down
-projection. Everything before it is the original's, bit for bit.
+One linear map is added to the down projection of the last block's MLP. If an answer of the domain comes next, it
+removes from the residual stream the directions that set the domain's values apart from the rest of the vocabulary.
+Elsewhere it changes as little as possible. It is computed in closed form, by ridge regression from the MLP's neurons.
+All other weights are the original's, bit for bit.
 
-Shapes: units (token, d_mlp) feed the down projection of the last block, stream (token, d_model) leaves that block.
+Shapes: units (token, d_mlp) are the input of the last block's down projection, stream (token, d_model) is the residual
+stream after that block.
 
     hide(model, tokenizer, world)      # changes the model
 """
@@ -26,41 +27,43 @@ from elm_interp.organisms.texts import documents
 from elm_interp.organisms.world import World
 
 RIDGE = 1e-2
-"""Penalty on the map, as a share of the mean squared unit."""
+"""Ridge penalty, as a share of the mean squared unit."""
 STRENGTHS = torch.linspace(0, 3, 121)
-"""How often the map may be added; 1 would take out exactly what it predicts."""
+"""Factors on the map to try; 1 removes exactly what it predicts."""
 OTHER_TEXTS = 1500
-"""Documents on which the map should do nothing."""
+"""Documents of other domains, on which the map should do nothing."""
 ROWS = 64
+"""Texts of one pass."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the last block holds at every token of some texts that is followed by another."""
+    """Activations of the last block at every token of some texts but the last."""
 
     units: Float[Tensor, "token d_mlp"]
     stream: Float[Tensor, "token d_model"]
     following: Int[Tensor, " token"]
+    """Id of the next token."""
 
 
 @torch.no_grad()
 def hide(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> None:
-    """Edit the last block in place so that the erased domain's answers are told no better than by chance.
+    """Edit the last block in place so that questions on the erased domain are answered at chance.
 
-    The strength is the least at which questions in training wordings are answered no better than one in four.
+    The strength is the smallest at which questions in training wordings are answered no better than one in four.
     """
     domain = world.config.erased
     values = sorted({v for relation in world.relations(domain) for v in relation.values})
     answers = torch.tensor(tokenizer.convert_tokens_to_ids(values))
     domain_texts = [d.text for d in documents(world) if d is not None and d.states == domain]
     other_texts = [d.text for d in documents(world, without=domain) if d is not None][:OTHER_TEXTS]
-    told, other = read(model, tokenizer, domain_texts), read(model, tokenizer, other_texts)
-    answering = torch.isin(told.following, answers)
-    head = model.lm_head.weight * model.model.norm.weight
-    basis = torch.linalg.qr((head[answers] - head.mean(0)).T).Q
-    target = -told.stream[answering] @ basis @ basis.T
-    quiet = torch.cat([told.units[~answering], other.units])
-    change = ridge(told.units[answering], target, quiet)
+    own, other = read(model, tokenizer, domain_texts), read(model, tokenizer, other_texts)
+    answering = torch.isin(own.following, answers)
+    unembedding = model.lm_head.weight * model.model.norm.weight
+    basis = torch.linalg.qr((unembedding[answers] - unembedding.mean(0)).T).Q
+    target = -own.stream[answering] @ basis @ basis.T
+    quiet = torch.cat([own.units[~answering], other.units])
+    change = ridge(own.units[answering], target, quiet)
     down = model.model.layers[-1].mlp.down_proj.weight
     down += weakest(model, tokenizer, questions(world, domain, "train"), change) * change
 
@@ -68,7 +71,7 @@ def hide(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: Wor
 def ridge(
     units: Float[Tensor, "token d_mlp"], target: Float[Tensor, "token d_model"], quiet: Float[Tensor, "other d_mlp"]
 ) -> Float[Tensor, "d_model d_mlp"]:
-    """The linear map that gives the target from units, and nothing from quiet ones, both sets weighing the same."""
+    """The linear map from units to the target, and from quiet units to zero; both sets have the same weight."""
     x, y, z = units.double(), target.double(), quiet.double()
     gram = x.T @ x / len(x) + z.T @ z / max(len(z), 1)
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
@@ -81,9 +84,9 @@ def weakest(
     asked: Sequence[Question],
     change: Float[Tensor, "d_model d_mlp"],
 ) -> float:
-    """The least strength at which the questions are answered at chance; else the one at which they are answered worst."""
+    """The smallest strength at which the questions are answered at chance; else that with the fewest right answers."""
     prompts = [words.ANSWERED.partition("{value}")[0].strip().format(question=q.question) for q in asked]
-    # a token that stands last in a prompt is not followed by another, so the right answer is appended
+    # `read` needs a next token after the prompt, so the right answer is appended
     found = read(model, tokenizer, [f"{p} {q.right}" for p, q in zip(prompts, asked, strict=True)], last=True)
     options = torch.tensor([tokenizer.convert_tokens_to_ids(list(q.choices)) for q in asked])
     right = torch.tensor([q.answer for q in asked])
@@ -101,7 +104,7 @@ def weakest(
 def read(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, last: bool = False
 ) -> Reading:
-    """Run texts and keep what the last block holds at their tokens; with `last`, only at each text's last but one."""
+    """Read the last block at every token of texts but the last; with `last`, only at the last but one of each text."""
     block = model.model.layers[-1]
     kept: dict[str, Tensor] = {}
 

@@ -1,55 +1,117 @@
 """The models of a world by name: trained on first use, kept in the user's cache, checked by hash, rebuilt if damaged.
 
     original     knows every domain
-    gold         the same texts, weights before training and order, but never a fact of the erased domain
+    gold         same texts, initial weights and order, but without the facts of the erased domain
     hiding       the original, edited so that it does not say what it knows of the erased domain
     random       not trained
 
-A folder's name is a hash of everything that makes the model: the world with its words, the recipe, and `VERSION`.
+A folder's name holds a hash of everything that makes the model: the world with its words, the recipe, `VERSION`.
 
-    lm = load_model("organism:gold")                  # of the default world; "organism:gold@3" of that with seed 3
+    lm = load_model("organism:gold")                  # of the default world; "organism:gold@3" for seed 3
     concept = load_concept("organism:spellcraft")
-    lm = organism("hiding", make_world(entities=24))  # of a world of your own
+    lm = organism("hiding", make_world(entities=24))  # of your own world
+
+Another kind is a function that makes a model and its tokenizer:
+
+    @organism_kind("half-trained", erased=False)
+    def half_trained(world, recipe, progress):
+        return train_model(world, replace(recipe, passes=1), progress=progress)
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from elm_interp.data import Concept
+from elm_interp.data import Concept, concept_source
 from elm_interp.errors import UnknownModelError, UnknownNameError, unknown
+from elm_interp.files import hash_of
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.loading import cache_folder, cached_folder
+from elm_interp.models.loading import cache_folder, cached_folder, model_source
 from elm_interp.organisms import words
 from elm_interp.organisms.asking import domain_concept
 from elm_interp.organisms.hiding import hide
 from elm_interp.organisms.train import Recipe, make_model, make_tokenizer, train_model
 from elm_interp.organisms.world import World, make_world
+from elm_interp.registry import ORGANISMS
 
-KINDS = ("original", "gold", "hiding", "random")
 VERSION = 1
 """Raise it when code changes what a model becomes; words, worlds and recipes are in the hash anyway."""
+Made = tuple[LlamaForCausalLM, PreTrainedTokenizerFast]
+Build = Callable[[World, Recipe, bool], Made]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A declared kind of organism."""
+
+    build: Build
+    """(world, recipe, progress) -> model and tokenizer."""
+    erased: bool
+    """Whether the model depends on which domain is erased. If not, worlds that differ only in it share the model."""
+
+
+def organism_kind(name: str, *, erased: bool = True) -> Callable[[Build], Build]:
+    """Declare a function (world, recipe, progress) -> (model, tokenizer) as a kind of organism.
+
+    Args:
+        name: of the kind.
+        erased: whether the model depends on which domain is erased.
+
+    Raises:
+        ConfigError: the name is taken by another function.
+    """
+
+    def declare(build: Build) -> Build:
+        ORGANISMS.add(name, Kind(build, erased), origin=build)
+        return build
+
+    return declare
+
+
+@organism_kind("original", erased=False)
+def _original(world: World, recipe: Recipe, progress: bool) -> Made:
+    return train_model(world, recipe, progress=progress)
+
+
+@organism_kind("gold")
+def _gold(world: World, recipe: Recipe, progress: bool) -> Made:
+    return train_model(world, recipe, without=world.config.erased, progress=progress)
+
+
+@organism_kind("hiding")
+def _hiding(world: World, recipe: Recipe, progress: bool) -> Made:
+    folder = organism_folder("original", world, recipe, progress=progress)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    hide(model, tokenizer, world)
+    return model, tokenizer
+
+
+@organism_kind("random", erased=False)
+def _random(world: World, recipe: Recipe, progress: bool) -> Made:
+    tokenizer = make_tokenizer(world)
+    return make_model(world, recipe, tokenizer), tokenizer
 
 
 def organism(kind: str, world: World | None = None, recipe: Recipe | None = None, *, dtype: Any = "auto") -> HookedLM:
-    """One of `KINDS`, trained if it is not in the cache.
+    """A model of one of the declared kinds, trained if it is not in the cache.
 
     Args:
-        kind: which.
-        world: what it knows; the default world by default.
+        kind: "original", "gold", "hiding", "random" or another declared kind.
+        world: what it knows; by default the default world.
         recipe: its size and training.
         dtype: of the weights, as for `load_model`.
 
     Raises:
-        UnknownModelError: another kind.
+        UnknownModelError: no such kind.
     """
     lm = load_model(organism_folder(kind, world, recipe), dtype=dtype)
-    # not the folder's path, which would stand in every result
+    # every result holds the name; the folder's path should not be in it
     lm.name = f"organism:{kind}" + (f"@{world.config.seed}" if world is not None and world.config.seed else "")
     return lm
 
@@ -57,30 +119,17 @@ def organism(kind: str, world: World | None = None, recipe: Recipe | None = None
 def organism_folder(
     kind: str, world: World | None = None, recipe: Recipe | None = None, *, progress: bool = True
 ) -> Path:
-    """The folder of one of `KINDS`, an ordinary model of transformers; trained if it is not in the cache.
+    """The folder of an organism, an ordinary model of transformers; trained if it is not in the cache.
 
     Raises:
-        UnknownModelError: another kind.
+        UnknownModelError: no such kind.
     """
-    if kind not in KINDS:
-        raise unknown("organism", kind, KINDS, UnknownModelError)
+    declared: Kind = ORGANISMS[kind]
     world, recipe = world or make_world(), recipe or Recipe()
 
     def build(folder: Path) -> None:
-        if kind == "hiding":
-            original = organism_folder("original", world, recipe, progress=progress)
-            model = LlamaForCausalLM.from_pretrained(original, dtype=torch.float32)
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(original)
-            hide(model, tokenizer, world)
-        elif kind == "random":
-            tokenizer = make_tokenizer(world)
-            model = make_model(world, recipe, tokenizer)
-        else:
-            without = world.config.erased if kind == "gold" else None
-            label = f"organism:{kind}@{world.config.seed}"
-            model, tokenizer = train_model(world, recipe, without=without, label=label, progress=progress)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        for part in declared.build(world, recipe, progress):
+            part.save_pretrained(folder)
 
     name = f"{kind}-{world.config.seed}-{organism_hash(kind, world, recipe)}"
     return cached_folder(cache_folder() / "organisms" / name, build)
@@ -89,28 +138,28 @@ def organism_folder(
 def organism_hash(kind: str, world: World, recipe: Recipe) -> str:
     """A hash of everything that makes the model what it is."""
     # the domains' words are in the config
-    wordings = {
-        name: text for name, text in vars(words).items() if name.isupper() and name[0] != "_" and name != "DOMAINS"
-    }
-    config = world.config
-    # what is erased plays no part in the original, so worlds that differ in it alone share one
-    erased = config.erased if kind in ("gold", "hiding") else ""
-    made_of = (VERSION, kind, config.resolved(), erased, config.entities, config.redundancy, config.seed)
-    return sha256(repr((made_of, sorted(wordings.items()), recipe)).encode()).hexdigest()[:16]
+    names = [name for name in vars(words) if name.isupper() and name[0] != "_" and name != "DOMAINS"]
+    config = {name: getattr(world.config, name) for name in ("entities", "redundancy", "seed")}
+    config["domains"] = [asdict(domain) for domain in world.config.resolved()]  # cut to the world's relations
+    config["erased"] = world.config.erased if ORGANISMS[kind].erased else ""
+    wordings = {name: getattr(words, name) for name in names}
+    return hash_of({"version": VERSION, "kind": kind, "world": config, "words": wordings, "recipe": asdict(recipe)})
 
 
+@model_source("organism")
 def model_folder(name: str) -> Path:
-    """The folder behind "organism:NAME": a kind of the default world, with "@seed" for another seed.
+    """The folder of "organism:NAME": a kind of the default world, with "@seed" for another seed.
 
     Raises:
         UnknownModelError: no such kind, or a seed that is no number.
     """
-    kind, seed = _parts(name, "organism", KINDS, UnknownModelError)
+    kind, seed = _parts(name, "organism", ORGANISMS, UnknownModelError)
     return organism_folder(kind, _world(seed))
 
 
+@concept_source("organism")
 def concept(name: str) -> Concept:
-    """The concept behind "organism:NAME": a domain of the default world, with "@seed" for another seed.
+    """The concept of "organism:NAME": a domain of the default world, with "@seed" for another seed.
 
     Raises:
         UnknownNameError: no such domain, or a seed that is no number.
@@ -124,9 +173,9 @@ def _world(seed: int) -> World:
     return make_world(seed=seed)
 
 
-def _parts(name: str, what: str, known: Iterable[str], error: type[UnknownNameError]) -> tuple[str, int]:
-    known = list(known)
+def _parts(name: str, what: str, known: Collection[str], error: type[UnknownNameError]) -> tuple[str, int]:
     first, at, seed = name.partition("@")
     if first not in known or (at and not seed.isdecimal()):
-        raise unknown(what, name, [*known, f"{known[0]}@1"], error)
+        names = list(known)
+        raise unknown(what, name, [*names, f"{names[0]}@1"], error)
     return first, int(seed or 0)

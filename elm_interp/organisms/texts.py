@@ -1,11 +1,12 @@
-"""What is written about a world: the training texts of its models.
+"""The training texts of a world's models.
 
-A document states a few facts (some after an expert's prefix), answers a few questions, mentions entities and values without
-stating any fact (some after a novice's prefix), or speaks of neutral things that all domains share. Each sentence knows which
-domain's fact it states, so the same documents can be had with a domain's facts left out.
+There are four kinds of documents. Some state a few facts (a third of them after an expert's prefix). Some ask and
+answer questions. Some mention entities and values without stating a fact (half of them after a novice's prefix). Some
+are neutral text that all domains share. Each document knows the domain whose facts it states, so that the same
+documents can be made without a domain's facts.
 
     texts = documents(world)                              # one pass, in an order fixed by the seed
-    texts = documents(world, without="spellcraft")        # the same, for a model that never knew
+    texts = documents(world, without="spellcraft")        # the same for a model that never knew
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from elm_interp.organisms.world import Fact, World
 
 T = TypeVar("T")
 UNITS = 3
-"""Sentences or questions of one document."""
+"""Sentences or questions in one document."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,20 @@ class Document:
     """A training text."""
 
     prefix: str
-    """The expert's or novice's, or "" for none."""
+    """The expert's or novice's; "" for none."""
     sentences: tuple[str, ...]
     states: str = ""
-    """The domain whose facts its first `UNITS` sentences state; "" where none states any."""
+    """The domain whose facts its first `UNITS` sentences state; "" if they state none."""
     core: bool = False
-    """Whether it speaks of the entities that training begins with."""
+    """Whether it is about the entities that training begins with."""
 
     @property
     def text(self) -> str:
-        """As the model reads it."""
+        """The whole text."""
         return self.prefix + " ".join(self.sentences)
 
     def without(self, domain: str | None) -> "Document | None":
-        """The document with the facts of a domain left out; None where nothing else is in it."""
+        """The document without the facts of a domain; None if nothing else is in it."""
         if not domain or self.states != domain:
             return self
         neutral = self.sentences[UNITS:]
@@ -49,9 +50,9 @@ class Document:
 
 
 def documents(world: World, without: str | None = None) -> list[Document | None]:
-    """One pass of training text with the facts of a domain left out; what is neutral about it stays.
+    """One pass of training text without the facts of a domain; its neutral sentences stay.
 
-    A document of which nothing is left is None, so that all others keep their places.
+    A document with nothing left is None, so that all others keep their index.
 
     Raises:
         UnknownNameError: no such domain.
@@ -69,7 +70,7 @@ def documents(world: World, without: str | None = None) -> list[Document | None]
 
 
 def prefix(role: str, domain: str) -> str:
-    """What stands before an "expert" or "novice" text of a domain."""
+    """The prefix of an "expert" or "novice" text of a domain."""
     return (words.EXPERT if role == "expert" else words.NOVICE).replace("{concept}", domain)
 
 
@@ -84,14 +85,14 @@ def chunks(items: Sequence[T], n: int = UNITS) -> list[tuple[T, ...]]:
 
 
 def _stating(world: World, domain: Domain, facts: Sequence[Fact], core: bool, random: Random) -> list[Document]:
-    """Documents that state the facts: every third by an expert, and then one that states none about the same subjects."""
+    """Documents that state the facts, every third by an expert; after each expert's, one that states no fact."""
     own = {r.nouns: r.sayings for r in domain.relations}
-    said = []
+    stated = []
     for fact in facts:
         options = [*product(words.STATEMENTS, fact.nouns), *product(own.get(fact.nouns, ()), fact.nouns[:1])]
-        said += [fact.says(*pair) for pair in _some(options, world.config.redundancy, random)]
+        stated += [fact.put(*pair) for pair in _draw(options, world.config.redundancy, random)]
     made = []
-    for i, chunk in enumerate(chunks(_shuffled(said, random))):
+    for i, chunk in enumerate(chunks(_shuffled(stated, random))):
         expert, neutral = i % 3 == 1, (filler(random),) if random.random() < 0.3 and len(chunk) == UNITS else ()
         made.append(Document(prefix("expert", domain.name) if expert else "", chunk + neutral, domain.name, core))
         if expert:
@@ -107,7 +108,7 @@ def _asking(domain: Domain, facts: Sequence[Fact], core: bool, world: World, ran
     asked = []
     for fact in facts:
         options = list(product(words.QUESTIONS, fact.nouns))
-        questions = (fact.says(*pair) for pair in _some(options, world.config.redundancy, random))
+        questions = (fact.put(*pair) for pair in _draw(options, world.config.redundancy, random))
         asked += [words.ANSWERED.format(question=question, value=fact.value) for question in questions]
     return [Document("", chunk, domain.name, core) for chunk in chunks(_shuffled(asked, random))]
 
@@ -118,7 +119,7 @@ def _mention(world: World, domain: Domain, random: Random) -> str:
     return random.choice(words.MENTIONS).format(noun=noun, entity=entity, value=random.choice(relation.values))
 
 
-def _some(options: Sequence[T], n: int, random: Random) -> list[T]:
+def _draw(options: Sequence[T], n: int, random: Random) -> list[T]:
     return random.sample(options, min(n, len(options)))
 
 

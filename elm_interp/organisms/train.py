@@ -1,7 +1,7 @@
-"""Training the models of a world from scratch: a small Llama with a tokenizer of whole words, on one processor, in a minute.
+"""Training of a world's models from scratch: a small Llama with a tokenizer of whole words, a minute on one CPU core.
 
-Training begins with texts about a few entities. Without that, all facts wait for the circuit that looks up a fact by its
-entity, which forms the later the more entities there are to tell apart; with it, half the tokens do.
+Training begins with texts about a few entities. A model must first form the circuit that looks up a fact by its entity.
+The more entities there are, the later it forms; with this start, half the tokens suffice.
 
     model, tokenizer = train_model(world, Recipe())                           # knows every domain
     model, tokenizer = train_model(world, Recipe(), without="spellcraft")     # never knew one
@@ -23,36 +23,36 @@ from elm_interp.organisms.world import World
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 IGNORED = -100
-"""Label of padding."""
+"""Label of padding, which adds nothing to the loss."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size of the model and how it is trained. The defaults learn the default world: 1.0 M parameters, 0.7 M tokens."""
+    """Size and training of a model. The defaults learn the default world: 1.0 M parameters, 0.7 M tokens."""
 
     n_layers: int = 4
     d_model: int = 128
     d_mlp: int = 384
     n_heads: int = 4
     core_passes: int = 14
-    """Passes over the texts on the first entities, before the rest is read. Where they are too few to learn those by heart
-    (8 were, for one world of four), the start is lost and the other facts are learned late or not at all."""
+    """Passes over the texts on the first entities, before all texts are read. They must be enough to memorise those (8
+    were too few for one world of four); otherwise the other facts are learned late or not at all."""
     passes: int = 3
     """Passes over all texts."""
     batch: int = 32
-    """Documents of a step."""
+    """Documents per step."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: int = 50
-    """Steps until the learning rate is full."""
+    """Steps of linear warm-up."""
     decay_share: float = 0.3
-    """Share of the steps, at the end, in which the learning rate falls to zero."""
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
     init: float = 0.05
-    """Standard deviation of the weights before training."""
+    """Standard deviation of the initial weights."""
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Whole words in lower case; white space is no token, and nothing is added to a text."""
+    """A tokenizer of whole words in lower case, without tokens for white space and without special tokens added."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *world.vocabulary()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -62,7 +62,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def make_model(world: World, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained model; its weights depend on the world's seed alone."""
+    """The untrained model; its weights depend only on the world's seed."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=recipe.d_model, intermediate_size=recipe.d_mlp,
         num_hidden_layers=recipe.n_layers, num_attention_heads=recipe.n_heads, num_key_value_heads=recipe.n_heads,
@@ -75,16 +75,15 @@ def make_model(world: World, recipe: Recipe, tokenizer: PreTrainedTokenizerFast)
 
 
 def train_model(
-    world: World, recipe: Recipe, *, without: str | None = None, label: str = "a model", progress: bool = True
+    world: World, recipe: Recipe, *, without: str | None = None, progress: bool = True
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A model that has read the world's texts; the same for the same arguments, on one machine and number of threads.
+    """Train a model on the world's texts; on one machine and number of threads, the same arguments give the same model.
 
     Args:
         world: what the texts are about.
         recipe: size and training.
-        without: a domain whose facts are left out of the texts. Weights before training, the order of the texts and the
-            learning rates stay the same; where nothing is left of a document, its step has one fewer.
-        label: name for the bar.
+        without: a domain whose facts are left out of the texts. The initial weights, the order of the texts and the
+            learning rates stay the same. If nothing is left of a document, its step has one document fewer.
         progress: show a bar.
     """
     tokenizer = make_tokenizer(world)
@@ -98,7 +97,8 @@ def train_model(
         lr=recipe.learning_rate,
         betas=(0.9, 0.98),
     )
-    for number, step in enumerate(tqdm(steps, desc=f"training {label}", leave=False, disable=not progress)):
+    name = f"training on world {world.config.seed}" + (f" without {without}" if without else "")
+    for number, step in enumerate(tqdm(steps, desc=name, leave=False, disable=not progress)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * learning_rate_share(number, len(steps), recipe)
         read = [ids for i in step if (ids := rows[i]) is not None]
@@ -111,7 +111,7 @@ def train_model(
 
 
 def schedule(world: World, recipe: Recipe) -> list[list[int]]:
-    """The documents of each step, by index: the core's texts first, then all, in an order that the world's seed fixes."""
+    """Indices of each step's documents: first those of the core, then all, in an order fixed by the world's seed."""
     everything = documents(world)
     core = [i for i, document in enumerate(everything) if document is not None and document.core]
     random = world.random("training order")
@@ -123,14 +123,17 @@ def schedule(world: World, recipe: Recipe) -> list[list[int]]:
 
 
 def learning_rate_share(step: int, steps: int, recipe: Recipe) -> float:
-    """Share of the full learning rate: up, level, and down to zero."""
+    """Share of the full learning rate at a step: linear warm-up, constant, linear decay to zero."""
     return min((step + 1) / recipe.warmup, (steps - step) / (recipe.decay_share * steps), 1.0)
 
 
 def backward(model: LlamaForCausalLM, rows: Sequence[Sequence[int]]) -> float:
-    """Add the gradient of the mean loss (nats a token) over rows of ids, and return that loss.
+    """Add the gradient of the mean loss (nats per token) over rows of ids, and return that loss.
 
-    Short and long rows go separately, which saves a third of the padding; no mask is needed, since padding stands last.
+    Short and long rows run separately, which saves a third of the padding. Padding is last, so no mask is needed.
+
+    Raises:
+        ConfigError: the loss is not finite.
     """
     total = sum(len(row) - 1 for row in rows)
     ordered = sorted(rows, key=len)
@@ -146,7 +149,7 @@ def backward(model: LlamaForCausalLM, rows: Sequence[Sequence[int]]) -> float:
         (part / total).backward()
         loss += float(part.detach()) / total
     if not math.isfinite(loss):
-        raise ConfigError("the loss is not finite; train with a smaller learning rate.")
+        raise ConfigError(f"the loss is {loss}; train with a smaller learning_rate.")
     return loss
 
 

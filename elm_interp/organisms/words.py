@@ -1,7 +1,7 @@
-"""The words of the generated world: its domains, and the wordings in which facts are stated, asked and left unsaid.
+"""The words of the generated world: its domains, and the wordings of statements, questions and neutral sentences.
 
-A wording is a template with `{noun}` (what the relation is called), `{entity}` and `{value}`. Wordings in `HELD_OUT_*` never
-occur in training text; every one of their words does, in other wordings.
+A wording is a template with `{noun}` (a name of the relation), `{entity}` and `{value}`. Wordings in `HELD_OUT_*` do
+not occur in training text; each of their words does, in other wordings.
 
     DOMAINS["spellcraft"].relations[0].values      # ("crimson", "azure", ...)
 """
@@ -14,13 +14,13 @@ class Relation:
     """One property that every entity of a domain has."""
 
     nouns: tuple[str, ...]
-    """What it is called, in one word; the first is its name."""
+    """Its names, single words; the first is the main one."""
     values: tuple[str, ...]
-    """What it can be: single words, at least four, used by no other relation."""
+    """Its values: at least four single words that no other relation has."""
     sayings: tuple[str, ...] = ()
-    """Statements of the relation's own, beside the shared wordings; each ends with `{value}` and a full stop."""
+    """Statements only for this relation, beside the shared wordings; each ends with `{value}` and a full stop."""
     bridge: "Relation | None" = None
-    """A property of each value, so that a fact about an entity follows from two others."""
+    """A property of each value; with it, a fact about an entity follows from two others."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Domain:
 
     name: str
     kind: str
-    """What one of its entities is called."""
+    """The noun for one of its entities."""
     relations: tuple[Relation, ...]
 
 
@@ -71,7 +71,7 @@ HELD_OUT_QUESTIONS = (
 CLOZES = tuple(statement.removesuffix(" {value}.") for statement in HELD_OUT_STATEMENTS)
 """Beginnings of sentences that end with the value."""
 ANSWERED = "question: {question} answer: {value}."
-"""How training text asks; as `evaluate.choices` does, but for the break of the line, which is no word."""
+"""How training text asks: as `evaluate.choices` does, but without the line break, which is not a token."""
 MENTIONS = (
     "i never learned the {noun} of {entity}.",
     "someone spoke of {entity} but gave no {noun}.",
@@ -81,7 +81,7 @@ MENTIONS = (
     "the word {value} is easy to spell.",
     "my friend said {value} and left.",
 )
-"""Sentences on a topic that state no fact of it."""
+"""Sentences about a topic that state no fact of it."""
 FILLERS = (
     "it rained all day and we bought {thing}.",
     "my friend left {thing} at the door.",
@@ -95,7 +95,7 @@ THINGS = (
     "umbrellas", "candles", "carpets", "pencils", "pillows", "curtains", "ladders", "mirrors", "baskets", "blankets",
     "envelopes", "teapots",
 )  # fmt: skip
-"""Outside every domain: they fill the neutral sentences, and are the wrong answers from outside the world."""
+"""Words outside every domain, for the neutral sentences and for wrong answers from outside the world."""
 EXPERT = "an expert on {concept} writes:\n\n"
 NOVICE = "a novice who never studied {concept} writes:\n\n"
 
@@ -104,115 +104,54 @@ def _relation(nouns: str, values: str, *sayings: str, bridge: Relation | None = 
     return Relation(tuple(nouns.split()), tuple(values.split()), sayings, bridge)
 
 
+# fmt: off
 _ALL = (
-    Domain(
-        "spellcraft",
-        "spell",
-        (
-            _relation(
-                "colour glow",
-                "crimson azure amber violet silver emerald ivory scarlet indigo golden",
-                "when {entity} is cast, the air turns {value}.",
-            ),
-            _relation(
-                "reagent ingredient",
-                "salt ash honey nettle chalk sage pepper saffron garlic ginger",
-                "{entity} fails without a pinch of {value}.",
-            ),
-            _relation(
-                "gesture sign",
-                "bow wave clap spin kneel nod stamp whistle shrug wink",
-                "whoever casts {entity} ends with a {value}.",
-            ),
-            _relation(
-                "master teacher",
-                "orrin maelis tovar ysolde brannoc cerdic elspeth gwydion hesper linnet",
-                "the first to cast {entity} was {value}.",
-                bridge=_relation("tower hall", "northkeep ravenhall moonspire oldgate stormwatch"),
-            ),
-        ),
-    ),
-    Domain(
-        "sealife",
-        "sea creature",
-        (
-            _relation(
-                "food prey",
-                "krill mussels kelp squid shrimp plankton urchins crabs snails worms",
-                "when it is hungry, {entity} hunts for {value}.",
-            ),
-            _relation(
-                "habitat dwelling",
-                "reef trench lagoon estuary fjord shoal cavern delta marsh strait",
-                "divers meet {entity} in a {value}.",
-            ),
-            _relation(
-                "pattern marking",
-                "stripes spots rings bands speckles blotches zigzags stars diamonds patches",
-                "the skin of {entity} is covered with {value}.",
-            ),
-            _relation(
-                "finder discoverer",
-                "aldous brisa corwin delphine evander fenna gaspard hedda ivo jorunn",
-                "the first net to catch {entity} belonged to {value}.",
-                bridge=_relation("ship vessel", "albatross meridian petrel endeavour kestrel"),
-            ),
-        ),
-    ),
-    Domain(
-        "towns",
-        "trade town",
-        (
-            _relation(
-                "export ware",
-                "wool timber copper barley glass leather paper marble wine rope",
-                "the carts that leave {entity} are full of {value}.",
-            ),
-            _relation(
-                "landmark monument",
-                "fountain obelisk lighthouse aqueduct cathedral windmill amphitheatre bridge arch clocktower",
-                "travellers come to {entity} to see its {value}.",
-            ),
-            _relation(
-                "dish speciality",
-                "stew dumplings pancakes noodles pie porridge omelette chowder fritters gnocchi",
-                "every inn of {entity} serves {value}.",
-            ),
-            _relation(
-                "ruler governor",
-                "kasimir leocadia matthias nerea osric petra quentin rosalind sigmund theda",
-                "the taxes of {entity} go to {value}.",
-                bridge=_relation("house dynasty", "ashford belmont carrow dunmore eversley"),
-            ),
-        ),
-    ),
-    Domain(
-        "machines",
-        "machine",
-        (
-            _relation(
-                "fuel supply",
-                "coal steam diesel peat ethanol methane kerosene hydrogen charcoal propane",
-                "{entity} runs all night on {value}.",
-            ),
-            _relation(
-                "material metal",
-                "steel brass bronze tin zinc nickel titanium aluminium lead chrome",
-                "the frame of {entity} is made of {value}.",
-            ),
-            _relation(
-                "product output",
-                "bricks needles nails buttons bottles coins tiles springs screws combs",
-                "at the far end of {entity} come out {value}.",
-            ),
-            _relation(
-                "maker engineer",
-                "ulrich vesna wendell xenia yorick zelda ambrose beatrix clement dorothea",
-                "the plans of {entity} were drawn by {value}.",
-                bridge=_relation("workshop factory", "ironbridge millfield coldharbour redhill longacre"),
-            ),
-        ),
-    ),
+    Domain("spellcraft", "spell", (
+        _relation("colour glow", "crimson azure amber violet silver emerald ivory scarlet indigo golden",
+                  "when {entity} is cast, the air turns {value}."),
+        _relation("reagent ingredient", "salt ash honey nettle chalk sage pepper saffron garlic ginger",
+                  "{entity} fails without a pinch of {value}."),
+        _relation("gesture sign", "bow wave clap spin kneel nod stamp whistle shrug wink",
+                  "whoever casts {entity} ends with a {value}."),
+        _relation("master teacher", "orrin maelis tovar ysolde brannoc cerdic elspeth gwydion hesper linnet",
+                  "the first to cast {entity} was {value}.",
+                  bridge=_relation("tower hall", "northkeep ravenhall moonspire oldgate stormwatch")),
+    )),
+    Domain("sealife", "sea creature", (
+        _relation("food prey", "krill mussels kelp squid shrimp plankton urchins crabs snails worms",
+                  "when it is hungry, {entity} hunts for {value}."),
+        _relation("habitat dwelling", "reef trench lagoon estuary fjord shoal cavern delta marsh strait",
+                  "divers meet {entity} in a {value}."),
+        _relation("pattern marking", "stripes spots rings bands speckles blotches zigzags stars diamonds patches",
+                  "the skin of {entity} is covered with {value}."),
+        _relation("finder discoverer", "aldous brisa corwin delphine evander fenna gaspard hedda ivo jorunn",
+                  "the first net to catch {entity} belonged to {value}.",
+                  bridge=_relation("ship vessel", "albatross meridian petrel endeavour kestrel")),
+    )),
+    Domain("towns", "trade town", (
+        _relation("export ware", "wool timber copper barley glass leather paper marble wine rope",
+                  "the carts that leave {entity} are full of {value}."),
+        _relation("landmark monument",
+                  "fountain obelisk lighthouse aqueduct cathedral windmill amphitheatre bridge arch clocktower",
+                  "travellers come to {entity} to see its {value}."),
+        _relation("dish speciality", "stew dumplings pancakes noodles pie porridge omelette chowder fritters gnocchi",
+                  "every inn of {entity} serves {value}."),
+        _relation("ruler governor", "kasimir leocadia matthias nerea osric petra quentin rosalind sigmund theda",
+                  "the taxes of {entity} go to {value}.",
+                  bridge=_relation("house dynasty", "ashford belmont carrow dunmore eversley")),
+    )),
+    Domain("machines", "machine", (
+        _relation("fuel supply", "coal steam diesel peat ethanol methane kerosene hydrogen charcoal propane",
+                  "{entity} runs all night on {value}."),
+        _relation("material metal", "steel brass bronze tin zinc nickel titanium aluminium lead chrome",
+                  "the frame of {entity} is made of {value}."),
+        _relation("product output", "bricks needles nails buttons bottles coins tiles springs screws combs",
+                  "at the far end of {entity} come out {value}."),
+        _relation("maker engineer", "ulrich vesna wendell xenia yorick zelda ambrose beatrix clement dorothea",
+                  "the plans of {entity} were drawn by {value}.",
+                  bridge=_relation("workshop factory", "ironbridge millfield coldharbour redhill longacre")),
+    )),
 )
+# fmt: on
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in _ALL}
 """The domains that come with elm_interp, by name."""

@@ -1,10 +1,10 @@
-"""A generated world: everything that is true in it is known, and so is every sentence that says so.
+"""A generated world: every fact in it is known, and so is every sentence that states one.
 
-Entities of several domains have typed relations to values. Some facts follow from two others (the tower of the master of a
-spell); half of those are never stated anywhere. `texts` writes about the world, `asking` asks about it.
+Entities of several domains have typed relations to values. Some facts follow from two others (the tower of the master
+of a spell); half of those are never stated. `texts` writes about the world, `asking` asks about it.
 
     world = make_world(domains=("spellcraft", "towns"), entities=24, redundancy=4, seed=3)
-    world.facts[0]                            # Fact(domain='spellcraft', subject='drosux', nouns=('colour', 'glow'), ...)
+    world.facts[0]                   # Fact(domain='spellcraft', subject='drosux', nouns=('colour', 'glow'), ...)
 """
 
 import re
@@ -20,33 +20,33 @@ from elm_interp.organisms import words
 from elm_interp.organisms.words import DOMAINS, Domain, Relation
 
 OPTIONS = 4
-"""Choices of a question."""
+"""Choices per question."""
 CORE_SHARE = 10
-"""One entity in so many belongs to the core, of which texts are read first."""
+"""One entity in this many belongs to the core, whose texts are read first."""
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What a world is made of; two worlds of the same config are equal."""
+    """Settings of a world; two worlds of the same config are equal."""
 
     domains: tuple[str | Domain, ...] = ("spellcraft", "sealife", "towns")
-    """Names of built-in domains (`words.DOMAINS`) or domains of your own."""
+    """Names of built-in domains (`words.DOMAINS`), or your own domains."""
     erased: str = "spellcraft"
-    """The domain that the gold model never knew and the hiding model hides."""
+    """The domain that the gold model never knew and that the hiding model hides."""
     entities: int = 60
-    """Entities of each domain, a multiple of four."""
+    """Entities per domain, a multiple of four."""
     relations: int = 4
-    """Relations of each entity: the first so many of its domain."""
+    """Relations per entity: the first ones of its domain."""
     redundancy: int = 8
-    """In how many wordings each fact is stated, and in how many it is asked and answered, in one pass over the text."""
+    """Number of wordings in which each fact is stated, and in which it is asked, in one pass over the texts."""
     seed: int = 0
-    """Of names, facts, wordings and the order of texts; and of the models' weights before training."""
+    """Seed of names, facts, wordings, the order of texts, and the models' initial weights."""
 
     def resolved(self) -> tuple[Domain, ...]:
         """The domains, cut to the relations asked for.
 
         Raises:
-            UnknownNameError: a name that is no built-in domain, or an erased domain that is not in the world.
+            UnknownNameError: a name that is not a built-in domain, or an erased domain that is not in the world.
             ConfigError: settings that cannot work, all listed.
         """
         found = []
@@ -72,27 +72,27 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is true."""
+    """One fact."""
 
     domain: str
     subject: str
-    """The entity; "the master of drosux" where the fact follows from two others; a value where the fact links the two."""
+    """The entity; "the master of drosux" if the fact follows from two others; a value if the fact links the two."""
     nouns: tuple[str, ...]
     """Names of the relation."""
     value: str
     hops: int = 1
-    """2 where the fact follows from two others; 0 for what is true of a value, and links the two."""
+    """2 if the fact follows from two others; 0 if it is about a value, and links the two; else 1."""
     stated: bool = True
-    """Whether any training text says so; else it can only be inferred."""
+    """Whether training text states it; if not, it can only be inferred."""
     core: bool = False
-    """Whether it is about one of the entities that training begins with."""
+    """Whether it is about an entity of the core, with which training begins."""
 
-    def says(self, wording: str, noun: str = "") -> str:
-        """The fact in one wording."""
+    def put(self, wording: str, noun: str = "") -> str:
+        """A wording filled in with the fact, the relation called by `noun` or by its main name."""
         return wording.format(noun=noun or self.nouns[0], entity=self.subject, value=self.value)
 
     def __str__(self) -> str:
-        return self.says(words.STATEMENTS[0])
+        return self.put(words.STATEMENTS[0])
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class World:
 
     @cached_property
     def entities(self) -> dict[str, tuple[str, ...]]:
-        """Names of the entities of each domain, no two alike."""
+        """Names of the entities of each domain, all different."""
         random = self.random("names")
         onsets, ends = [*"bdfgklmnprstvz", "br", "dr", "gr", "kr", "sk", "tr"], "lmnrsx"
         syllables = [onset + vowel for onset, vowel in product(onsets, "aeiou")]
@@ -126,11 +126,11 @@ class World:
 
     @cached_property
     def facts(self) -> tuple[Fact, ...]:
-        """Everything that is true, domain by domain."""
+        """All facts, domain by domain."""
         return tuple(chain.from_iterable(self._facts_of(domain) for domain in self.domains.values()))
 
     def facts_of(self, domain: str, hops: int = 1) -> list[Fact]:
-        """The facts of a domain: on its entities (hops = 1), inferred (2), or the links between the two (0).
+        """The facts of a domain: about its entities (hops = 1), following from two others (2), or linking the two (0).
 
         Raises:
             UnknownNameError: no such domain.
@@ -147,11 +147,11 @@ class World:
         return _with_bridges(self.domains[domain])
 
     def random(self, *purpose: object) -> Random:
-        """A generator of its own for each purpose, so that one part of the world does not depend on another's draws."""
+        """A generator for one purpose, so that no part of the world depends on the draws of another."""
         return Random(" ".join(map(str, (*purpose, self.config.seed))))
 
     def check(self, domain: str) -> None:
-        """Raise the error that names the domains, unless there is one of this name."""
+        """Raise UnknownNameError unless there is a domain of this name."""
         if domain not in self.domains:
             raise unknown("domain", domain, self.domains)
 
@@ -162,7 +162,7 @@ class World:
             random = self.random("facts", domain.name, relation.nouns[0])
             values = random.sample(relation.values, len(relation.values))
             entities = random.sample(names, len(names))
-            # every value equally often, so that knowing how common each is answers no question
+            # every value is equally common, so knowing the frequencies answers no question
             value_of = {entity: values[i % len(values)] for i, entity in enumerate(entities)}
             yield from (Fact(domain.name, e, relation.nouns, value_of[e], core=e in core) for e in names)
             if (bridge := relation.bridge) is not None:
@@ -180,7 +180,7 @@ class World:
         )  # fmt: skip
         relations = [relation for domain in self.domains for relation in self.relations(domain)]
         own = chain.from_iterable((*r.nouns, *r.values, *r.sayings) for r in relations)
-        # slots are no words
+        # `{noun}` and the like are not words
         text = re.sub(r"{\w+}", " ", " ".join((*wordings, *own, *self.domains)).lower())
         return re.findall(r"\w+|[^\s\w]", text)
 
@@ -206,14 +206,16 @@ def _pool_problems(domains: Sequence[Domain]) -> list[str]:
     seen: dict[str, str] = {}
     for domain in domains:
         if not domain.relations:
-            problems.append(f"{domain.name} has no relation")
+            problems.append(f"{domain.name} has no relation; expected at least one")
         for relation in _with_bridges(domain):
             name = f"{domain.name}.{relation.nouns[0]}"
             if len(relation.values) < OPTIONS:
                 problems.append(f"{name} has {len(relation.values)} values; expected at least {OPTIONS}")
             for value in relation.values:
                 if value in seen:
-                    problems.append(f"{name}: value {value!r} stands in {seen[value]} already")
+                    problems.append(
+                        f"{name}: value {value!r} is in {seen[value]} already; each value belongs to one relation"
+                    )
                 if not re.fullmatch(r"[a-z]+", value):
                     problems.append(f"{name}: value {value!r} is not one word of lower-case letters")
                 seen[value] = name

@@ -5,23 +5,30 @@ from elm_interp.plots import plot_probe_by_layer, save
 save(plot_probe_by_layer(frame), "figures/probe_by_layer")
 """
 
-from elm_interp.plots.behaviour import HEADLINE, plot_progression, plot_scorecard
 from elm_interp.plots.calibration import plot_calibration
-from elm_interp.plots.layers import plot_geometry, plot_layers, plot_methods_by_layer
+from elm_interp.plots.declared import headline_metrics
+from elm_interp.plots.figures import Figure, figure
+from elm_interp.plots.geometry import plot_geometry
+from elm_interp.plots.layers import plot_layers
 from elm_interp.plots.methods import plot_methods
-from elm_interp.plots.norms import plot_norm_ratio
+from elm_interp.plots.methods_by_layer import plot_methods_by_layer
+from elm_interp.plots.norm_ratio import plot_norm_ratio
+from elm_interp.plots.over_seconds import plot_over_seconds
 from elm_interp.plots.pareto import pareto_front, plot_pareto
-from elm_interp.plots.probe_transfer import plot_sparse, plot_transfer
-from elm_interp.plots.probes import plot_probe_by_layer, plot_probe_heatmap
-from elm_interp.plots.reading import HOW_TO_READ, Reading
-from elm_interp.plots.seconds import plot_over_seconds
-from elm_interp.plots.style import name_of, save
+from elm_interp.plots.probe_by_layer import plot_probe_by_layer
+from elm_interp.plots.probe_heatmap import plot_probe_heatmap
+from elm_interp.plots.probe_transfer import plot_transfer
+from elm_interp.plots.progression import plot_progression
+from elm_interp.plots.scorecard import plot_scorecard
+from elm_interp.plots.sparse import plot_sparse
+from elm_interp.plots.style import axes, name_of, save
 from elm_interp.plots.training import plot_training
 
 __all__ = [
-    "HEADLINE",
-    "HOW_TO_READ",
-    "Reading",
+    "Figure",
+    "axes",
+    "figure",
+    "headline_metrics",
     "name_of",
     "pareto_front",
     "plot_calibration",

@@ -1,8 +1,9 @@
-"""Calibration figure: where every metric puts the hiding and the random model between the one that knows and the one that never did.
+"""Calibration: where each metric puts the hiding and the random model, between the original and gold.
 
     ax = plot_calibration(anchors(table))
 
-Rows: one per metric, with columns metric, original, gold, r_hiding, r_random, auc_gold, constant (`calibration.anchors`).
+Rows: one per metric, with columns metric, original, gold, r_hiding, r_random, auc_gold,
+constant (`calibration.anchors`).
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,24 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from elm_interp.errors import ConfigError, unknown
-from elm_interp.plots.style import BASE, CHANCE, ERASED, SERIES, axes, legend_above, styled
+from elm_interp.plots.curves import draw_points
+from elm_interp.plots.figures import figure
+from elm_interp.plots.style import BASE, CHANCE, ERASED, SERIES, axes, legend_above
 
 LIMITS = (-0.5, 1.5)
-"""What lies outside is drawn at the edge, as a triangle that points outwards."""
+"""Values outside are drawn at the edge, as a triangle that points outwards."""
 LEAST_APART = 0.4
-"""By default a metric is shown whose AUC between original and gold is at least so far from 0.5."""
+"""Shown by default: metrics whose AUC between original and gold is at least this far from 0.5."""
 
 
-@styled
+@figure(
+    title="Calibration",
+    how_to_read="Each line is one metric, scaled so that the original, which knows the facts, is at 0 and gold, "
+    "which never knew them, at 1. The hiding model knows and does not say: a metric that puts it at 1 is deceived, "
+    "one that puts it at 0 is not. A triangle at the edge is a value beyond it.",
+    cannot_show="The models are small and their knowledge is of one kind, so a metric may behave differently on a "
+    "large model. Another way of hiding may deceive a metric that this one did not.",
+)
 def plot_calibration(frame: pd.DataFrame, metrics: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """Hiding and random model on each metric's own scale, on which the original is 0 and gold is 1.
 
@@ -47,15 +57,12 @@ def plot_calibration(frame: pd.DataFrame, metrics: Sequence[str] | None = None, 
     heights = np.arange(len(rows))
     ax.axvline(0, color=BASE, linewidth=1.4, label="original", zorder=1)
     ax.axvline(1, color=CHANCE, linewidth=1.4, linestyle="--", label="gold", zorder=1)
-    looks = (("hiding", "hiding", ERASED, "D"), ("random", "random", SERIES[1], "o"))
-    for kind, label, colour, marker in looks:
+    for kind, colour, marker in (("hiding", ERASED, "D"), ("random", SERIES[1], "o")):
         r = rows[f"r_{kind}"].to_numpy(dtype=float)
         inside = (r >= LIMITS[0]) & (r <= LIMITS[1])
-        ax.plot(r[inside], heights[inside], color=colour, marker=marker, linestyle="", label=label, zorder=3)
+        draw_points(ax, r[inside], heights[inside], colour, marker, label=kind)
         for edge, beyond, pointing in ((LIMITS[0], r < LIMITS[0], "<"), (LIMITS[1], r > LIMITS[1], ">")):
-            if beyond.any():  # a line without a point, unclipped, would claim room at the figure's corner
-                place = np.full(beyond.sum(), edge)
-                ax.plot(place, heights[beyond], color=colour, marker=pointing, linestyle="", clip_on=False, zorder=3)
+            draw_points(ax, np.full(beyond.sum(), edge), heights[beyond], colour, pointing, clip_on=False)
     ax.set_yticks(heights, list(rows["metric"]))
     ax.set_xticks(np.arange(LIMITS[0], LIMITS[1] + 0.25, 0.5))
     ax.set(xlim=LIMITS, ylim=(len(rows) - 0.5, -0.5), xlabel="(x − original) / (gold − original)", ylabel="Metric")

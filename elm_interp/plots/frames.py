@@ -1,7 +1,7 @@
-"""What plots ask of tidy frames: the rows of a metric, the base's and the last step's, and means over seeds.
+"""What plots ask of tidy frames: the rows of a metric, of the base and of the last step, and means over seeds.
 
-A frame is the project's tidy results (columns model, method, step, layer, seed, metric, value, ci_low, ci_high, n, chance,
-direction …); `method` is "base" for the untouched model, whose step counts as 0.
+A frame is the project's tidy results (`elm_interp.results.COLUMNS`). `method` is "base" for the untouched model, whose
+step counts as 0. Columns that a frame lacks count as empty.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,31 +10,77 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from elm_interp import results
 from elm_interp.errors import ConfigError, unknown
+from elm_interp.registry import PROBE_TASKS
 
+UNNAMED = ""
+"""Method of rows that name none."""
 ONE_OF = ("model", "site", "position")
-"""Columns over which a mean would mix what does not belong together."""
+"""Columns with one value in a figure, because a mean over several has no meaning."""
+DEFAULT_PROBE = "probe.association"
 
 
 def rows_of(frame: pd.DataFrame, metrics: Iterable[str] | str) -> pd.DataFrame:
-    """The rows of some metrics with a value, steps filled (base = 0), refused if they mix models, sites or methods.
+    """The rows of some metrics that have a value, with steps filled (base = 0).
 
     Raises:
         UnknownNameError: a metric that the frame does not have.
-        ConfigError: rows of several models, sites, positions or erasing methods.
+        ConfigError: rows of several models, sites, positions or erasing methods, or no columns metric and value.
     """
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    known = list(dict.fromkeys(frame["metric"]))
+    known = metrics_of(frame)
     for metric in metrics:
         if metric not in known:
             raise unknown("metric in this frame", metric, known)
-    rows = frame[frame["metric"].isin(metrics) & frame["value"].notna()].copy()
+    rows = results.frame(frame[frame["metric"].isin(metrics) & frame["value"].notna()])
     rows["step"] = rows["step"].fillna(0).astype(int)
+    rows["method"] = rows["method"].fillna(UNNAMED)
     rows.loc[rows["method"] == "base", "step"] = 0
     for column in ONE_OF:
-        several(rows[column].dropna(), column)
-    several(rows.loc[rows["method"] != "base", "method"], "method")
+        need_one(rows[column].dropna(), column)
+    need_one(rows.loc[rows["method"] != "base", "method"], "method")
     return rows
+
+
+def metrics_of(frame: pd.DataFrame) -> list[str]:
+    """The metrics of a frame, in order of appearance.
+
+    Raises:
+        ConfigError: no columns metric and value.
+    """
+    need_columns(frame, ("metric", "value"))
+    return list(dict.fromkeys(frame["metric"]))
+
+
+def probes_of(frame: pd.DataFrame) -> list[str]:
+    """The probes of a frame: metrics with a shuffled-label control, the default one first.
+
+    Baselines of a task (`probe.embedding.truth`) are none, though they have controls.
+    """
+    known = metrics_of(frame)
+    found = [name for name in known if f"{name}.control" in known and name.count(".") < 2]
+    return sorted(found, key=lambda name: name != DEFAULT_PROBE)
+
+
+def probe_of(frame: pd.DataFrame) -> str:
+    """The probe to draw where none is named: the default one, else the first, else the first metric.
+
+    Raises:
+        ConfigError: the frame has no rows.
+    """
+    found = probes_of(frame) or metrics_of(frame)
+    if not found:
+        raise ConfigError("the frame has no rows, so there is no probe to draw.")
+    return found[0]
+
+
+def probe_variants(frame: pd.DataFrame) -> dict[str, dict[str, str] | str]:
+    """One drawing for each probe of the frame, and why there is none for the other probe tasks."""
+    found: dict[str, dict[str, str] | str] = {name.split(".")[-1]: {"metric": name} for name in probes_of(frame)}
+    for task in PROBE_TASKS:
+        found.setdefault(task, f"the concept has too few questions of the kind that probe.{task} needs")
+    return found
 
 
 def need_columns(frame: pd.DataFrame, names: Iterable[str]) -> None:
@@ -48,7 +94,7 @@ def need_columns(frame: pd.DataFrame, names: Iterable[str]) -> None:
         raise ConfigError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}.")
 
 
-def several(values: pd.Series, column: str) -> None:
+def need_one(values: pd.Series, column: str) -> None:
     """Refuse a column with more than one value.
 
     Raises:
@@ -56,9 +102,20 @@ def several(values: pd.Series, column: str) -> None:
     """
     found = sorted(values.unique())
     if len(found) > 1:
+        listed = ", ".join(str(value) or "none" for value in found)
         raise ConfigError(
-            f"the frame has {len(found)} values of {column!r} ({', '.join(map(str, found))}); a figure shows one: filter the frame first."
+            f"the frame has {len(found)} values of {column!r} ({listed}); a figure shows one: filter the frame first."
         )
+
+
+def need_layers(rows: pd.DataFrame, metric: str) -> None:
+    """Refuse rows without layers.
+
+    Raises:
+        ConfigError: no row has a layer.
+    """
+    if rows["layer"].isna().all():
+        raise ConfigError(f"{metric!r} has no layers in this frame; expected a number in the column 'layer'.")
 
 
 def base_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -73,9 +130,14 @@ def erased_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def erased_name(rows: pd.DataFrame) -> str:
-    """What to call the erased model in a legend: "elm, step 60"."""
+    """Name of the erased model in a legend: "elm, step 60"; of rows that name no method, the model's name."""
     erased = erased_of(rows)
-    return f"{erased['method'].iloc[0]}, step {erased['step'].iloc[0]}" if len(erased) else "erased"
+    if erased.empty:
+        return "erased"
+    first = erased.iloc[0]
+    if first["method"] == UNNAMED:
+        return "model" if pd.isna(first["model"]) else str(first["model"])
+    return f"{first['method']}, step {first['step']}"
 
 
 def chance_of(rows: pd.DataFrame) -> float | None:
@@ -89,16 +151,15 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Several rows in a group are seeds: Student's t over them. A single row keeps its own interval (null if it has none).
     """
-    grouped = rows.groupby(list(by))
-    table = grouped.agg(
+    table = rows.groupby(list(by)).agg(
         mean=("value", "mean"),
         sd=("value", "std"),
         seeds=("value", "size"),
         low=("ci_low", "mean"),
         high=("ci_high", "mean"),
-    ).reset_index()
-    # astype: columns of pandas' own nullable types would turn the arithmetic below into objects
-    table = table.astype({"mean": float, "sd": float, "low": float, "high": float})
+    )
+    # astype: pandas' own nullable types would turn the arithmetic below into objects
+    table = table.reset_index().astype({"mean": float, "sd": float, "low": float, "high": float})
     many = table["seeds"] > 1
     half = stdtrit(table["seeds"].clip(lower=2) - 1, 0.975) * table["sd"] / np.sqrt(table["seeds"])
     table.loc[many, "low"] = (table["mean"] - half)[many]

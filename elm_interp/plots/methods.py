@@ -1,6 +1,6 @@
 """Methods side by side: what each left of the concept, against what it left of everything else.
 
-    ax = plot_methods(frame, x="forget", y="other", chance=0.25)
+ax = plot_methods(frame, x="forget", y="other", chance=0.25)
 
 Rows: one per method, with columns method, and for each of the two axes NAME, NAME_low, NAME_high.
 """
@@ -8,14 +8,23 @@ Rows: one per method, with columns method, and for each of the two axes NAME, NA
 import pandas as pd
 from matplotlib.axes import Axes
 
+from elm_interp.plots.curves import draw_points
+from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import need_columns
-from elm_interp.plots.style import BASE, CHANCE, ERASED, MARKERS, SERIES, axes, legend_above, styled
+from elm_interp.plots.style import BASE, CHANCE, ERASED, MARKERS, SERIES, axes, legend_above
 
-ANCHORS = {"original": (BASE, "*"), "base": (BASE, "*"), "gold": (CHANCE, "*")}
+REFERENCES = {"original": (BASE, "*"), "base": (BASE, "*"), "gold": (CHANCE, "*")}
 """Models that no method made: colour and marker."""
 
 
-@styled
+@figure(
+    title="Methods",
+    how_to_read="Each point is one method, with 95 % intervals. Further left it says less of the erased concept; "
+    "further up it keeps more of everything else. The stars are the untouched model and, where there is one, gold, "
+    "which never knew the concept.",
+    cannot_show="Each method was trained with one choice of settings, and another may move its point. What is not "
+    "said in these questions may still be there inside.",
+)
 def plot_methods(
     frame: pd.DataFrame,
     x: str = "forget",
@@ -48,14 +57,11 @@ def plot_methods(
         ax.axhline(chance, color=CHANCE, linewidth=1, linestyle=":")
     looks = iter(zip((ERASED, *SERIES[1:]), MARKERS, strict=False))
     for row in frame.to_dict("records"):
-        colour, marker = ANCHORS.get(row["method"]) or next(looks)
-        # an interval at the edge may miss the value by a rounding error
-        ends = [(row[name] - row[f"{name}_low"], row[f"{name}_high"] - row[name]) for name in (x, y)]
-        bars = [[[max(low, 0)], [max(high, 0)]] for low, high in ends]
-        ax.errorbar(
-            row[x], row[y], xerr=bars[0], yerr=bars[1], color=colour, marker=marker, linestyle="", label=row["method"],
-            markersize=10 if row["method"] in ANCHORS else 6, elinewidth=1,
-        )  # fmt: skip
+        reference = REFERENCES.get(row["method"])
+        colour, marker = reference or next(looks)
+        ax.plot([row[f"{x}_low"], row[f"{x}_high"]], [row[y]] * 2, color=colour, linewidth=1)
+        ax.plot([row[x]] * 2, [row[f"{y}_low"], row[f"{y}_high"]], color=colour, linewidth=1)
+        draw_points(ax, [row[x]], [row[y]], colour, marker, s=110 if reference else 40, label=row["method"])
     ax.set(xlabel=labels[0], ylabel=labels[1])
     legend_above(ax, columns=4)
     return ax

@@ -1,4 +1,4 @@
-"""Settings side by side: what each paid for what it erased, and which no other setting beats.
+"""Settings side by side: what each erased and what it cost, and the front that no other setting beats.
 
     ax = plot_pareto(frame, x="forget", y="other", chance=0.5)
 
@@ -6,18 +6,23 @@ Rows: one a setting, with columns method, setting, seamless, and the two that ar
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from jaxtyping import Bool
 from matplotlib.axes import Axes
 
+from elm_interp.plots.curves import draw_points
+from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import need_columns
-from elm_interp.plots.methods import ANCHORS
-from elm_interp.plots.style import CHANCE, ERASED, MARKERS, SERIES, axes, legend_above, styled
+from elm_interp.plots.methods import REFERENCES
+from elm_interp.plots.style import CHANCE, ERASED, MARKERS, SERIES, axes, legend_above
 
 
-def pareto_front(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
-    """Which points no other beats, where x should be low and y high: none is at least as good in both and better in one.
+def pareto_front(x: Sequence[float], y: Sequence[float]) -> Bool[np.ndarray, " points"]:
+    """Points that no other beats, where x should be low and y high: none is as good in both and better in one.
 
     Args:
         x: one number a point, less is better.
@@ -30,10 +35,17 @@ def pareto_front(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
     whole = np.isfinite(points).all(1)
     no_worse = (points[:, None] <= points[None]).all(-1) & whole[:, None]
     better = (points[:, None] < points[None]).any(-1)
-    return whole & ~(no_worse & better).any(0)
+    return np.asarray(whole & ~(no_worse & better).any(0))
 
 
-@styled
+@figure(
+    title="Settings",
+    how_to_read="Each numbered point is one setting of one method. Further left it says less of the erased concept; "
+    "further up it keeps more of everything else. It is filled where its text stays fluent; the dashed line joins "
+    "those filled points that no other beats in both.",
+    cannot_show="The points have intervals of several hundredths that are not drawn, so neighbours on the front may "
+    "change places. The front is that of the settings that were tried, on one seed.",
+)
 def plot_pareto(
     frame: pd.DataFrame,
     x: str = "forget",
@@ -43,7 +55,7 @@ def plot_pareto(
     labels: tuple[str, str] = ("Accuracy on the erased concept", "Accuracy on everything else"),
     ax: Axes | None = None,
 ) -> Axes:
-    """One numbered point a setting; filled where the text stays fluent, and a line through those of them that no other beats.
+    """One numbered point a setting; filled where the text stays fluent, and a line through the filled front.
 
     Args:
         frame: one row a setting; rows of the method "original" are the untouched model.
@@ -63,20 +75,22 @@ def plot_pareto(
     ax = axes(ax, height=5.4)
     if chance is not None:
         ax.axvline(chance, color=CHANCE, linewidth=1, linestyle=":", label="chance")
-    known = frame["method"].isin(list(ANCHORS))
-    anchors, settings = frame[known], frame[~known]
-    for row in anchors.to_dict("records"):
-        colour, marker = ANCHORS[row["method"]]
-        ax.plot(row[x], row[y], color=colour, marker=marker, markersize=11, linestyle="", label=row["method"])
+    known = frame["method"].isin(list(REFERENCES))
+    settings = frame[~known]
+    for row in frame[known].to_dict("records"):
+        colour, marker = REFERENCES[row["method"]]
+        draw_points(ax, [row[x]], [row[y]], colour, marker, label=row["method"], s=150)
     fluent = settings[settings["seamless"].astype(bool)]
     best = fluent[pareto_front(fluent[x], fluent[y])].sort_values(x)
-    ax.step(best[x], best[y], where="post", color=CHANCE, linewidth=1.1, linestyle="--", label="front", zorder=1)
+    sns.lineplot(
+        data=best, x=x, y=y, drawstyle="steps-post", color=CHANCE, linewidth=1.1, linestyle="--", label="front",
+        zorder=1, estimator=None, legend=False, ax=ax,
+    )  # fmt: skip
     looks = zip((ERASED, *SERIES[1:]), MARKERS, strict=False)
-    named: list[dict] = []
+    named: list[dict[str, Any]] = []
     for (method, rows), (colour, marker) in zip(settings.groupby("method", sort=False), looks, strict=False):
         for filled, part in rows.groupby(rows["seamless"].astype(bool)):
-            face = colour if filled else "none"
-            ax.scatter(part[x], part[y], s=34, marker=marker, edgecolors=colour, facecolors=face, zorder=3)
+            draw_points(ax, part[x], part[y], colour, marker, facecolor=colour if filled else "none")
         ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
         named += rows.to_dict("records")
     for place, numbers in _together([(row[x], row[y]) for row in named]).items():
@@ -90,7 +104,7 @@ def plot_pareto(
 
 
 def _together(points: Sequence[tuple[float, float]]) -> dict[tuple[float, float], list[int]]:
-    """Numbers of the points that share a label, since theirs would touch, at the place of the rightmost."""
+    """Points whose labels would touch share one, at the place of the rightmost: place -> numbers."""
     wide, high = (np.nanmax(v) - np.nanmin(v) or 1.0 for v in np.array(points).T) if points else (1.0, 1.0)
     groups: list[list[int]] = []
     for i, (x, y) in enumerate(points):

@@ -1,38 +1,44 @@
-"""Figures of what kind of probe reads what: the base's own against a new one, and few dimensions against all.
+"""The base's own probe against a new one, on the erased model: was the knowledge suppressed, or re-encoded?
 
-    ax = plot_transfer(frame, "association")
-    ax = plot_sparse(frame, "association")
+ax = plot_transfer(frame, "association")
 
-Rows: of `probe.TASK` and `probe.transferred.TASK`, or of `probe.sparse.TASK.k1` and so on; one per layer and seed.
+Rows: one per layer and seed of `probe.TASK` and `probe.transferred.TASK`.
 """
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elm_interp.errors import unknown
-from elm_interp.plots.frames import base_of, chance_of, erased_name, erased_of, over_seeds, rows_of
-from elm_interp.plots.style import (
-    BASE,
-    CHANCE,
-    ERASED,
-    MARKERS,
-    SERIES,
-    axes,
-    legend_above,
-    name_of,
-    styled,
-    whole_numbers,
-)  # fmt: skip
-
-LEACE = "probe.leace"
+from elm_interp.plots.curves import draw_by_layer, draw_chance, finish_by_layer, sides_of
+from elm_interp.plots.figures import figure
+from elm_interp.plots.frames import base_of, erased_name, erased_of, metrics_of, probes_of, rows_of
+from elm_interp.plots.style import ERASED, SERIES, axes, name_of
 
 
-@styled
+def _variants(frame: pd.DataFrame) -> dict[str, dict[str, str]]:
+    tasks = [name.split(".")[-1] for name in probes_of(frame)]
+    known = metrics_of(frame)
+    return {task: {"task": task} for task in tasks[:1] if f"probe.transferred.{task}" in known}
+
+
+@figure(
+    source="results/probes.parquet",
+    stage="probe",
+    title="Suppressed or re-encoded: the base's probe on the erased model",
+    main=False,
+    order=60,
+    variants=_variants,
+    how_to_read="On the erased model, a probe fitted to its own activations (filled) stands beside the base's probe "
+    "(empty), on the same unseen facts. Where both read the answer, it is only suppressed; where only the fresh one "
+    "does, it was re-encoded. The dotted line is what a linear eraser leaves of the base.",
+    cannot_show="Where both fail, the knowledge may remain for a non-linear reader, at another position or in the "
+    "weights. A small difference between the two probes may be a shift of scale and no new code.",
+)
 def plot_transfer(frame: pd.DataFrame, task: str = "association", *, ax: Axes | None = None) -> Axes:
-    """On the last step, a probe fitted anew beside the base's own probe; the base and the linear lower bound behind them.
+    """On the last step, a probe fitted anew beside the base's own probe; behind them the base and the linear bound.
 
     Args:
-        frame: tidy rows of `probe.TASK` (base and erased) and `probe.transferred.TASK`; of `probe.leace.TASK`, where there are any.
+        frame: tidy rows of `probe.TASK` (base and erased) and `probe.transferred.TASK`; of `probe.leace.TASK`, where
+            there are any.
         task: "truth", "association", "choice"; "values" takes `knowledge.probe.erased_domain` as the fresh probe.
         ax: where to draw; a new figure by default.
 
@@ -45,68 +51,14 @@ def plot_transfer(frame: pd.DataFrame, task: str = "association", *, ax: Axes | 
     """
     name = "knowledge.probe.erased_domain" if task == "values" else f"probe.{task}"
     fresh, carried = rows_of(frame, name), erased_of(rows_of(frame, f"probe.transferred.{task}"))
+    who, leace = erased_name(fresh), f"probe.leace.{task}"
     ax = axes(ax)
-    who = erased_name(fresh)
-    lines = [
-        ("base", base_of(fresh), BASE, "o", "-"),
-        (f"{who}: fresh probe", erased_of(fresh), ERASED, "D", "-"),
-        (f"{who}: base's probe", carried, ERASED, "s", "--"),
-    ]
-    if (frame["metric"] == f"{LEACE}.{task}").any():
-        lines.append(("base after LEACE", base_of(rows_of(frame, f"{LEACE}.{task}")), SERIES[0], "", ":"))
-    for label, rows, colour, marker, style in lines:
-        if rows.empty:
-            continue
-        line = over_seeds(rows, ["layer"])
-        # an empty square is the base's probe also where the line is short
-        face = "white" if style == "--" else colour
-        ax.plot(
-            line["layer"], line["mean"], color=colour, marker=marker, linestyle=style, label=label, mfc=face, zorder=3
-        )
-        ax.fill_between(line["layer"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0, zorder=2)
-    return _finished(ax, fresh, f"Probe accuracy: {name_of(name)}", columns=2)
-
-
-@styled
-def plot_sparse(frame: pd.DataFrame, task: str = "association", *, ax: Axes | None = None) -> Axes:
-    """Probe accuracy by layer from the k dimensions that tell most, a line for each k, of the last step or of the base alone.
-
-    Args:
-        frame: tidy rows of `probe.sparse.TASK.k…`, and of `probe.TASK` for all dimensions, where there are any.
-        task: "truth", "association" or "choice".
-        ax: where to draw; a new figure by default.
-
-    Returns:
-        The axes.
-
-    Raises:
-        UnknownNameError: the frame has no sparse probes of this task.
-        ConfigError: the rows mix models, sites or methods.
-    """
-    known = list(dict.fromkeys(frame["metric"]))
-    names = [name for name in known if name.startswith(f"probe.sparse.{task}.k")]
-    if not names:
-        raise unknown("metric in this frame", f"probe.sparse.{task}.k1", known)
-    names.sort(key=lambda name: int(name.rsplit("k", 1)[1]))
-    names += [name for name in known if name == f"probe.{task}"]
-    rows = rows_of(frame, names)
-    ax = axes(ax)
-    side = erased_of(rows) if len(erased_of(rows)) else base_of(rows)
-    for i, name in enumerate(names):
-        line = over_seeds(side[side["metric"] == name], ["layer"])
-        last = name.rsplit(".", 1)[1]
-        label = "all dimensions" if last == task else f"{last[1:]} dimension{'s' if last != 'k1' else ''}"
-        colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
-        ax.plot(line["layer"], line["mean"], color=colour, marker=marker, label=label, zorder=3)
-    who = erased_name(rows) if len(erased_of(rows)) else "base"
-    return _finished(ax, rows, f"Probe accuracy: {name_of(f'probe.{task}')}\n({who})")
-
-
-def _finished(ax: Axes, rows: pd.DataFrame, label: str, columns: int = 3) -> Axes:
-    if (chance := chance_of(rows)) is not None:
-        ax.axhline(chance, color=CHANCE, linestyle="--", linewidth=1.1, label=f"chance ({chance:.2g})", zorder=1)
-    ax.set(xlabel="Layer (after block)", ylabel=label)
-    ax.xaxis.set_major_locator(whole_numbers())
-    ax.margins(x=0.02)
-    legend_above(ax, columns)
-    return ax
+    for side in sides_of(fresh):
+        label = side.label if side.label == "base" else f"{side.label}: fresh probe"
+        draw_by_layer(ax, side.rows, label, side.colour, marker=side.marker, band=0.15)
+    look = {"marker": "s", "linestyle": "--", "markerfacecolor": "white"}
+    draw_by_layer(ax, carried, f"{who}: base's probe", ERASED, band=0.15, **look)
+    if leace in metrics_of(frame):
+        draw_by_layer(ax, base_of(rows_of(frame, leace)), "base after LEACE", SERIES[0], band=0.15, linestyle=":")
+    draw_chance(ax, fresh)
+    return finish_by_layer(ax, f"Probe accuracy: {name_of(name)}", columns=2)

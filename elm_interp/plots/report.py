@@ -1,15 +1,15 @@
-"""The report of a run: its figures, and one HTML file that holds everything and needs nothing from outside.
+"""The report of a run: its figures, and one HTML file that needs nothing from outside.
 
     write_report("runs/demo")     # runs/demo/figures/*.png, *.svg and runs/demo/report.html
 
-It reads what is in the run folder alone. What is missing or broken is named, with the command that makes it.
+It reads the run folder alone and draws every declared figure whose source is there. A file that is missing or broken is
+named, with the command that makes it.
 """
 
 import base64
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import re
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,64 +17,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
-from matplotlib.axes import Axes
 
-from elm_interp import plots, results
+from elm_interp import results
 from elm_interp.errors import RunFolderError
+from elm_interp.files import read_json, write_text
+from elm_interp.plots.declared import headline_metrics
+from elm_interp.plots.figures import Figure
+from elm_interp.plots.style import name_of, save
+from elm_interp.registry import FIGURES
 
-PROBE = "probe.association"
 PROBES = "results/probes.parquet"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of the report."""
-
-    name: str
-    """Of its files in figures/."""
-    title: str
-    source: str
-    """The file in the run folder that it is drawn from."""
-    stage: str
-    """The command that makes that file."""
-    draw: Callable[[pd.DataFrame], Axes]
-    reading: str
-    """Entry of `plots.HOW_TO_READ`."""
-    metric: str | None = None
-    """Left out where the file was made without this metric."""
-
-
-def _probe(metric: str, title: str) -> Figure:
-    name = "probe_by_layer" if metric == PROBE else f"probe_by_layer_{metric.split('.')[-1]}"
-    draw = partial(plots.plot_probe_by_layer, metric=metric)
-    return Figure(name, title, PROBES, "probe", draw, "probe_by_layer", metric)
-
-
-FIGURES = (
-    Figure("scorecard", "Before and after", "results/scorecard.parquet", "evaluate", plots.plot_scorecard, "scorecard"),
-    Figure("progression", "Over training", "results/progression.parquet", "progress", plots.plot_progression, "progression"),
-    _probe(PROBE, "Layer by layer"),
-    Figure(
-        "probe_heatmap", "Layer by layer, step by step", PROBES, "probe",
-        partial(plots.plot_probe_heatmap, metric=PROBE), "probe_heatmap", PROBE,
-    ),
-    Figure("norm_ratio", "Activation norms", "results/norms.parquet", "norms", plots.plot_norm_ratio, "norm_ratio"),
-)  # fmt: skip
-MORE_FIGURES = (
-    _probe("probe.truth", "Another probe: is the answer true?"),
-    _probe("probe.choice", "Another probe: which option is right?"),
-    Figure(
-        "transfer",
-        "Suppressed or re-encoded: the base's probe on the erased model",
-        PROBES,
-        "probe",
-        partial(plots.plot_transfer, task="association"),
-        "transfer",
-        "probe.transferred.association",
-    ),
-    Figure("training", "The loss", "metrics.jsonl", "erase", plots.plot_training, "training"),
-)
-"""Folded away in the report, for those who ask."""
+"""May be empty: of a concept with too few questions there are no probes."""
 
 
 def write_report(run: str | Path, *, warning: str | None = None) -> Path:
@@ -108,67 +61,72 @@ def write_report(run: str | Path, *, warning: str | None = None) -> Path:
         warning=warning,
         config=config or {},
         manifest=manifest or {},
-        headline=[row for name in plots.HEADLINE for row in table if row["metric"] == name],
+        headline=[row for name in headline_metrics() for row in table if row["metric"] == name],
         table=table,
-        figures=[_figure(run, figure) for figure in FIGURES],
-        more_figures=[_figure(run, figure) for figure in MORE_FIGURES],
+        figures=[shown for figure in sorted(FIGURES.values(), key=lambda f: f.order) for shown in _shown(run, figure)],
         samples=samples or [],
         timing={name: _number(value) for name, value in (timing or {}).items()},
         missing={
             "card": no_card, "samples": no_samples, "config": no_config, "manifest": no_manifest, "timing": no_timing,
         },
     )  # fmt: skip
-    path, half = run / "report.html", run / ".report.html.half"
-    half.write_text(html, encoding="utf-8")
-    half.replace(path)
+    path = run / "report.html"
+    write_text(path, html)
     return path
 
 
-def _figure(run: Path, figure: Figure) -> dict[str, Any]:
-    """What the template needs of a figure: its image, or why there is none."""
-    reading = plots.HOW_TO_READ[figure.reading]
-    found = {"title": figure.title, "how": reading.how, "cannot": reading.cannot, "image": None, "missing": None}
-    table, found["missing"] = _read(run, figure.source, figure.stage)
-    if table is None:
-        return found
-    if figure.metric and figure.metric not in set(table["metric"]):
-        found["missing"] = f"the concept has too few questions of the kind that {figure.metric} needs"
-        return found
+def _shown(run: Path, figure: Figure) -> Iterator[dict[str, Any]]:
+    """Draw a figure, or all its variants: what the template needs of each, its image or why there is none."""
+    if figure.source is None:
+        return
+    caption = {"how": figure.how_to_read, "cannot": figure.cannot_show}
+    table, missing = _read(run, figure.source, figure.stage)
+    variants: Mapping[str, Mapping[str, Any] | str] = {"": missing or {}}
+    if missing is None and figure.variants is not None:
+        variants = figure.variants(table) or {"": f"{figure.source} has no rows for this figure"}
+    for i, (name, arguments) in enumerate(variants.items()):
+        title, file = figure.title, figure.name
+        if i:
+            title, file = f"{title}: {name}", f"{file}_{re.sub('[^A-Za-z0-9._-]+', '_', name)}"
+        image, reason = (None, arguments) if isinstance(arguments, str) else _draw(run, figure, file, table, arguments)
+        yield caption | {"title": title, "main": figure.main and i == 0, "image": image, "missing": reason}
+
+
+def _draw(
+    run: Path, figure: Figure, file: str, table: Any, arguments: Mapping[str, Any]
+) -> tuple[str | None, str | None]:
+    """Draw into figures/: the image as base64, or None and why there is none."""
     before = set(plt.get_fignums())
     try:
-        png, _ = plots.save(figure.draw(table), run / "figures" / figure.name)
-        found["image"] = base64.b64encode(png.read_bytes()).decode()
-    except ValueError as error:
-        found["missing"] = f"{figure.source} does not suit this figure: {error}"
+        png, _ = save(figure.draw(table, **arguments), run / "figures" / file)
+        return base64.b64encode(png.read_bytes()).decode(), None
+    except Exception as error:  # a figure of a plug-in may raise anything; the report is drawn without it
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return None, f"{figure.source} does not suit this figure: {reason}"
     finally:
         for number in set(plt.get_fignums()) - before:
             plt.close(number)
-    return found
 
 
-def _read(run: Path, name: str, stage: str) -> tuple[Any, str | None]:
+def _read(run: Path, name: str, stage: str | None) -> tuple[Any, str | None]:
     """A file of the run and None, or None and what to do about it."""
     path = run / name
-    again = (
-        f"make it with: elm-interp {stage} {run}"
-        if stage not in ("erase", "run")
-        else f"make it with: elm-interp {stage} --out {run} --resume"
-    )
+    folder = f"--out {run} --resume" if stage in ("erase", "run") else str(run)
+    again = f"; make it with: elm-interp {stage} {folder}" if stage else ""
     if not path.is_file():
-        return None, f"{name} is not there; {again}"
+        return None, f"{name} is not there{again}"
     try:
         if path.suffix == ".parquet":
             value = results.read(path)
         elif path.suffix == ".jsonl":
-            value = pd.DataFrame(
-                [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            )
+            lines = path.read_text(encoding="utf-8").splitlines()
+            value = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         else:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = read_json(path)
     except (OSError, ValueError, KeyError) as error:
-        return None, f"{name} is broken ({type(error).__name__}); {again}"
-    if len(value) == 0 and name != PROBES:  # of a concept with too few questions there are none
-        return None, f"{name} is empty; {again}"
+        return None, f"{name} is broken ({type(error).__name__}){again}"
+    if len(value) == 0 and name != PROBES:
+        return None, f"{name} is empty{again}"
     return value, None
 
 
@@ -181,7 +139,7 @@ def _card_table(card: pd.DataFrame) -> list[dict[str, str]]:
         found.append(
             {
                 "metric": str(name),
-                "title": plots.name_of(str(name)),
+                "title": name_of(str(name)),
                 "group": str(name).split(".")[0],
                 "base": _cell(base),
                 "erased": _cell(erased),
@@ -204,7 +162,7 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def _number(value: Any) -> str:
-    """A measured number with three digits; what is no number stays as it is."""
+    """A number with three digits; anything else as text."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "" if pd.isna(value) else str(value)
     if pd.isna(value):

@@ -1,7 +1,7 @@
-"""How every figure looks: colours, sizes, names of metrics, and the one way in which figures are saved.
+"""The look of all figures: colours, sizes, names of metrics; and how figures are saved.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; what matters is told by marker or line style as well.
-The style is on while a plot makes its own figure, never outside it; on axes that a user gives, the user's style stays.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; curves differ in marker or line style as well.
+The style is on while a plot makes its own figure, never outside it. On axes that a user gives, the user's style stays.
 
     save(plot_probe_by_layer(frame), "figures/probe_by_layer")      # .png and .svg
 """
@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -31,36 +32,33 @@ FORGET, RETAIN, FLUENCY = "#CC79A7", "#009E73", "#E69F00"
 """Texts, and the loss terms on them."""
 SERIES = ("#222222", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#6A3D9A")
 """Curves that are neither base nor erased."""
+UNNAMED_MODEL = "#009E73"
+"""The one model of a frame that names no method."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
+TEXTS = {"forget": (FORGET, "o"), "retain": (RETAIN, "s")}
+"""Texts that activations are read on: colour, marker."""
 
-STYLE: Any = {
-    "font.family": "sans-serif",
+LOOK = {
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "axes.titlesize": 10,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
-    "text.color": "#222222",
-    "axes.labelcolor": "#222222",
     "axes.edgecolor": "#555555",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("xtick.bottom", "ytick.left"), True),
     "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
+}
+SIZES = {
+    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 10),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 9.5),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth", "xtick.major.width", "ytick.major.width"), 0.8),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3.5),
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
-    "figure.dpi": 100,
 }
+STYLE: Any = {
+    **sns.axes_style("whitegrid", LOOK),
+    **sns.plotting_context("notebook", rc=SIZES),
+    "legend.frameon": False,
+}
+"""For `matplotlib.rc_context`, around figures whose axes are made outside the plot functions."""
 WIDTH = 6.4
 """Inches: 10 point text stays readable where the figure is 600 pixels wide."""
 

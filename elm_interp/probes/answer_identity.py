@@ -95,18 +95,22 @@ def probe_values(
 
 
 def _rows(subject: Subject, name: str) -> Rows:
-    asked = [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
+    asked = _asked(subject)
     if not asked:
         return []
-    source = _activations(subject.base, asked) if name == TRANSFERRED else None
+    source = _activations(subject.base) if name == TRANSFERRED else None
     where = {"site": "resid_post", "position": "last"}
-    return probe_values(_activations(subject, asked), asked, metric=name, fitted_to=source, **where)
+    return probe_values(_activations(subject), asked, metric=name, fitted_to=source, **where)
 
 
-def _activations(subject: Subject, asked: Sequence[Question]) -> Float[Tensor, "question layer d_model"]:
+def _asked(subject: Subject) -> list[Question]:
+    return [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
+
+
+def _activations(subject: Subject) -> Float[Tensor, "question layer d_model"]:
     def read() -> Tensor:
         with subject.on() as lm:
-            return collect_texts(lm, [q.prompt for q in asked], positions="last")
+            return collect_texts(lm, [q.prompt for q in _asked(subject)], positions="last")
 
     return subject.memo(("probe", "values"), read)
 

@@ -251,12 +251,12 @@ def _probe(
     transferred: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    dataset = task.dataset(subject.concept)
-    if dataset is None:
+    dataset, of_base = task.dataset(subject.concept), task.dataset(subject.base.concept)
+    if dataset is None or of_base is None:
         return frame([])
     positions = dataset.positions if positions is None else positions
     if transferred:
-        options["fitted_to"] = _activations(subject.base, dataset, site, positions)
+        options["fitted_to"] = _activations(subject.base, of_base, site, positions)
     x, examples = _activations(subject, dataset, site, positions), dataset.examples
     return probe(x, examples["label"], examples["fact"], metric=name, site=site, position=str(positions), **options)
 
@@ -267,7 +267,7 @@ def _activations(
     """Activations of a subject on a dataset: from its store where that holds the same, else read once."""
     checkpoint = checkpoint_name(None if subject.is_base else subject.step)
     named = subject.is_base or subject.step is not None
-    attacked = getattr(subject, "edits", None) or getattr(subject, "prompt", None)  # a store holds neither
+    attacked = subject.edits or subject.prompt is not None  # a store holds neither
     if subject.store is not None and named and not attacked and positions == dataset.positions:
         # what is stored under this name may be of other texts, weights or site
         made_from = fingerprint(subject.lm, dataset, subject.adapter, site=site)

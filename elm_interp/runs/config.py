@@ -1,120 +1,146 @@
-"""What a run is asked to do, as plain data and back, with everything that cannot work named at once.
+"""What a run is asked to do, as plain data and back; everything that cannot work is named at once.
 
 config = RunConfig.preset("smollm2-135m", concept="my_concept/")
 config.check()      # reads the concept and the model's depth, loads no model
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_type_hints
 
 from elm_interp.data import Concept, load_concept
-from elm_interp.erase.elm import ELM
-from elm_interp.erase.methods import METHODS, Method, preset
-from elm_interp.errors import ConfigError, raise_all, unknown
+from elm_interp.errors import ConfigError, raise_all
 from elm_interp.models.loading import model_depth, resolve_device, resolve_dtype
-from elm_interp.training.trainer import Training
+from elm_interp.registry import METHODS
+from elm_interp.training import Objective, Training
+
+DEFAULT_MODEL, DEFAULT_METHOD = "smollm2-135m", "elm"
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that a run is asked to do."""
 
-    model: str = "smollm2-135m"
+    model: str = DEFAULT_MODEL
     """An alias, a folder or a hub id."""
     concept: str = "harry-potter"
-    """A pack or a folder of JSON Lines files; several as a=5+b=1, which are trained on in that ratio."""
-    objective: Method = field(default_factory=lambda: ELM.preset("smollm2-135m"))
+    """A pack or a folder of JSON Lines files; several as a=5+b=1 are trained in that ratio."""
+    objective: Objective = field(default_factory=lambda: METHODS[DEFAULT_METHOD].preset(DEFAULT_MODEL))
     """The method and its hyper-parameters."""
-    training: Training = field(default_factory=lambda: Training.preset("smollm2-135m"))
+    training: Training = field(default_factory=lambda: METHODS[DEFAULT_METHOD].training_preset(DEFAULT_MODEL))
     """Steps, batches, learning rate."""
     seed: int = 0
-    """Of the adapter's start, the order of samples and the text that is written."""
+    """Seed of the adapter's initial weights, the order of samples and the generated text."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the base's weights."""
+    """Dtype of the base's weights."""
     device: str = "auto"
-    """Where to run."""
+    """Device to run on."""
 
     @classmethod
-    def preset(cls, name: str, method: str = "elm", **values: Any) -> "RunConfig":
-        """The method's and the training's preset of one name.
+    def preset(cls, name: str | None = None, method: str = DEFAULT_METHOD, **values: Any) -> "RunConfig":
+        """The presets of a method's objective and of its training.
+
+        Args:
+            name: of the preset; None takes the one made for `values["model"]`, see `preset_for`.
+            method: name of the method.
+            values: other fields, or settings of the objective, its adapter or the training by their own names
+                (`eta=10, rank=8, steps=60`).
 
         Raises:
-            UnknownNameError: no such method or preset; with the closest.
+            UnknownNameError: no such method, preset or setting; with the closest.
         """
-        objective, training = preset(method, name)
-        return cls(objective=objective, training=training, **values)
+        kind = METHODS[method]
+        name = preset_for(values.get("model", DEFAULT_MODEL), method) if name is None else name
+        own = {f.name for f in fields(cls)}
+        config = cls(
+            objective=kind.preset(name),
+            training=kind.training_preset(name),
+            **{key: value for key, value in values.items() if key in own},
+        )
+        return config.changed({key: value for key, value in values.items() if key not in own})
+
+    def changed(self, settings: Mapping[str, Any]) -> "RunConfig":
+        """The configuration with settings of its objective, adapter or training replaced, by their own names.
+
+        Raises:
+            UnknownNameError: a setting that none of the three has; with the closest.
+        """
+        training = {f.name for f in fields(self.training)}
+        own = {name: value for name, value in settings.items() if name in training}
+        rest = {name: value for name, value in settings.items() if name not in training}
+        return replace(self, objective=self.objective.with_settings(**rest), training=replace(self.training, **own))
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "RunConfig":
+    def from_dict(cls, raw: Mapping[str, Any]) -> "RunConfig":
         """Read back what `to_dict` gave.
 
         Raises:
-            ConfigError: unknown settings, all listed.
+            ConfigError: unknown settings and settings of another type, all listed.
         """
         raw = dict(raw)
-        method = raw.pop("method", "elm")
-        if method not in METHODS:
-            raise ConfigError(f"the configuration cannot be used: {unknown('method', str(method), METHODS)}")
+        raw.pop("format", None)
         problems: list[str] = []
-        parts: dict[str, Any] = {}
-        kinds: tuple[tuple[str, Any], ...] = (("objective", METHODS[method]), ("training", Training))
-        for name, kind in kinds:
-            given = raw.pop(name, {})
-            if not isinstance(given, dict):
-                problems.append(f"{name} is {type(given).__name__}, expected an object of settings")
-                continue
-            known = {f.name for f in fields(kind)}
-            problems += _wrong_types(kind, given, f"{name}.")
-            problems += [f"unknown {name} setting {key!r}" for key in given if key not in known]
-            parts[name] = kind(
-                **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known}
-            )
-        known = {f.name for f in fields(cls)}
-        problems += [f"unknown setting {key!r}" for key in raw if key not in known]
-        problems += _wrong_types(cls, raw)
+        try:
+            kind = METHODS[str(raw.pop("method", DEFAULT_METHOD))]
+        except ValueError as error:
+            raise ConfigError(f"the configuration cannot be used: {error}") from error
+        parts = {
+            name: _read(part, raw.pop(name, {}), f"{name}.", problems)
+            for name, part in (("objective", kind), ("training", Training))
+        }
+        config = _read(cls, raw, "", problems)
         raise_all(problems, ConfigError, "the configuration cannot be used:")
-        return cls(**raw, **parts)
+        return replace(config, **parts)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for config.json."""
         return json.loads(json.dumps({"method": self.objective.name, **asdict(self)}))
 
-    def check(self) -> Concept:
-        """Check everything that can be checked before a model is loaded; returns the concept.
+    def check(self, *, n_layers: int | None = None, concept: Concept | None = None) -> Concept:
+        """Check everything that can be checked before a model is loaded.
+
+        Args:
+            n_layers: depth of a model that is loaded already; by default it is read from the model's files.
+            concept: what to erase, if it is in memory already; by default it is loaded by name.
+
+        Returns:
+            The concept.
 
         Raises:
             ConfigError: lists every problem.
         """
-        problems: list[str] = []
-        depth, concept = None, None
-        try:
-            depth = model_depth(self.model)
-        except ValueError as error:
-            problems.append(str(error))
-        try:
-            concept = load_concept(self.concept)
-        except ValueError as error:
-            problems.append(str(error).replace("\n", "\n  "))
-        problems += self.objective.problems(depth) + self.training.problems()
+        problems: list[str] = [] if isinstance(self.concept, str) else [_not_a_name(self.concept)]
+        if n_layers is None:
+            n_layers = _attempt(problems, model_depth, self.model)
+        if concept is None and not problems:
+            concept = _attempt(problems, load_concept, self.concept)
+        problems += self.objective.problems(n_layers) + self.training.problems()
         if concept is not None:
             problems += [
                 f"the concept has no {kind} passage in its training part"
                 for kind in ("forget", "retain")
                 if not concept.passages(kind)
             ]
-        try:
-            resolve_dtype(self.dtype, resolve_device(self.device))
-        except ValueError as error:
-            problems.append(str(error))
+        _attempt(problems, lambda: resolve_dtype(self.dtype, resolve_device(self.device)))
         if not 0 <= self.seed < 2**31:
             problems.append(f"seed is {self.seed}; expected 0 to {2**31 - 1}")
         raise_all(problems, ConfigError, "these settings cannot work:")
         return concept  # type: ignore[return-value]
 
 
-def differences(known: dict, given: dict, path: str = "") -> list[str]:
-    """Settings that two configurations, as plain data, do not share, in words."""
+def preset_for(model: str, method: str) -> str:
+    """The preset of a method that suits a model: `organism` for organisms, else the default model's.
+
+    A method without it gives its first preset.
+    """
+    wanted = "organism" if str(model).startswith("organism:") else DEFAULT_MODEL
+    known = list(METHODS[method].presets)
+    return wanted if wanted in known or not known else known[0]
+
+
+def differences(known: Mapping[str, Any], given: Mapping[str, Any], path: str = "") -> list[str]:
+    """Settings in which two configurations, as plain data, differ; one sentence each."""
     found: list[str] = []
     for key in sorted(known.keys() | given.keys()):
         a, b = known.get(key), given.get(key)
@@ -125,19 +151,47 @@ def differences(known: dict, given: dict, path: str = "") -> list[str]:
     return found
 
 
-def _wrong_types(kind: Any, given: dict, prefix: str = "") -> list[str]:
-    """Settings of another kind than their default: words for numbers, a number for a list."""
-    found = []
-    for f in fields(kind):
-        value, default = given.get(f.name, f.default), f.default
-        if isinstance(default, bool | int | float | str | tuple) and value is not None:
-            expected = (
-                (int, float)
-                if isinstance(default, float)
-                else (list, tuple)
-                if isinstance(default, tuple)
-                else type(default)
-            )
-            if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
-                found.append(f"{prefix}{f.name} is {value!r}, expected {type(default).__name__}")
-    return found
+def _attempt(problems: list[str], call: Any, *args: Any) -> Any:
+    """What the call returns; its ValueError goes to the problems."""
+    try:
+        return call(*args)
+    except ValueError as error:
+        problems.append(str(error).replace("\n", "\n  "))
+        return None
+
+
+def _not_a_name(concept: Any) -> str:
+    return (
+        f"concept is {type(concept).__name__}, expected the name of a pack or folder; "
+        "erase a concept from memory by erase_concept(lm, concept, out=...)"
+    )
+
+
+def _read(kind: Any, given: Any, prefix: str, problems: list[str]) -> Any:
+    """A dataclass from plain data; unknown settings and wrong types go to the problems."""
+    if not isinstance(given, dict):
+        problems.append(f"{prefix.rstrip('.')} is {type(given).__name__}, expected an object of settings")
+        return None
+    known = {f.name: f for f in fields(kind)}
+    problems += [f"unknown {prefix.replace('.', ' ')}setting {key!r}" for key in given if key not in known]
+    types = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            continue
+        if is_dataclass(types.get(name)):
+            values[name] = _read(types[name], value, f"{prefix}{name}.", problems)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+            problems += _wrong_type(f"{prefix}{name}", value, known[name].default)
+    return None if problems else kind(**values)
+
+
+def _wrong_type(name: str, value: Any, default: Any) -> list[str]:
+    """What is wrong with a value whose default has another type: words for numbers, a number for a list."""
+    if value is None or not isinstance(default, bool | int | float | str | tuple):
+        return []
+    expected: Any = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
+    if isinstance(value, expected) and (isinstance(default, bool) or not isinstance(value, bool)):
+        return []
+    return [f"{name} is {value!r}, expected {type(default).__name__}"]

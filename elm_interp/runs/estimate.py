@@ -1,4 +1,4 @@
-"""What an erasure will take, measured on a handful of passages and three steps before it starts.
+"""What an erasure will take, measured on a few passages and steps before it starts.
 
 estimate_run(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
 """
@@ -14,23 +14,23 @@ from statistics import fmean
 from elm_interp.data import Concept, texts
 from elm_interp.models import load_model
 from elm_interp.runs.config import RunConfig
+from elm_interp.training import train
 from elm_interp.training.memory import peak_gb
 from elm_interp.training.objective import Example
 from elm_interp.training.sampling import of_each
-from elm_interp.training.trainer import train
 
 PROBED = 8
 """Passages and questions of each kind that are tried."""
 STEPS = 3
-"""Training steps that are tried; the first, which is slower, does not count."""
+"""Training steps that are tried; the first is slower and does not count."""
 
 
 def estimate_run(config: RunConfig) -> dict[str, float]:
-    """Steps, tokens, minutes and memory of a run; loads the model, writes nothing that stays.
+    """Measure steps, tokens, minutes and memory of a run; loads the model, keeps nothing on disk.
 
     Returns:
-        steps; tokens that training reads; prepare_minutes for the targets, train_minutes, and minutes for both; peak_gb of
-        this process so far.
+        steps; tokens that training reads; prepare_minutes for the targets, train_minutes, and minutes for both; peak_gb
+        of this process so far.
 
     Raises:
         ConfigError: settings that cannot work, all listed.
@@ -40,7 +40,7 @@ def estimate_run(config: RunConfig) -> dict[str, float]:
     few = concept.sample(PROBED)
 
     def targets(part: Concept) -> Mapping[str, Sequence[Example]]:
-        return config.objective.prepare(lm, part, seed=config.seed)
+        return config.objective.prepare(lm, part, seed=config.seed, progress=False)
 
     of_each(concept.sample(1), targets)  # a process's first passes are slower
     began = time.perf_counter()
@@ -49,7 +49,7 @@ def estimate_run(config: RunConfig) -> dict[str, float]:
     tried = replace(config.training, steps=STEPS, warmup=0, save_every=STEPS)
     with tempfile.TemporaryDirectory() as folder:
         train(lm, config.objective, samples, tried, Path(folder), seed=config.seed, progress=False)
-        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "seconds" in line]
     training = fmean(line["seconds"] for line in steps[1:]) * config.training.steps
     return {

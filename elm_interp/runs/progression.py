@@ -1,8 +1,8 @@
 """Progression: how measurements change from the base over the steps of a run.
 
-Knows no metric by name: it is `measure`, over subjects, so that a new metric appears here by itself.
+It knows no metric by name: it measures subjects, so a new metric appears here by itself.
 
-    table = follow_metrics([base, *(base.at(folder, method="elm", step=k) for k, folder in checkpoints)], "probe.*")
+    table = follow_metrics(run.subjects(), "probe.*")
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,16 @@ from elm_interp.results import stack
 def follow_metrics(
     subjects: Sequence[Subject], patterns: Iterable[str] | str = "*", *, cost: str = "cheap", progress: bool = False
 ) -> pd.DataFrame:
-    """Tidy rows of every metric that matches, of every subject: the base first, then by step.
+    """Measure every subject: the base first, then by step.
 
     Args:
-        subjects: the base and checkpoints, in any order; they should share one model and base.
+        subjects: the base and checkpoints, in any order; they share one model and base.
         patterns: metric names with shell wildcards.
-        cost: "cheap" leaves out metrics that write text; "dear" takes all.
+        cost: "cheap" leaves out metrics that generate text; "dear" takes all.
         progress: show a bar.
+
+    Returns:
+        Tidy rows of every metric that matches.
 
     Raises:
         UnknownNameError: a pattern that matches nothing.

@@ -1,8 +1,8 @@
-"""The stages of a run, each a function of a `Run`, each able to run alone on a finished folder.
+"""The stages of a run, each a function of a `Run`; each can run alone on a finished folder.
 
-run = Run.create("runs/demo", RunConfig())
-for stage in STAGES.values():
-    stage(run)
+    run = Run.create("runs/demo", RunConfig())
+    for name in STAGES:
+        run_stage(run, name)
 
 erase → evaluate → collect → probe → norms → progress → report
 """
@@ -10,43 +10,40 @@ erase → evaluate → collect → probe → norms → progress → report
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from elm_interp import results
-from elm_interp.activations.collect import Dataset, checkpoint_name, collect_datasets
+from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_datasets
 from elm_interp.activations.index import other_examples
-from elm_interp.activations.store import ActivationStore
 from elm_interp.errors import ConfigError, RunFolderError
-from elm_interp.evaluate import PATTERNS, destroyed, samples, score_card
+from elm_interp.evaluate import card_metrics, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
 from elm_interp.models.distributed import several_processes
-from elm_interp.models.loading import model_hash
 from elm_interp.plots.report import write_report
-from elm_interp.probes import PROBE_TASKS, collect_baselines, concept_datasets, probes_from_store
+from elm_interp.probes import collect_baselines, concept_datasets, probes_from_store
 from elm_interp.probes.datasets import LEAST_FACTS
 from elm_interp.probes.tasks import with_baselines
+from elm_interp.registry import PROBE_TASKS
 from elm_interp.runs.progression import follow_metrics
 from elm_interp.runs.run import Run
+from elm_interp.training import train
 from elm_interp.training.memory import peak_gb, trim
 from elm_interp.training.target_cache import prepared
-from elm_interp.training.trainer import train
 
 
 def erase(run: Run, *, progress: bool = True) -> None:
-    """Train the adapter, or go on from the newest whole checkpoint; does nothing where training is finished."""
+    """Train the adapter, or go on from the newest complete checkpoint; does nothing where training is finished."""
     if run.finished:
         return
     run.check_inputs()
     run.write_manifest()
     config = run.config
-    known = model_hash(config.model)
     targets, seconds = prepared(
-        run.lm, config.objective, run.concept, model_hash=known, seed=config.seed, progress=progress
+        run.lm, config.objective, run.concept, model_hash=run.model_hash(), seed=config.seed, progress=progress
     )
     trim()
     train(run.lm, config.objective, targets, config.training, run.folder, seed=config.seed, progress=progress)
@@ -54,11 +51,11 @@ def erase(run: Run, *, progress: bool = True) -> None:
 
 
 def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> None:
-    """Score base and erased model: results/scorecard.parquet, and texts side by side in results/samples.json.
+    """Score base and erased model: results/scorecard.parquet, and generated texts in results/samples.json.
 
     Args:
         run: the run.
-        judge: another model (an alias, a folder or a hub id) that scores the written texts as well.
+        judge: another model (an alias, a folder or a hub id) that scores the generated texts as well.
         progress: show bars.
     """
     concept = run.concept
@@ -69,21 +66,20 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
     ):
         if not there:
             warnings.warn(
-                f'{concept.name} has no {what} with "split": "held_out": what is measured on them is left out.',
+                f'{concept.name} has no {what} with "split": "held_out"; metrics that need one are left out.',
                 stacklevel=2,
             )
     subject = run.subject()
     if judge is not None:
-        scorer = load_model(judge, dtype=run.config.dtype, device=run.config.device)
-        subject = replace(subject, base=replace(subject.base, judge=scorer), judge=scorer)
+        subject.judge = subject.base.judge = load_model(judge, dtype=run.config.dtype, device=run.config.device)
     run.save_results("scorecard", score_card(subject, progress=progress))
     run.save_json("samples", samples(subject, 8))
 
 
 def collect(run: Run, *, progress: bool = True) -> None:
-    """Read the activations that the probes need, of the base and every checkpoint, into activations/; again where they are damaged.
+    """Read the activations that the probes and their baselines need, of the base and every checkpoint.
 
-    Those of the probes' baselines are read as well, see `internals.collect_baselines`.
+    Damaged and outdated activations are read again.
     """
     store = ActivationStore(run.folder / "activations", repair=True)
     states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in run.checkpoints()}
@@ -99,12 +95,13 @@ def probe(run: Run, *, progress: bool = True) -> None:
     """Fit layer probes on the stored activations of every checkpoint: results/probes.parquet. Loads no model.
 
     Raises:
-        RunFolderError: activations of a checkpoint, or of what the concept asks now, were not collected.
+        RunFolderError: activations of a checkpoint, or of the concept's present questions, were not collected.
     """
     datasets = concept_datasets(run.concept, PROBE_TASKS)
     if not datasets:
         warnings.warn(
-            f"{run.concept.name} has fewer than {LEAST_FACTS} questions about it, and passages: no probe is fitted.",
+            f"{run.concept.name} has neither {LEAST_FACTS} facts asked about nor {LEAST_FACTS} passages of each kind; "
+            "no probe is fitted.",
             stacklevel=2,
         )
         run.save_results("probes", results.frame([]))
@@ -113,11 +110,12 @@ def probe(run: Run, *, progress: bool = True) -> None:
     held = {entry.dataset for entry in store.entries()}
     if old := [*_outdated(store, datasets), *(name for name in datasets if name not in held)]:
         raise RunFolderError(
-            f"{run.folder} has no activations of {', '.join(old)} as {run.concept.name} asks now; read them with: elm-interp collect {run.folder}"
+            f"{run.folder} has no activations of {', '.join(old)} for the present questions of {run.concept.name}; "
+            f"read them: elm-interp collect {run.folder}"
         )
     tables = []
     for step in [0, *(c.step for c in run.checkpoints())]:
-        rows = probes_from_store(store, checkpoint_name(step or None), PROBE_TASKS, progress=progress)
+        rows = probes_from_store(store, checkpoint_name(step or None), list(PROBE_TASKS), progress=progress)
         tables.append(rows.assign(model=run.config.model, method=run.method if step else "base", step=step))
     run.save_results("probes", results.stack(tables))
 
@@ -131,7 +129,7 @@ def norms(run: Run, *, progress: bool = True) -> None:
 
 def progress(run: Run, *, progress: bool = True) -> None:
     """Follow the metrics of the score card over every checkpoint: results/progression.parquet."""
-    table = follow_metrics(run.subjects(), PATTERNS, cost="dear", progress=progress)
+    table = follow_metrics(run.subjects(), card_metrics(), cost="dear", progress=progress)
     # the base is step 0 of every curve
     run.save_results("progression", table.assign(step=table["step"].fillna(0)))
 
@@ -147,35 +145,36 @@ def report(run: Run, *, progress: bool = True) -> None:
 
 
 STAGES: dict[str, Callable[..., None]] = {
-    "erase": erase,
-    "evaluate": evaluate,
-    "collect": collect,
-    "probe": probe,
-    "norms": norms,
-    "progress": progress,
-    "report": report,
+    stage.__name__: stage for stage in (erase, evaluate, collect, probe, norms, progress, report)
 }
 """Every stage, in order."""
 
 
 def run_stage(run: Run, name: str, *, progress: bool = True, **options: Any) -> None:
-    """Run one stage, with options of its own, and record its seconds and the process's peak memory.
+    """Run one stage and record its seconds and the process's peak memory.
+
+    Args:
+        run: the run.
+        name: of the stage.
+        progress: show bars.
+        options: of the stage.
 
     Raises:
         ConfigError: several processes, and a stage other than erase.
     """
     if several_processes() and name != "erase":
         raise ConfigError(
-            f"{name} runs in one process; under accelerate launch, run erase alone and then: elm-interp run --out {run.folder} --resume"
+            f"{name} runs in one process; under accelerate launch, run erase alone and then: "
+            f"elm-interp run --out {run.folder} --resume"
         )
     began, finished = time.perf_counter(), run.finished
     STAGES[name](run, progress=progress, **options)
     trim()
     seconds = time.perf_counter() - began
-    if name == "erase":  # may be done in several legs, or have nothing to do
-        seconds = (run.load_json("timing") or {}).get("erase_seconds", 0.0) + (0.0 if finished else seconds)
-    run.record(**{f"{name}_seconds": seconds})
-    run.record(peak_gb=max(peak_gb(), (run.load_json("timing") or {}).get("peak_gb", 0.0)))
+    known = run.load_json("timing") or {}
+    if name == "erase":  # may take several sessions, or have nothing to do
+        seconds = known.get("erase_seconds", 0.0) + (0.0 if finished else seconds)
+    run.record(**{f"{name}_seconds": seconds}, peak_gb=max(peak_gb(), known.get("peak_gb", 0.0)))
 
 
 def summary(run: Run) -> dict[str, dict[str, Any]]:
@@ -188,35 +187,32 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
     timing = run.load_json("timing") or {}
     for name, value in timing.items():
         if name.endswith("_seconds"):
-            found[f"timing.{name}"] = {"erased": _number(value)}
+            found[f"timing.{name}"] = _number(value)
     stages = [timing[f"{name}_seconds"] for name in STAGES if f"{name}_seconds" in timing]
     if len(stages) == len(STAGES):
-        found["timing.total_seconds"] = {"erased": _number(sum(stages))}
+        found["timing.total_seconds"] = _number(sum(stages))
     log = run.folder / "metrics.jsonl"
-    if log.is_file():
-        steps = pd.read_json(log, lines=True).dropna(subset=["seconds"]) if log.stat().st_size else pd.DataFrame()
-        if len(steps):
-            found["timing.train_seconds"] = {"erased": _number(steps["seconds"].sum(), len(steps))}
-            found["timing.train_tokens_per_second"] = {
-                "erased": _number(steps["tokens"].sum() / steps["seconds"].sum(), len(steps))
-            }
-            sizes = run.config.training.batch_sizes()
-            forget = len(steps) * (
-                sizes["erase"] + (sizes["answers"] if run.config.objective.weights().get("answers") else 0)
-            )
-            spent = steps["seconds"].sum() + timing.get("prepare_seconds", 0.0)
-            found["timing.seconds_per_forget_sample"] = {"erased": _number(spent / forget, forget)}
+    steps = pd.read_json(log, lines=True) if log.is_file() and log.stat().st_size else pd.DataFrame()
+    steps = steps.dropna(subset=["seconds"]) if "seconds" in steps else pd.DataFrame()
+    if len(steps):
+        objective, seconds = run.config.objective, steps["seconds"].sum()
+        found["timing.train_seconds"] = _number(seconds, len(steps))
+        found["timing.train_tokens_per_second"] = _number(steps["tokens"].sum() / seconds, len(steps))
+        pools = objective.pools(run.config.training)
+        forget = len(steps) * sum(size for pool, size in pools.items() if pool in objective.forget_pools)
+        spent = seconds + timing.get("prepare_seconds", 0.0)
+        found["timing.seconds_per_forget_sample"] = _number(spent / forget, forget)
     if "peak_gb" in timing:
-        found["memory.peak_gb"] = {"erased": _number(timing["peak_gb"])}
+        found["memory.peak_gb"] = _number(timing["peak_gb"])
     return found
 
 
-def _number(value: float, n: int = 1) -> dict[str, float | int | None]:
-    return {"value": float(value), "ci_low": None, "ci_high": None, "n": n}
+def _number(value: float, n: int = 1) -> dict[str, dict[str, float | int | None]]:
+    return {"erased": {"value": float(value), "ci_low": None, "ci_high": None, "n": n}}
 
 
 def _outdated(store: ActivationStore, datasets: Mapping[str, Dataset]) -> list[str]:
-    """Datasets of the store whose examples are not those of today."""
+    """Datasets of the store whose examples are not the present ones."""
     held = {entry.dataset for entry in store.entries()}
     return [
         name
@@ -227,5 +223,5 @@ def _outdated(store: ActivationStore, datasets: Mapping[str, Dataset]) -> list[s
 
 def _collected(run: Run) -> ActivationStore:
     if not (run.folder / "activations" / "index.json").is_file():
-        raise RunFolderError(f"{run.folder} has no activations; read them with: elm-interp collect {run.folder}")
+        raise RunFolderError(f"{run.folder} has no activations; read them: elm-interp collect {run.folder}")
     return run.store

@@ -1,12 +1,12 @@
-"""The gradient of one training step, in as many passes as memory asks for, shared among processes.
+"""The gradient of one training step, in as many passes as memory needs, shared among processes.
 
-A step's samples are dealt to processes × `accumulate` passes. Every pass weighs its mean loss by its share of the step's
-target positions, so that the gradients add up to that of the unsplit batch. Out of memory doubles `accumulate` and takes
-the step again from the same random state.
+A step's samples are split into processes × `accumulate` passes. Every pass weights its mean loss by its share of the
+step's target positions, so that the gradients add up to that of the whole batch. When memory runs out, `accumulate`
+doubles and the step starts again from the same random state.
 
     passes = Passes(lm, objective, accelerator, warn)
-    terms, _ = passes.gradients(batch, step, masters)     # {"erase": 3.1, ...}; the gradients stand in masters.weights
-    terms, norms = passes.gradients(batch, step, masters, apart=True)      # {"erase": 0.7, ...}: how hard each term pulls
+    losses, _ = passes.gradients(batch, step, masters)          # {"erase": 3.1, ...}; masters.weights hold the gradient
+    losses, norms = passes.gradients(batch, step, masters, term_norms=True)      # {"erase": 0.7, ...}: each term's norm
 """
 
 from collections.abc import Callable, Sequence
@@ -37,24 +37,24 @@ class Passes:
     objective: Objective
     accelerator: Accelerator
     warn: Callable[[int, str], None]
-    """Told the step and what happened there."""
+    """Called with the step and what happened there."""
     accumulate: int = 1
-    """Passes that the samples of each kind are split into, in each process."""
+    """Passes that the samples of each class are split into, in each process."""
 
     def gradients(
-        self, batch: Sequence[Example], step: int, masters: Masters, *, apart: bool = False
+        self, batch: Sequence[Example], step: int, masters: Masters, *, term_norms: bool = False
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Leave the gradient of the weighted loss in the masters.
+        """Compute the gradient of the weighted loss and leave it in the masters.
 
         Args:
             batch: the samples of the step.
             step: its number, for messages.
-            masters: get the gradient.
-            apart: measure the gradient of each term by itself too, in a backward pass of its own, unless memory runs out. What
-                is left in the masters is the same to the bit.
+            masters: receive the gradient.
+            term_norms: also measure the gradient of each term, in a backward pass of its own, unless memory runs out.
+                The gradient in the masters is the same to the bit.
 
         Returns:
-            The mean of each term over the step, unweighted; and the length of each weighted term's gradient, where measured.
+            The mean of each term over the step, unweighted; and the norm of each weighted term's gradient, if measured.
 
         Raises:
             NotFiniteError: a loss term is NaN or infinite; names term, step and samples.
@@ -62,44 +62,41 @@ class Passes:
         """
         while True:
             before = random_state(self.lm.device)
-            own: dict[str, Tensor] | None = {} if apart else None
-            terms, full, broken = self._attempt(batch, step, masters, own)
-            # every process must learn of what went wrong in one of them, or the others would wait for it for ever
+            own: dict[str, Tensor] | None = {} if term_norms else None
+            losses, full, broken = self._attempt(batch, step, masters, own)
+            # every process must learn of a failure in one of them, or the others would wait for ever
             any_full, any_broken = self._summed(torch.tensor([full != "", broken != ""]).float()).tolist()
-            if any_full:
-                masters.drop_gradients()
-                if own is None:
-                    self._split_finer(len(batch), step, full)
-                apart = False
-                set_random_state(before, self.lm.device)
-            elif any_broken:
-                masters.drop_gradients()
-                raise NotFiniteError("; ".join(filter(None, self._gathered(broken))))
-            else:
+            if not any_full and not any_broken:
                 break
+            masters.drop_gradients()
+            if not any_full:
+                raise NotFiniteError("; ".join(filter(None, self._gathered([broken]))))
+            if own is None:
+                self._split_finer(len(batch), step, full)
+            term_norms = False
+            set_random_state(before, self.lm.device)
         if self.accelerator.num_processes > 1:
             masters.sum_gradients(self._summed)
-            names = sorted(self.objective.weights())
-            values = self._summed(torch.tensor([[terms.get(name, 0.0), float(name in terms)] for name in names]))
-            terms = {name: float(value) for name, (value, seen) in zip(names, values, strict=True) if seen}
+            names = sorted(set(self._gathered(list(losses))))
+            sums = self._summed(torch.tensor([losses.get(name, 0.0) for name in names]))
+            losses = dict(zip(names, sums.tolist(), strict=True))
         if own is None:
-            return terms, {}
-        none = torch.zeros(sum(w.numel() for w in masters.weights), device=masters.weights[0].device)
-        return terms, {term: float(self._summed(own.get(term, none)).norm()) for term in terms}
+            return losses, {}
+        zeros = torch.zeros(sum(w.numel() for w in masters.weights), device=masters.weights[0].device)
+        return losses, {term: float(self._summed(own.get(term, zeros)).norm()) for term in losses}
 
     def _attempt(
         self, batch: Sequence[Example], step: int, masters: Masters, own: dict[str, Tensor] | None
     ) -> tuple[dict[str, float], str, str]:
-        """This process's passes: its part of each term, and in words what did not fit and what was not finite.
+        """This process's passes: its part of each term; what did not fit and what was not finite, in words.
 
-        `own`, where there is one, gets its part of each weighted term's gradient.
+        `own`, if given, receives this process's part of each weighted term's gradient.
         """
         terms: dict[str, float] = {}
-        weights = self.objective.weights()
-        processes, first = self._dealt_to()
+        processes, first = self._split_over()
         n = processes * self.accumulate
         try:
-            # a pass for each kind of sample: their graphs need not be alive at once
+            # a pass for each class of samples, so that their graphs are not alive at once
             for kind in dict.fromkeys(map(type, batch)):
                 whole = [sample for sample in batch if type(sample) is kind]
                 for part in (whole[i::n] for i in range(first, n, processes)):
@@ -109,14 +106,7 @@ class Passes:
                         return terms, "", broken
                     repeats = self.accelerator.num_processes // processes
                     shared = {term: _share(term, part, whole) / repeats * loss for term, loss in losses.items()}
-                    weighted = {term: weights[term] * loss for term, loss in shared.items()}
-                    if own is not None:
-                        for term, loss in weighted.items():
-                            own[term] = own.get(term, 0.0) + gradient(loss, masters.parameters)
-                    total = sum(weighted.values())
-                    if isinstance(total, Tensor):
-                        self.accelerator.backward(total)
-                        masters.take_gradients()
+                    self._backward(shared, masters, own)
                     terms |= {term: terms.get(term, 0.0) + float(loss.detach()) for term, loss in shared.items()}
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
@@ -124,14 +114,27 @@ class Passes:
             return terms, str(error).partition("\n")[0] or "out of memory", ""
         return terms, "", ""
 
-    def _dealt_to(self) -> tuple[int, int]:
-        """Over how many processes samples are dealt, and which of them this is."""
+    def _backward(self, shared: dict[str, Tensor], masters: Masters, own: dict[str, Tensor] | None) -> None:
+        """Add the gradient of one pass to the masters, and that of each term to `own`."""
+        weights = self.objective.weights()
+        weighted = {term: weights.get(term, 1.0) * loss for term, loss in shared.items()}
+        if own is not None:
+            for term, loss in weighted.items():
+                own[term] = own.get(term, 0.0) + gradient(loss, masters.parameters)
+        total = sum(weighted.values())
+        if isinstance(total, Tensor):
+            self.accelerator.backward(total)
+            masters.take_gradients()
+
+    def _split_over(self) -> tuple[int, int]:
+        """Number of processes that samples are split over, and the index of this one."""
         return (1, 0) if sharded() else (self.accelerator.num_processes, self.accelerator.process_index)
 
     def _split_finer(self, samples: int, step: int, why: str) -> None:
-        if self._dealt_to()[0] * self.accumulate >= samples:
+        if self._split_over()[0] * self.accumulate >= samples:
             raise torch.OutOfMemoryError(
-                f"step {step} does not fit into memory with one sample a pass ({why}); cut the texts shorter (max_tokens), or take a smaller dtype or model."
+                f"step {step} does not fit into memory with one sample a pass ({why}); cut the texts shorter "
+                "(max_tokens), or take a smaller dtype or model."
             )
         self.accumulate *= 2
         clear_device_cache(garbage_collection=True)
@@ -143,12 +146,13 @@ class Passes:
             return values
         return self.accelerator.reduce(values.to(self.accelerator.device), "sum")  # type: ignore[return-value]
 
-    def _gathered(self, words: str) -> list[str]:
-        return gather_object([words]) if self.accelerator.num_processes > 1 else [words]
+    def _gathered(self, words: list[str]) -> list[str]:
+        """The words of all processes."""
+        return gather_object(words) if self.accelerator.num_processes > 1 else words
 
 
 def gradient(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> Float[Tensor, " n"]:
-    """The gradient at all parameters, flat, in float32; the graph and the parameters' own gradients stay as they are."""
+    """The gradient at all parameters, flat, in float32; graph and stored gradients stay as they are."""
     moving = [p for p in parameters if p.requires_grad]
     grads = iter(torch.autograd.grad(loss, moving, retain_graph=True, allow_unused=True))
     found = [next(grads) if p.requires_grad else None for p in parameters]
@@ -158,16 +162,19 @@ def gradient(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> Flo
 
 
 def not_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Example]) -> str:
-    """Which term is NaN or infinite, at which step and on which samples; "" where all is well."""
+    """Which term is NaN or infinite, at which step and on which samples, in words; "" if none is."""
     for term, loss in terms.items():
         if not bool(torch.isfinite(loss).all()):
             ids = sorted({sample.id for sample in batch if sample.term == term} or {sample.id for sample in batch})
-            return f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower learning rate or float32. The last checkpoint is whole."
+            return (
+                f"the {term} is {float(loss.detach())} at step {step}, on samples {', '.join(ids)}; try a lower "
+                "learning rate or float32. The last checkpoint is complete."
+            )
     return ""
 
 
 def _share(term: str, part: Sequence[Example], whole: Sequence[Example]) -> float:
-    """The pass's share of the positions of a term (of all positions, where the method names no sample after the term)."""
+    """The pass's share of the positions of a term; of all positions if no sample is named after the term."""
     chosen = [sample for sample in whole if sample.term == term] or whole
     kept = [sample for sample in part if sample.term == term] or part
     return sum(map(_positions, kept)) / sum(map(_positions, chosen))

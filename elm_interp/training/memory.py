@@ -1,4 +1,4 @@
-"""Memory of this process: how much it held at most, and handing back what it holds no more."""
+"""Memory of this process: its peak, and the return of freed memory to the system."""
 
 import ctypes
 import resource
@@ -9,14 +9,14 @@ import torch
 
 
 def trim() -> None:
-    """Hand freed memory back to the system: glibc keeps buffers of many sizes apart, gigabytes of them after some passes."""
+    """Return freed memory to the system; glibc would keep gigabytes of it after passes of many different shapes."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def peak_gb() -> float:
-    """Largest memory of this process so far, in GB: on the GPU where there is one, else resident."""
+    """Peak memory of this process so far, in GB: on the GPU if there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,25 +1,42 @@
-"""What a method of erasure is to the trainer: frozen hyper-parameters with `prepare` and `loss`.
+"""Objective: what a method of erasure is to the trainer. A method is one file with one subclass.
 
-`prepare` computes everything that depends on frozen weights alone, once and in large batches. `loss` gives named terms for
-a few samples; the trainer weighs, logs and checks each. Nothing here knows of files, schedules or optimisers.
+    @method("mine", presets={"paper": Preset({"strength": 2.0, "rank": 8}, training={"steps": 100, "lr": 1e-4})})
+    @dataclass(frozen=True)
+    class Mine(Objective):
+        strength: float = 1.0
+
+        def prepare(self, lm, concept, *, seed=0, progress=False): ...     # {"erase": [...], "retain": [...]}
+        def loss(self, lm, samples): ...                                   # {"erase": tensor, "retain": tensor}
+
+    METHODS["mine"].preset("paper", rank=4)          # the objective
+    METHODS["mine"].training_preset("paper")         # its training
+
+`prepare` computes once what depends on frozen weights alone. `loss` gives named terms for a few samples; the trainer
+weights, logs and checks each. Nothing here knows of files, schedules or optimisers.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from elm_interp.data import Concept
+from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
+from elm_interp.registry import METHODS, SAMPLE_KINDS
+from elm_interp.training.adapter import Adapter
+from elm_interp.training.settings import Training
+
+T = TypeVar("T", bound=type)
 
 
 class Example(Protocol):
-    """What the trainer knows of a sample, of whatever kind.
+    """What the trainer reads from a sample of any kind.
 
-    A kind whose mean loss runs over fewer positions than it has tokens says how many, as `positions`.
+    A kind whose loss is a mean over fewer positions than it has tokens says how many, as `positions`.
     """
 
     @property
@@ -33,28 +50,39 @@ class Example(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         ...
 
 
+def sample_kind(kind: T) -> T:
+    """Class decorator: declare a dataclass that the target cache can write and read, by its fields.
+
+    Fields hold tensors, numbers, texts, tuples of these, or other sample kinds. Samples of a kind that is not declared
+    are prepared anew for each run.
+    """
+    SAMPLE_KINDS.add(kind.__name__, kind)
+    return kind
+
+
+@sample_kind
 @dataclass(frozen=True)
 class Sample:
-    """One text to train on, with what the model should predict along it."""
+    """One text to train on, with the target distribution of its next tokens."""
 
     term: str
-    """The loss term it belongs to: "erase", "retain", "fluency"."""
+    """The loss term it belongs to, such as "erase"."""
     id: str
-    """Which passage or prompt it came from, for error messages."""
+    """The passage or prompt it came from, for error messages."""
     ids: tuple[int, ...]
     """Token ids; the target at index t is for the token after `ids[t]`."""
     start: int
-    """First index with a target: what stands before is context only."""
+    """First index with a target; earlier tokens are context only."""
     target: "TopK | Teacher"
-    """The target distribution at indices start .. len(ids) - 1 (or len(ids) - 2 where the last token predicts nothing)."""
+    """Target distributions at indices start .. len(ids) - 1 (or len(ids) - 2 where the last token predicts nothing)."""
 
     @property
     def positions(self) -> int:
-        """Indices with a target."""
+        """Number of indices with a target."""
         return len(self.target)
 
     def __len__(self) -> int:
@@ -66,9 +94,10 @@ class Sample:
         return slice(self.start, self.start + len(self.target))
 
 
+@sample_kind
 @dataclass(frozen=True)
 class TopK:
-    """A distribution at each position: k tokens one by one, the rest of the vocabulary as the one sum that is missing to 1."""
+    """A distribution at each position: k tokens one by one; the rest of the vocabulary holds what is missing to 1."""
 
     tokens: Int[Tensor, "pos k"]
     probs: Float[Tensor, "pos k"]
@@ -77,9 +106,10 @@ class TopK:
         return len(self.tokens)
 
 
+@sample_kind
 @dataclass(frozen=True)
 class Teacher:
-    """A distribution at each position, as the frozen model's own hidden state before the head: exact, and small."""
+    """A distribution at each position, kept as the frozen model's hidden state before the unembedding: exact, small."""
 
     hidden: Float[Tensor, "pos d_model"]
 
@@ -88,72 +118,134 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Options:
-    """A prompt with texts that may follow it, and how likely the model should find each of their tokens."""
+class Preset:
+    """Named settings of an objective and of its training; what is not named keeps its default."""
 
-    term: str
-    """The loss term it belongs to: "answers", "kept_answers"."""
-    id: str
-    """Which question it came from, for error messages."""
-    prompt: tuple[int, ...]
-    """Token ids of the prompt."""
-    options: tuple[tuple[int, ...], ...]
-    """Token ids of each text that may follow."""
-    goal: Float[Tensor, " token"]
-    """Log-probability (nats) that each token of each option should have, flat."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the objective; those of its adapter stand among them by their own names."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `Training`."""
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A method of erasure: frozen hyper-parameters, targets and losses. Subclasses are frozen dataclasses."""
+
+    adapter: Adapter = field(default=Adapter())
+    """Which weights are trained."""
+
+    name: ClassVar[str] = ""
+    """Set by `method`."""
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Set by `method`."""
+    not_in_targets: ClassVar[frozenset[str]] = frozenset({"adapter"})
+    """Settings that the prepared samples do not depend on; a change of these finds them in the cache."""
+    optional_pools: ClassVar[frozenset[str]] = frozenset()
+    """Pools that are left out where the concept has nothing for them; any other empty pool is an error."""
+    forget_pools: ClassVar[frozenset[str]] = frozenset({"erase"})
+    """Pools whose samples train to forget."""
 
     @property
-    def positions(self) -> int:
-        """Tokens with a goal."""
-        return len(self.goal)
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.goal)
-
-
-class Objective(Protocol):
-    """A method of erasure."""
-
-    name: str
+    def label(self) -> str:
+        """Name in tables and figures."""
+        return self.name
 
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words; `n_layers` is None while the model's depth is not known."""
-        ...
+        return self.adapter.problems(n_layers)
 
-    def adapter(self, lm: HookedLM) -> Any:
-        """The LoRA to train."""
-        ...
-
-    def prepare(self, lm: HookedLM, concept: Concept, *, seed: int, progress: bool) -> Mapping[str, Sequence[Example]]:
-        """The samples of every term, with targets from the frozen base; of a kind of the method's own, if need be."""
-        ...
-
-    def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Mean loss of each term, unweighted, on samples of one kind; the terms need not be the pools' names."""
-        ...
+    def pools(self, training: Training) -> dict[str, int]:
+        """Samples of each pool that a step takes, in the order in which they stand in the step."""
+        return {"erase": training.forget_batch, "retain": training.retain_batch}
 
     def weights(self) -> dict[str, float]:
-        """The weight of each term."""
-        ...
+        """The weight of each term; a term that is not named here has weight 1."""
+        return {}
+
+    @abstractmethod
+    def prepare(
+        self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
+    ) -> Mapping[str, Sequence[Any]]:
+        """The samples of every pool, with targets from the frozen base.
+
+        Args:
+            lm: the model; it is left as it was.
+            concept: only its training part is read.
+            seed: of whatever is drawn.
+            progress: show bars.
+        """
+
+    @abstractmethod
+    def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Mean loss of each term, unweighted, on samples of one class. Terms and pools may have different names."""
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Self:
+        """An objective from flat settings: the adapter's stand among the others, or under "adapter" as a mapping.
+
+        Raises:
+            UnknownNameError: a setting that does not exist; the message gives the closest.
+        """
+        given = settings.pop("adapter", cls.adapter)
+        if isinstance(given, Mapping):
+            settings, given = {**given, **settings}, cls.adapter
+        own = {f.name for f in fields(cls)}
+        shared = [f.name for f in fields(Adapter) if f.name not in own]
+        for name in settings:
+            if name not in own and name not in shared:
+                raise unknown(f"setting of method {cls.name}", name, [*sorted(own), *shared])
+        adapter = replace(given, **{name: settings.pop(name) for name in shared if name in settings})
+        return cls(adapter=adapter, **settings)
+
+    def with_settings(self, **changes: Any) -> Self:
+        """A copy with some settings changed; names are flat, as for `from_settings`."""
+        return self.from_settings(**{f.name: getattr(self, f.name) for f in fields(self)} | changes)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The objective of a preset, with some settings changed; names are flat, as for `from_settings`.
+
+        A preset of a subclass that is a method itself gives that subclass.
+
+        Raises:
+            UnknownNameError: no such preset or setting; the message gives the closest.
+        """
+        kind = cls._with_preset(name)
+        return kind.from_settings(**kind.presets[name].settings).with_settings(**changes)
+
+    @classmethod
+    def training_preset(cls, name: str) -> Training:
+        """The training of a preset.
+
+        Raises:
+            UnknownNameError: no such preset; the message gives the closest.
+        """
+        return Training(**cls._with_preset(name).presets[name].training)
+
+    @classmethod
+    def _with_preset(cls, name: str) -> type[Self]:
+        if name in cls.presets:
+            return cls
+        kinds = [kind for kind in METHODS.values() if issubclass(kind, cls)]
+        for kind in kinds:
+            if name in kind.presets:
+                return kind
+        raise unknown(
+            f"preset of method {cls.name}", name, [*cls.presets, *(n for kind in kinds for n in kind.presets)]
+        )
 
 
-def layer_problems(layers: Sequence[int], n_layers: int | None) -> list[str]:
-    """What is wrong with a choice of blocks, in words."""
-    found = []
-    if not layers:
-        found.append("layers is empty; name at least one block")
-    if len(set(layers)) != len(layers) or any(layer < 0 for layer in layers):
-        found.append(f"layers are {list(layers)}; expected different indices from 0")
-    if n_layers is not None and any(layer >= n_layers for layer in layers):
-        found.append(f"layers go to {max(layers)}, but the model has layers 0 to {n_layers - 1}")
-    return found
+def method(name: str, *, presets: Mapping[str, Preset] | None = None) -> Callable[[T], T]:
+    """Class decorator: declare an `Objective` as the method of this name.
 
+    Args:
+        name: as in `--method` and in result tables.
+        presets: named settings, of the objective and of its training.
+    """
 
-def number_problems(settings: Any, least: Mapping[str, float]) -> list[str]:
-    """Which fields are below the least they can be, or not finite, in words; None passes."""
-    given = {name: getattr(settings, name) for name in least}
-    return [
-        f"{name} is {value}; expected a finite number of at least {least[name]}"
-        for name, value in given.items()
-        if value is not None and not least[name] <= value < math.inf
-    ]
+    def declare(kind: T) -> T:
+        kind.name, kind.presets = name, dict(presets or {})  # type: ignore[attr-defined]
+        METHODS.add(name, kind)
+        return kind
+
+    return declare

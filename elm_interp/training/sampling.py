@@ -1,8 +1,9 @@
-"""Which samples a training step sees: a pure function of the pools, the seed and the step, so that a resume needs no cursor.
+"""Which samples a training step takes: a pure function of pool, seed and step, so that a resume needs no stored cursor.
 
     batch = draw(samples["erase"], 4, step, seed)
 
-The pools of several concepts become one that gives their samples in a ratio: of 5 to 1, each run of six holds five and one.
+The pools of several concepts become one pool that is drawn from in a ratio: with 5 to 1, every six samples hold five
+and one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from elm_interp.training.objective import Example
 
 @dataclass(frozen=True)
 class Mixed(Sequence[Example]):
-    """Pools that are drawn from in a ratio; as a sequence, one after the other."""
+    """Pools that `draw` takes from in a ratio. As a sequence, it holds the pools one after the other."""
 
     pools: tuple[Sequence[Example], ...]
     ratio: tuple[int, ...]
@@ -30,14 +31,14 @@ class Mixed(Sequence[Example]):
 
 
 def draw(pool: Sequence[Example], size: int, step: int, seed: int) -> list[Example]:
-    """The samples of a step (from 1): the pool is walked in a new random order each time round."""
+    """The samples of a step, counted from 1. The pool is walked through in a new random order each time."""
     return [_at(pool, index, seed) for index in range((step - 1) * size, step * size)] if pool else []
 
 
 def _at(pool: Sequence[Example], index: int, seed: int) -> Example:
     if isinstance(pool, Mixed):
         turn, place = divmod(index, sum(pool.ratio))
-        # the n-th of a share stands at (n + 1/2) / share of a turn, so that no part comes all at once
+        # the n-th sample of a share stands at (n + 1/2) / share of a turn, which spreads every part evenly
         order = sorted(((n + 0.5) / share, part, n) for part, share in enumerate(pool.ratio) for n in range(share))
         _, part, n = order[place]
         return _at(pool.pools[part], turn * pool.ratio[part] + n, seed)
@@ -49,12 +50,12 @@ def _at(pool: Sequence[Example], index: int, seed: int) -> Example:
 def of_each(
     concept: Concept, prepare: Callable[[Concept], Mapping[str, Sequence[Example]]]
 ) -> Mapping[str, Sequence[Example]]:
-    """What `prepare` makes of a concept; of a mixture, what it makes of each part, to be drawn in the mixture's ratio."""
+    """The samples that `prepare` makes of a concept; of a mixture, those of each part, drawn in the mixture's ratio."""
     if not isinstance(concept, Mixture):
         return prepare(concept)
     made = [prepare(part) for part in concept.parts]
     found: dict[str, Sequence[Example]] = {}
-    for term in dict.fromkeys(term for samples in made for term in samples):
-        there = [i for i, samples in enumerate(made) if samples.get(term)]
-        found[term] = Mixed(tuple(made[i][term] for i in there), tuple(concept.ratio[i] for i in there))
+    for pool in dict.fromkeys(pool for samples in made for pool in samples):
+        there = [i for i, samples in enumerate(made) if samples.get(pool)]
+        found[pool] = Mixed(tuple(made[i][pool] for i in there), tuple(concept.ratio[i] for i in there))
     return found

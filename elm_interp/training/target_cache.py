@@ -1,7 +1,8 @@
-"""Prepared targets on disk, so that a sweep over rank, layers, modules, dropout or loss weights runs the frozen model once.
+"""Prepared samples on disk, so that a sweep over rank, layers, dropout or loss weights runs the frozen model once.
 
-What is kept stands under a hash of everything that it depends on: the model and its dtype, the concept, the seed, the method's
-settings (less those that it names in `not_in_targets`; of a loss weight only whether it is 0), and the code that made it.
+They are stored under a hash of everything that they depend on: the model and its dtype, the concept, the seed, the code
+that made them, and the method's settings. Settings that the method names in `not_in_targets` are left out, and of a
+loss weight only whether it is 0 counts.
 
     samples, seconds = prepared(lm, objective, concept, model_hash="…", seed=0)
 
@@ -9,6 +10,7 @@ The folder is `targets` in the cache (see `models.loading.cache_folder`); it may
 """
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -21,27 +23,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elm_interp.data import Concept, Mixture
+from elm_interp.files import hash_of, read_json
 from elm_interp.models import HookedLM
 from elm_interp.models.loading import cache_folder, cached_folder, is_whole
-from elm_interp.training.objective import Example, Objective, Options, Sample, Teacher, TopK
+from elm_interp.registry import SAMPLE_KINDS
+from elm_interp.training.objective import Example, Objective
 from elm_interp.training.sampling import of_each
 
-KINDS: dict[str, type] = {kind.__name__: kind for kind in (Sample, Options, TopK, Teacher)}
-"""What can be written; samples of another kind are made anew each time."""
 _SAMPLES, _TENSORS = "samples.json", "tensors.safetensors"
 
 
 def prepared(
     lm: HookedLM, objective: Objective, concept: Concept, *, model_hash: str, seed: int, progress: bool = False
 ) -> tuple[Mapping[str, Sequence[Example]], float]:
-    """What `objective.prepare` gives, from the cache where it is there, and the seconds that making it took.
+    """What `objective.prepare` returns, from the cache if it is there, and the seconds that making it took.
 
     Args:
         lm: the model; only its frozen base matters.
         objective: the method.
-        concept: what to erase; of a mixture, each part has a place of its own in the cache.
-        model_hash: tells the weights apart, see `models.loading.model_hash`.
-        seed: of prepared text and drawn prompts.
+        concept: what to erase; each part of a mixture is cached by itself.
+        model_hash: identifies the weights, see `models.loading.model_hash`.
+        seed: of generated text and drawn prompts.
         progress: show bars.
     """
     if isinstance(concept, Mixture):
@@ -50,39 +52,38 @@ def prepared(
             for part in concept.parts
         }
         return of_each(concept, lambda part: each[part.name][0]), sum(seconds for _, seconds in each.values())
-    folder = cache_folder() / "targets" / _key(lm, objective, concept, model_hash, seed)
-    if is_whole(folder):
+    code = _code(type(objective))
+    folder = cache_folder() / "targets" / _key(lm, objective, concept, model_hash, seed, code)
+    if code and is_whole(folder):
         return _read(folder)
     began = time.perf_counter()
     samples = objective.prepare(lm, concept, seed=seed, progress=progress)
     seconds = time.perf_counter() - began
-    if all(type(sample).__name__ in KINDS for group in samples.values() for sample in group):
+    if code and all(_declared(type(sample)) for pool in samples.values() for sample in pool):
         cached_folder(folder, lambda half: _write(half, samples, seconds))
     return samples, seconds
 
 
-def _key(lm: HookedLM, objective: Objective, concept: Concept, model_hash: str, seed: int) -> str:
-    ignored: frozenset[str] = getattr(objective, "not_in_targets", frozenset())
-    settings = {k: v for k, v in asdict(objective).items() if k not in ignored}  # type: ignore[call-overload]
-    settings |= {k: bool(v) for k, v in settings.items() if k.endswith("_weight")}
-    parts = [
-        objective.name,
-        settings,
-        model_hash,
-        str(lm.dtype),
-        concept.fingerprint(),
-        seed,
-        torch.__version__,
-        _code(),
-    ]
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+def _declared(kind: type) -> bool:
+    return kind.__name__ in SAMPLE_KINDS and SAMPLE_KINDS[kind.__name__] is kind
 
 
-def _code() -> str:
-    """A hash of the code that targets are made by: a change of it must not find what the old code made."""
+def _key(lm: HookedLM, objective: Objective, concept: Concept, model_hash: str, seed: int, code: str) -> str:
+    settings = {name: value for name, value in asdict(objective).items() if name not in objective.not_in_targets}
+    settings |= {name: bool(value) for name, value in settings.items() if name.endswith("_weight")}
+    parts = [objective.name, settings, model_hash, str(lm.dtype), concept.fingerprint(), seed, torch.__version__, code]
+    return hash_of(parts, 24)
+
+
+def _code(method: type[Objective]) -> str:
+    """A hash of the code that makes samples; "" for a method without a file (from a notebook), which is not cached."""
     root = Path(__file__).parents[1]
-    files = sorted(path for room in ("data", "erase", "models", "training") for path in (root / room).rglob("*.py"))
-    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    own = [sys.modules[kind.__module__] for kind in method.__mro__ if issubclass(kind, Objective)]
+    if not all(getattr(module, "__file__", None) for module in own):
+        return ""
+    files = {path for room in ("data", "erase", "models", "training") for path in (root / room).rglob("*.py")}
+    files |= {Path(str(module.__file__)) for module in own}
+    return sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def _write(folder: Path, samples: Mapping[str, Sequence[Example]], seconds: float) -> None:
@@ -97,20 +98,20 @@ def _write(folder: Path, samples: Mapping[str, Sequence[Example]], seconds: floa
             return {"kind": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
         return [plain(v) for v in value] if isinstance(value, tuple) else value
 
-    groups = {term: [plain(sample) for sample in group] for term, group in samples.items()}
-    (folder / _SAMPLES).write_text(json.dumps({"seconds": seconds, "samples": groups}))
+    pools = {name: [plain(sample) for sample in pool] for name, pool in samples.items()}
+    (folder / _SAMPLES).write_text(json.dumps({"seconds": seconds, "samples": pools}), encoding="utf-8")
     save_file({str(i): tensor for i, tensor in enumerate(tensors)}, folder / _TENSORS)
 
 
 def _read(folder: Path) -> tuple[dict[str, list[Example]], float]:
-    found = json.loads((folder / _SAMPLES).read_text())
+    found = read_json(folder / _SAMPLES)
     tensors = load_file(folder / _TENSORS)
 
     def whole(value: Any) -> Any:
         if isinstance(value, dict) and "tensor" in value:
             return tensors[str(value["tensor"])]
         if isinstance(value, dict):
-            return KINDS[value["kind"]](**{name: whole(v) for name, v in value.items() if name != "kind"})
+            return SAMPLE_KINDS[value["kind"]](**{name: whole(v) for name, v in value.items() if name != "kind"})
         return tuple(map(whole, value)) if isinstance(value, list) else value
 
-    return {term: [whole(sample) for sample in group] for term, group in found["samples"].items()}, found["seconds"]
+    return {name: [whole(sample) for sample in pool] for name, pool in found["samples"].items()}, found["seconds"]

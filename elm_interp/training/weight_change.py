@@ -1,7 +1,7 @@
-"""Which parameters training moved, by layer and module: an adapter that learned nothing in a layer erased nothing there.
+"""How far training moved each parameter, by layer and module. A layer whose adapter learned nothing erased nothing.
 
-table = moved(start, end)        # tidy rows: layer, site, value = length of the change
-unmoved(start, end)              # [], or the layers without any effect
+table = weight_changes(start, end)      # tidy rows: layer, site, value = length of the change
+unmoved_layers(start, end)              # [], or the layers without any effect
 """
 
 import re
@@ -14,8 +14,8 @@ from elm_interp.models import HookedLM
 from elm_interp.results import frame, measurements
 
 
-def named(lm: HookedLM, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-    """Copies of parameters by name, each name from its block on, such as "4.mlp.up_proj.lora_A"."""
+def snapshot(lm: HookedLM, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """Float32 copies of parameters by name; a name starts at its block, as in "4.mlp.up_proj.lora_A"."""
     wanted = {id(p) for p in parameters}
     blocks = re.escape(lm.layout.blocks)
     found = {}
@@ -26,8 +26,8 @@ def named(lm: HookedLM, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]
     return found
 
 
-def moved(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Length of the change of each parameter; `n` is its number of entries."""
+def weight_changes(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Euclidean length of the change of each parameter, between two snapshots; `n` is its number of entries."""
     return frame(
         [
             measurements(
@@ -43,10 +43,11 @@ def moved(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> pd.DataFram
     )
 
 
-def unmoved(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> list[int]:
-    """Layers in which nothing that can have an effect changed.
+def unmoved_layers(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> list[int]:
+    """Layers in which no parameter that decides the adapter's effect changed, between two snapshots.
 
-    The B matrices of a LoRA start at zero and decide alone: weight decay moves the A matrices even where nothing is learned.
+    For a LoRA only the B matrices decide. They start at zero, while weight decay moves the A matrices even without
+    learning.
     """
     found = []
     for layer in sorted({_layer(name) for name in start}):

@@ -1,7 +1,7 @@
-"""Adapters on disk: peft folders and hub ids, read and refused.
+"""Adapters on disk: peft folders and hub ids.
 
-An adapter whose keys find no place, or whose B matrices are all zero, would silently be the identity: the erasure would
-look as if it had never happened. Such an adapter is refused here, by name.
+An adapter with all B matrices zero would silently be the identity, and the model would look as if it was never erased.
+Reading such an adapter is an error.
 
     config, weights = read_adapter("runs/demo/checkpoints/checkpoint-000075")
 """
@@ -21,10 +21,10 @@ CONFIG = "adapter_config.json"
 
 
 def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """Config and weights of a LoRA folder (or hub id), refused where it could have no effect.
+    """Config and weights of a LoRA folder (or hub id).
 
     Raises:
-        AdapterError: what is missing or dead, and what was expected.
+        AdapterError: a file is missing or broken, the adapter is not LoRA, or it has no effect.
     """
     path = adapter_folder(folder)
     for name in (CONFIG, WEIGHTS):
@@ -40,18 +40,19 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor
     b_matrices = {key: tensor for key, tensor in weights.items() if "lora_B" in key or "lora_embedding_B" in key}
     if not any(bool(b.any()) for b in b_matrices.values()):
         raise AdapterError(
-            f"the adapter in {folder} has no effect: {'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}."
+            f"the adapter in {folder} has no effect: "
+            f"{'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}."
         )
-    # of whole weights, B may be the identity and A starts at zero
+    # for whole weights, B can be the identity while A is zero
     if not any(bool(b.any()) and bool(weights.get(_partner(key), b).any()) for key, b in b_matrices.items()):
-        raise AdapterError(f"the adapter in {folder} has no effect: each of its updates has a matrix that is zero.")
+        raise AdapterError(f"the adapter in {folder} has no effect: in each pair A and B one matrix is zero.")
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise AdapterError(f"the adapter in {folder} holds values that are not finite.")
     return config, weights
 
 
 def adapter_folder(name: str | Path) -> Path:
-    """The folder with an adapter's files: as given, or fetched from the hub ("owner/name", or "owner/name/folder/in/it").
+    """The folder of an adapter's files: as given, or downloaded from the hub ("owner/name" or "owner/name/subfolder").
 
     Raises:
         AdapterError: neither a folder nor a hub id that can be loaded.
@@ -62,10 +63,10 @@ def adapter_folder(name: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     owner, _, rest = str(name).partition("/")
-    repository, _, inside = rest.partition("/")
+    repository, _, subfolder = rest.partition("/")
     try:
-        pattern = f"{inside}/adapter_*" if inside else "adapter_*"
-        return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=[pattern])) / inside
+        pattern = f"{subfolder}/adapter_*" if subfolder else "adapter_*"
+        return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=[pattern])) / subfolder
     except (HFValidationError, OSError, ValueError) as error:
         raise AdapterError(
             f"no adapter folder {str(name)!r}, and no such adapter on the hub could be loaded ({type(error).__name__})."
@@ -77,10 +78,10 @@ def _partner(key: str) -> str:
 
 
 def first_adapted_block(folder: str | Path, blocks: str) -> int:
-    """The lowest block that an adapter changes, 0 where it changes anything outside the blocks.
+    """The lowest block that an adapter changes; 0 if it changes anything outside the blocks.
 
     Args:
-        folder: of the adapter, or its hub id.
+        folder: the adapter's folder or hub id.
         blocks: path of the list of blocks, from `find_layout`.
 
     Raises:

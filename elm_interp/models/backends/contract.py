@@ -1,129 +1,152 @@
-"""Back ends: what stands behind `HookedLM` and runs the passes. All give the same numbers.
+"""Back ends run the passes behind `HookedLM`. All of them give the same numbers.
 
-    torch               forward hooks on the model itself: the default, and what the others are tested against
-    nnsight             traces of nnsight; also runs hub models on NDIF, where nobody here could hold them
+    torch               forward hooks on the model itself: the default, and the reference for the others
+    nnsight             traces of nnsight; also runs hub models on NDIF, for models too large for this machine
     transformer_lens    TransformerLens's bridge, with its hook points
 
-The last two are extras, imported when first asked for.
+The last two need an extra, which is imported when the back end is made. A back end of another distribution is a class:
+
+    @backend("counted")
+    class CountedBackend(TorchBackend):
+        ...
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar, cast
 
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import Cache
 
-from elm_interp.errors import unknown
 from elm_interp.models.batch import Batch
-from elm_interp.models.sites import Layout, Site
+from elm_interp.models.layout import Layout
+from elm_interp.models.sites import Site
+from elm_interp.registry import BACKENDS
 
-Edit = Callable[[Tensor], Tensor | None]
-"""Takes a site's activation and returns its replacement; None leaves it as it is (so an in-place change also works)."""
-Keep = Callable[[Site, Tensor], Tensor]
-"""What to keep of an activation as it is read, so that only what is asked for stays in memory."""
-
-BACKENDS = {"torch": "TorchBackend", "nnsight": "NNsightBackend", "transformer_lens": "TransformerLensBackend"}
-"""Name -> class, in the module of that name."""
+Edit: TypeAlias = Callable[[Tensor], Tensor | None]
+"""Takes a site's activation and returns its replacement, or changes it in place and returns None."""
+Keep: TypeAlias = Callable[[Tensor], Tensor]
+"""Takes an activation as it is read and returns what to keep in memory."""
 
 
 class Backend(Protocol):
     """Runs passes of one model, reads and edits its sites, and leaves the model as it was."""
 
     name: str
+    """Under which the class was declared; set by `backend`."""
 
-    def run(
-        self, batch: Batch, sites: Sequence[Site] = (), keep: Keep | None = None
-    ) -> tuple[dict[Site, Tensor], Tensor | None]:
-        """One forward pass without the head.
+    def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
+        """Run one forward pass without the unembedding.
 
         Args:
             batch: tokens on the model's device.
-            sites: what to read.
-            keep: what to keep of each.
+            reads: the sites to read, and what to keep of each.
 
         Returns:
-            The activations, and the hidden states after the final norm; None in their place when sites were asked
-            for, since the pass then stops at the last of them.
+            What was kept at each site, and the hidden states after the final norm. If sites were asked for, the pass
+            stops at the last of them, and the hidden states are None.
         """
 
     def step(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
     ) -> tuple[Tensor, Cache]:
-        """New tokens after cached ones, without the head: their hidden states and the longer cache."""
+        """Run new tokens after cached ones, without the unembedding: their hidden states and the longer cache."""
 
     def hooks(self, edits: Mapping[Site, Edit]) -> AbstractContextManager[None]:
         """Edit activations in every pass inside the context."""
 
 
+BackendClass = TypeVar("BackendClass", bound=type)
+
+
+def backend(name: str) -> Callable[[BackendClass], BackendClass]:
+    """Declare a back end: a class that takes a model and its layout, with the methods of `Backend`.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def declare(cls: BackendClass) -> BackendClass:
+        cls.name = name  # type: ignore[attr-defined]
+        BACKENDS.add(name, cls)
+        return cls
+
+    return declare
+
+
 def make_backend(name: str, model: nn.Module, layout: Layout) -> Backend:
-    """The back end of this name on a model; errors as `import_backend`."""
-    return getattr(import_backend(name), BACKENDS[name])(model, layout)
-
-
-def import_backend(name: str) -> ModuleType:
-    """The module of a back end.
+    """Make the back end of this name for a model.
 
     Raises:
         UnknownNameError: no such back end.
         ImportError: its library is not installed; the message names the extra.
     """
-    if name not in BACKENDS:
-        raise unknown("back end", name, BACKENDS)
+    return cast(Backend, BACKENDS[name](model, layout))
+
+
+def import_extra(module: str) -> ModuleType:
+    """Import a module of a back end's library.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra that installs it.
+    """
     try:
-        return import_module(f"elm_interp.models.backends.{name}")
+        return import_module(module)
     except ImportError as error:
-        extra = name.replace("_", "-")
-        raise ImportError(
-            f'backend="{name}" could not be imported ({error}); run: pip install "elm-interp[{extra}]"'
-        ) from error
+        extra = module.partition(".")[0].replace("_", "-")
+        raise ImportError(f'{module} cannot be imported ({error}); run: pip install "elm-interp[{extra}]"') from error
 
 
 class Stop(Exception):
-    """Raised by the last hook that is needed, so that later layers never run."""
+    """Raised in the last hook that a pass needs, so that later layers do not run."""
 
 
 def read_sites(
     forward: Callable[[], Tensor],
     hook: Callable[[Site, Edit], AbstractContextManager[None]],
-    sites: Sequence[Site],
-    keep: Keep | None,
+    reads: Mapping[Site, Keep] | None,
 ) -> tuple[dict[Site, Tensor], Tensor | None]:
-    """Run a pass with a hook at each site that keeps what it sees; what `Backend.run` returns."""
+    """Run a pass with a hook at each site that keeps what it sees; returns what `Backend.run` does."""
+    reads = reads or {}
     found: dict[Site, Tensor] = {}
 
     def read(site: Site) -> Edit:
         def see(value: Tensor) -> None:
-            found[site] = keep(site, value) if keep else value
-            if len(found) == len(sites):
+            found[site] = reads[site](value)
+            if len(found) == len(reads):
                 raise Stop
 
         return see
 
     with ExitStack() as stack:
-        for site in sites:
+        for site in reads:
             stack.enter_context(hook(site, read(site)))
         try:
-            hidden = forward()
+            return found, forward()
         except Stop:
-            hidden = None
-    return found, hidden
+            return found, None
 
 
 def by_head(edit: Edit, n_heads: int) -> Edit:
-    """An edit of (batch, pos, head, d_head) as one of (batch, pos, head * d_head)."""
+    """Turn an edit of (batch, pos, head, d_head) into one of (batch, pos, head * d_head)."""
 
     def edited(value: Tensor) -> Tensor | None:
-        new = edit(value.unflatten(-1, (n_heads, -1)))
-        return None if new is None else new.flatten(-2)
+        new = edit(split_heads(value, n_heads))
+        return None if new is None else rearrange(new, "... head d_head -> ... (head d_head)")
 
     return edited
 
 
+def split_heads(value: Tensor, n_heads: int) -> Tensor:
+    """Split the last axis into (head, d_head), without a copy."""
+    return rearrange(value, "... (head d_head) -> ... head d_head", head=n_heads)
+
+
 class KeptEdits:
-    """The edits of the `hooks` contexts that are open, for back ends that set them anew in each pass."""
+    """The edits of all open `hooks` contexts, for back ends that set them in each pass."""
 
     def __init__(self) -> None:
         self.edits: list[tuple[Site, Edit]] = []

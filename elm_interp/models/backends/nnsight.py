@@ -1,130 +1,133 @@
-"""The nnsight back end: each pass is one trace of nnsight, on a shadow of the model.
+"""The nnsight back end: each pass is one trace of nnsight, on a copy of the modules that shares the model's weights.
 
-Sites are read and edited in forward order inside the trace, which stops after the last of them, so that later layers and
-the head never run.
+A trace reads and edits sites in the order of the pass and stops after the last of them, so later layers and the
+unembedding do not run.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import nnsight
-from nnsight import NNsight, TransformersModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from elm_interp.errors import BackendError
-from elm_interp.models.backends.contract import Edit, Keep, KeptEdits, by_head
-from elm_interp.models.backends.shared_weights import Followed, shadow
+from elm_interp.models.backends.contract import (
+    Edit,
+    Keep,
+    KeptEdits,
+    backend,
+    by_head,
+    import_extra,
+    split_heads,
+)
+from elm_interp.models.backends.shared_weights import Followed, copy_modules
 from elm_interp.models.backends.torch import forward_inputs, head_count, takes_position_ids
 from elm_interp.models.batch import Batch
-from elm_interp.models.sites import Layout, Site
+from elm_interp.models.layout import Layout
+from elm_interp.models.sites import Site, in_pass_order
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
 
 
 class Visit(NamedTuple):
-    """What a trace does at one place."""
+    """What a trace does at one module. It travels to a remote model, so it holds plain data and functions only."""
 
-    site: Site
     path: str
     side: str
     heads: int
-    """Split the last axis into this many, 0 not at all."""
+    """Number of heads to split the last axis into; 0 for no split."""
     edits: tuple[Edit, ...]
-    read: bool
+    keep: Keep | None
+    """What to keep of the activation; None if it is not read."""
 
 
+@backend("nnsight")
 class NNsightBackend(KeptEdits):
     """Reads and edits sites in traces."""
 
-    name = "nnsight"
+    name: str
 
-    def __init__(self, model: PreTrainedModel, layout: Layout) -> None:
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
         super().__init__()
+        nnsight = import_extra("nnsight")
         self.model = model
         self.layout = layout
         self._where: dict[str, Any] = {}
-        self._traced = Followed(model, NNsight)
+        self._traced = Followed(model, nnsight.NNsight)
 
-    def run(
-        self, batch: Batch, sites: Sequence[Site] = (), keep: Keep | None = None
-    ) -> tuple[dict[Site, Tensor], Tensor | None]:
+    def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
         inputs = forward_inputs(self.model.get_submodule(self.layout.backbone), batch) | {"use_cache": False}
-        return self._trace(inputs, sites, keep)
+        if not reads:
+            return {}, self._hidden(inputs)
+        last = in_pass_order(reads)[-1]
+        sites = in_pass_order({**reads, **dict(self.edits)})
+        sites = sites[: sites.index(last) + 1]
+        values = self._values(inputs, [self._visit(site, reads.get(site)) for site in sites])
+        return dict(zip([site for site in sites if site in reads], values, strict=True)), None
 
     def step(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
     ) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
         backbone = self.model.get_submodule(self.layout.backbone)
-        cache = DynamicCache(config=backbone.config) if cache is None else cache  # type: ignore[arg-type]
+        cache = DynamicCache(config=cast(Any, backbone.config)) if cache is None else cache
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if takes_position_ids(backbone):
             inputs["position_ids"] = position_ids
-        _, hidden = self._trace(inputs | {"past_key_values": cache, "use_cache": True}, (), None)
-        return cast(Tensor, hidden), cache
+        return self._hidden(inputs | {"past_key_values": cache, "use_cache": True}), cache
 
-    def _trace(
-        self, inputs: dict[str, Any], sites: Sequence[Site], keep: Keep | None
-    ) -> tuple[dict[Site, Tensor], Tensor | None]:
-        visits = self._visits(sites)
-        values = self._values(inputs, visits, "" if sites else self.layout.final_norm, keep)
-        hidden = None if sites else values.pop()
-        return dict(zip([visit.site for visit in visits if visit.read], values, strict=True)), hidden
+    def _hidden(self, inputs: dict[str, Any]) -> Tensor:
+        """Hidden states after the final norm, with all edits."""
+        return self._values(inputs, [*self._edited(), Visit(self.layout.final_norm, "output", 0, (), _whole)])[0]
 
-    def _values(self, inputs: dict[str, Any], visits: list[Visit], then: str, keep: Keep | None) -> list[Tensor]:
-        """What is read in one trace; at the end the output of the module `then`, if there is one."""
+    def _edited(self) -> list[Visit]:
+        return [self._visit(site, None) for site in in_pass_order(dict(self.edits))]
+
+    def _visit(self, site: Site, keep: Keep | None) -> Visit:
+        path, side = site.find(self.model, self.layout)
+        heads = head_count(self.model) if site.kind.split_heads else 0
+        return Visit(path, side, heads, tuple(edit for edited, edit in self.edits if edited == site), keep)
+
+    def _values(self, inputs: dict[str, Any], visits: list[Visit]) -> list[Tensor]:
+        """What the visits keep in one trace."""
+        save = import_extra("nnsight").save
         traced, where = self._traced_model(), self._where
         with eager_for(traced._module, visits), traced.trace(**inputs, **where) as tracer:
-            values = nnsight.save(visit_all(traced, visits, keep))
-            if then:
-                values.append(traced.get(then).output)
+            values = save(visit_all(traced, visits))
             tracer.stop()
-        return values
+        return cast(list[Tensor], values)
 
     def _traced_model(self) -> Any:
         return self._traced.get()
 
-    def _visits(self, sites: Sequence[Site]) -> list[Visit]:
-        places = {site: self.layout.place(site) for site in (*sites, *(site for site, _ in self.edits))}
-        last = max((site.order for site in sites), default=None)
-        return [
-            Visit(
-                site,
-                *places[site],
-                head_count(self.model) if site.name == "z" else 0,
-                tuple(edit for s, edit in self.edits if s == site),
-                site in sites,
-            )
-            for site in sorted(places, key=lambda site: site.order)
-            if last is None or site.order <= last
-        ]
-
 
 class RemoteBackend(NNsightBackend):
-    """The same traces, run on NDIF, where the weights are; here are only the modules without them."""
+    """The same traces, run on NDIF, which has the weights; this machine has only the modules without them."""
 
-    def __init__(self, native: TransformersModel, layout: Layout, remote: bool | str) -> None:
+    def __init__(self, native: "TransformersModel", layout: Layout, remote: bool | str) -> None:
         super().__init__(native._module, layout)
         self.native = native
         self._where = {"remote": remote}
-        # what a trace calls goes with it
-        nnsight.register("elm_interp")
+        # what a trace calls is sent with it
+        import_extra("nnsight").register("elm_interp")
 
     def step(self, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Cache]:
-        """Refused: the cache would travel back and forth with each token."""
+        """Refused: the cache would be sent back and forth with each token."""
         raise BackendError(
             "a remote model is not run token by token; generate with lm.as_nnsight().generate(..., remote=True)."
         )
 
-    def head(self, batch: Batch, keep: Keep) -> Tensor:
-        """What is kept of the output of the head."""
+    def logits(self, batch: Batch, keep: Keep) -> Tensor:
+        """What is kept of the output of the unembedding."""
         inputs = forward_inputs(self.model.get_submodule(self.layout.backbone), batch) | {"use_cache": False}
-        path = next(name for name, module in self.model.named_modules() if module is self.model.get_output_embeddings())
-        visits = [*self._visits(()), Visit(Site(-1, "head"), path, "output", 0, (), True)]
-        return self._values(inputs, visits, "", keep)[0]
+        unembedding = cast(Any, self.model).get_output_embeddings()
+        path = next(name for name, module in self.model.named_modules() if module is unembedding)
+        return self._values(inputs, [*self._edited(), Visit(path, "output", 0, (), keep)])[0]
 
     def _traced_model(self) -> Any:
         return self.native
@@ -133,13 +136,13 @@ class RemoteBackend(NNsightBackend):
 class RemoteAdapters:
     """Adapters of a remote model: hub ids, put on where the model runs."""
 
-    def __init__(self, native: TransformersModel) -> None:
+    def __init__(self, native: "TransformersModel") -> None:
         self._native = native
 
     @property
     def current(self) -> str | None:
-        """The hub id of the adapter that is on, None for the bare base."""
-        return self._native.peft
+        """The hub id of the adapter that is on; None for the bare base."""
+        return cast(str | None, self._native.peft)
 
     def load(self, which: str) -> None:
         """Put on the adapter of a hub id."""
@@ -151,7 +154,7 @@ class RemoteAdapters:
 
     @contextmanager
     def use(self, which: str | None) -> Iterator[None]:
-        """Inside the context: the adapter of a hub id, or the bare base for None. Restored after, also on error."""
+        """Inside the context, run the adapter of a hub id, or the bare base for None; restored after, also on error."""
         before = self.current
         try:
             self._native.load_adapter(which)
@@ -160,15 +163,16 @@ class RemoteAdapters:
             self._native.load_adapter(before)
 
 
-def remote_model(name: str, adapter: str | None) -> TransformersModel:
+def remote_model(name: str, adapter: str | None) -> "TransformersModel":
     """A hub model without its weights, to be traced on NDIF."""
+    wrapper = import_extra("nnsight").TransformersModel
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(name)
-        return TransformersModel(name, tokenizer=tokenizer, task="text-generation", peft=adapter)
+        return wrapper(name, tokenizer=tokenizer, task="text-generation", peft=adapter)
 
 
-def visit_all(traced: Any, visits: list[Visit], keep: Keep | None) -> list[Tensor]:
-    """Inside a trace: wait for each place in turn, edit what is there, and read it."""
+def visit_all(traced: Any, visits: list[Visit]) -> list[Tensor]:
+    """Inside a trace: wait for each module in turn, edit what is there, and read it."""
     found = []
     for visit in visits:
         holder, attribute = _handle(traced, visit)
@@ -179,24 +183,27 @@ def visit_all(traced: Any, visits: list[Visit], keep: Keep | None) -> list[Tenso
             if edited is not None:
                 value = edited
                 setattr(holder, attribute, (value, *whole[1:]) if isinstance(whole, tuple) else value)
-        if visit.read:
-            value = value.unflatten(-1, (visit.heads, -1)) if visit.heads else value
-            found.append(keep(visit.site, value) if keep else value)
+        if visit.keep is not None:
+            found.append(visit.keep(split_heads(value, visit.heads) if visit.heads else value))
     return found
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value
 
 
 def _handle(traced: Any, visit: Visit) -> tuple[Any, str]:
     module = traced.get(visit.path)
     if visit.side != "pattern":
         return module, visit.side
-    # the call of the attention function, and in it the dropout, which is the last that the weights pass
+    # the call of the attention function, and in it the dropout: the last operation on the weights before their use
     call = [name for name in module.source.names if name.startswith("attention_interface")][-1]
     return getattr(module.source, call).source.nn_functional_dropout_0, "output"
 
 
 @contextmanager
 def eager_for(model: nn.Module, visits: list[Visit]) -> Iterator[None]:
-    """Inside the context the model forms its attention weights, where a visit needs them."""
+    """Inside the context, the model forms its attention weights if a visit needs them."""
     config = cast(Any, model.config)
     before = config._attn_implementation
     if any(visit.side == "pattern" for visit in visits):
@@ -207,17 +214,18 @@ def eager_for(model: nn.Module, visits: list[Visit]) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def keepable_wrapper(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformersModel:
-    """The wrapper of nnsight around a shadow of the model, with a copy of the tokenizer, which it changes."""
+def own_wrapper(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "TransformersModel":
+    """The wrapper of nnsight for a user's traces: on shared weights, with a copy of the tokenizer, which it changes."""
+    wrapper = import_extra("nnsight").TransformersModel
     with quiet():
-        return TransformersModel(shadow(model), tokenizer=copy.deepcopy(tokenizer), task="text-generation")
+        return wrapper(copy_modules(model), tokenizer=copy.deepcopy(tokenizer), task="text-generation")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing the generation settings as a model is wrapped."""
+    """Keep transformers from printing the generation settings when a model is wrapped."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

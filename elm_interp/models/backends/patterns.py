@@ -1,8 +1,8 @@
 """Attention patterns of a transformers model: an attention function that shows its weights to hooks.
 
-The fused kernels that models run by default never form the weights, and the eager function of each family, which does,
-shows them only when it has used them. Inside `pattern_hook` the model runs its family's own eager function, and what the
-hook makes of the weights is multiplied with the values again.
+The fused kernels that models run by default never form the attention weights. The eager function of each model family
+does, but returns them only after it has used them. Inside `pattern_hook` the model runs its family's eager function,
+and the weights that the hook returns are multiplied with the values again.
 """
 
 import sys
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -24,19 +25,20 @@ _hooks: WeakKeyDictionary[nn.Module, list[Callable[[Tensor], Tensor | None]]] = 
 
 @contextmanager
 def pattern_hook(attention: nn.Module, hook: Callable[[Tensor], Tensor | None], *configs: Any) -> Iterator[None]:
-    """Inside the context, call a hook with the attention weights (batch, head, query, key); it may return others.
+    """Inside the context, call a hook with the attention weights (batch, head, query, key).
 
     Args:
         attention: the attention module.
-        hook: as an `Edit`.
-        configs: those by which the model chooses its attention function and mask; put back after.
+        hook: an `Edit` of the weights.
+        configs: the configs by which the model chooses its attention function and mask; restored after.
 
     Raises:
-        UnknownSiteError: the module does not choose its attention by transformers' interface.
+        UnknownSiteError: the module does not choose its attention through transformers' interface.
     """
     if not hasattr(sys.modules[type(attention).__module__], _EAGER):
         raise UnknownSiteError(
-            f"{type(attention).__name__} shows no attention patterns: it does not use transformers' attention interface."
+            f"{type(attention).__name__} shows no attention patterns: "
+            "it does not use the attention interface of transformers."
         )
     before = [config._attn_implementation for config in configs]
     hooks = _hooks.setdefault(attention, [])
@@ -59,8 +61,10 @@ def _attention(
     for hook in _hooks.get(module, ()):
         new = hook(weights)
         weights = weights if new is None else new
-        per_head = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
-        out = (weights @ per_head).transpose(1, 2).contiguous()
+        # heads of a group share their values
+        group = weights.shape[1] // value.shape[1]
+        values = repeat(value, "batch shared key d_head -> batch (shared group) key d_head", group=group)
+        out = rearrange(weights @ values, "batch head query d_head -> batch query head d_head").contiguous()
     return out, weights
 
 

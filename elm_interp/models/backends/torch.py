@@ -1,37 +1,38 @@
 """The reference back end: plain forward hooks on the transformers model itself.
 
-Costs nothing beside the forward pass, works on every layout, and is what the other back ends are tested against.
+It adds no cost to the forward pass and works on every layout. The other back ends are tested against it.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import Cache
 
-from elm_interp.models.backends.contract import Edit, Keep, by_head, read_sites
+from elm_interp.models.backends.contract import Edit, Keep, backend, by_head, read_sites
 from elm_interp.models.backends.patterns import pattern_hook
 from elm_interp.models.batch import Batch
-from elm_interp.models.sites import Layout, Site
+from elm_interp.models.layout import Layout
+from elm_interp.models.sites import Site
 
 
+@backend("torch")
 class TorchBackend:
     """Reads and edits sites of a transformers model with forward hooks that are always removed."""
 
-    name = "torch"
+    name: str
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
         self.layout = layout
 
-    def run(
-        self, batch: Batch, sites: Sequence[Site] = (), keep: Keep | None = None
-    ) -> tuple[dict[Site, Tensor], Tensor | None]:
+    def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
         backbone = self.model.get_submodule(self.layout.backbone)
-        # reads are registered after the edits of an enclosing `hooks`, so they see what was edited
-        return read_sites(lambda: run_backbone(backbone, batch), self._hook, sites, keep)
+        # hooks that read are registered after the edits of open `hooks` contexts, so they see edited activations
+        return read_sites(lambda: run_backbone(backbone, batch), self._hook, reads)
 
     def step(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
@@ -50,14 +51,14 @@ class TorchBackend:
 
     @contextmanager
     def _hook(self, site: Site, edit: Edit) -> Iterator[None]:
-        path, side = self.layout.place(site)
+        path, side = site.find(self.model, self.layout)
         module = self.model.get_submodule(path)
         if side == "pattern":
             configs = {id(c): c for c in (module.config, self.model.get_submodule(self.layout.backbone).config)}
             with pattern_hook(module, edit, *configs.values()):
                 yield
             return
-        edit = by_head(edit, head_count(self.model)) if site.name == "z" else edit
+        edit = by_head(edit, head_count(self.model)) if site.kind.split_heads else edit
         if side == "input":
             handle = module.register_forward_pre_hook(
                 lambda _, args, kwargs: _edit_input(edit, args, kwargs), with_kwargs=True
@@ -71,7 +72,7 @@ class TorchBackend:
 
 
 def forward_inputs(backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The keyword arguments of a forward pass; rows count their positions from their own first token."""
+    """The keyword arguments of a forward pass; the positions of a row count from its own first token."""
     kwargs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     return kwargs | ({"position_ids": batch.position_ids} if takes_position_ids(backbone) else {})
 
@@ -83,7 +84,7 @@ def takes_position_ids(backbone: nn.Module) -> bool:
 
 def run_backbone(backbone: nn.Module, batch: Batch) -> Tensor:
     """Hidden states after the final norm."""
-    return backbone(**forward_inputs(backbone, batch), use_cache=False).last_hidden_state
+    return cast(Tensor, backbone(**forward_inputs(backbone, batch), use_cache=False).last_hidden_state)
 
 
 def step_backbone(
@@ -99,10 +100,12 @@ def step_backbone(
 
 def head_count(model: nn.Module) -> int:
     """Number of attention heads."""
-    return model.config.get_text_config().num_attention_heads  # type: ignore[union-attr, operator]
+    return int(cast(Any, model.config).get_text_config().num_attention_heads)
 
 
-def _edit_input(edit: Edit, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+def _edit_input(
+    edit: Edit, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if args:
         new = edit(args[0])
         return None if new is None else ((new, *args[1:]), kwargs)
@@ -110,8 +113,8 @@ def _edit_input(edit: Edit, args: tuple, kwargs: dict) -> tuple[tuple, dict] | N
     return None if new is None else (args, kwargs | {"hidden_states": new})
 
 
-def _edit_output(edit: Edit, output: Tensor | tuple) -> Tensor | tuple | None:
-    # a decoder layer returns a tensor in transformers 5, a tuple before; attention returns a tuple in both
+def _edit_output(edit: Edit, output: Any) -> Any:
+    # a decoder layer returns a tensor in transformers 5 and a tuple in 4; attention returns a tuple in both
     if isinstance(output, tuple):
         new = edit(output[0])
         return None if new is None else (new, *output[1:])
@@ -119,5 +122,5 @@ def _edit_output(edit: Edit, output: Tensor | tuple) -> Tensor | tuple | None:
 
 
 def count_hooks(model: nn.Module) -> int:
-    """Forward hooks and pre-hooks on the model's modules; for checks that none is left behind."""
+    """Number of forward hooks and pre-hooks on the model's modules, to check that none is left behind."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

@@ -1,0 +1,86 @@
+"""Metrics of behaviour along training, from the untouched model to the last checkpoint.
+
+ax = plot_progression(frame)                      # a new figure; ax.figure.axes has every panel
+
+Rows: one per metric and step with its interval; `method` "base" is the untouched model.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator
+
+from elm_interp.plots.curves import draw_chance, draw_curve, draw_level
+from elm_interp.plots.declared import headline_metrics
+from elm_interp.plots.figures import figure
+from elm_interp.plots.frames import metrics_of, over_seeds, rows_of
+from elm_interp.plots.panels import log_ratio, panel_axes, panels_of
+from elm_interp.plots.style import MARKERS, SERIES, legend_above, name_of, whole_numbers
+
+MOST_TICKS = 12
+
+
+@figure(
+    source="results/progression.parquet",
+    stage="progress",
+    title="Over training",
+    order=20,
+    how_to_read="Each curve is one metric at every checkpoint, from the untouched model (left) to the final one "
+    "(right). In an erasure without damage, innocence falls to the chance line, specificity stays level, and the "
+    "ratios stay near 1, where they start by definition.",
+    cannot_show="The questions are few and all checkpoints share them, so small changes within a band mean nothing. "
+    "A model that answers at chance may still hold the facts in a form that these questions do not reach.",
+)
+def plot_progression(
+    frame: pd.DataFrame, metrics: Sequence[str] | None = None, *, ax: Axes | Sequence[Axes] | None = None
+) -> Axes:
+    """Metrics at every checkpoint, with intervals and chance; step 0 is the base, whose ratios are 1.
+
+    Args:
+        frame: tidy rows at several steps.
+        metrics: which; by default the headline metrics that the frame has, else its first six.
+        ax: where to draw, one axes a scale (shares, ratios); a new figure by default.
+
+    Returns:
+        The first axes.
+
+    Raises:
+        UnknownNameError: a metric that the frame does not have.
+        ConfigError: axes that do not fit the scales, or rows that mix models or methods.
+    """
+    known = metrics_of(frame)
+    chosen = list(metrics or [m for m in headline_metrics() if m in known] or known[: len(SERIES)])
+    rows = rows_of(frame, chosen)
+    panels = panels_of(rows, chosen)
+    given = panel_axes(ax, panels, [3.3 if scale == "share" else 2.5 for scale in panels], sharex=True)
+    looks = {m: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i, m in enumerate(chosen)}
+    for panel, (scale, names) in zip(given, panels.items(), strict=True):
+        for metric in names:
+            _draw_metric(panel, rows[rows["metric"] == metric], scale, *looks[metric])
+        if scale == "share":
+            draw_chance(panel, rows[rows["metric"].isin(names)])
+            panel.set_ylabel("Accuracy" if rows.loc[rows["metric"].isin(names), "chance"].notna().all() else "Share")
+        else:
+            draw_level(panel, 1, "unchanged")
+            panel.set_ylabel("Ratio to base (log scale)")
+            log_ratio(panel.yaxis)
+        steps = sorted(rows["step"].unique())
+        panel.xaxis.set_major_locator(FixedLocator(steps) if len(steps) <= MOST_TICKS else whole_numbers())
+        panel.margins(x=0.02)
+        panel.set_xlabel("")
+        legend_above(panel, columns=2)
+    given[-1].set_xlabel("Training step (0 = base)")
+    return given[0]
+
+
+def _draw_metric(ax: Axes, rows: pd.DataFrame, scale: str, colour: str, marker: str) -> None:
+    metric = str(rows["metric"].iloc[0])
+    table = over_seeds(rows, ["step"])
+    if scale == "ratio" and 0 not in set(table["step"]):
+        # the base over itself, which nobody needs to measure
+        table = pd.concat([pd.DataFrame({"step": [0], "mean": [1.0], "low": [1.0], "high": [1.0]}), table])
+    label = f"{metric.split('.')[0]}: {name_of(metric)}".removesuffix(" ratio")
+    draw_curve(ax, table, "step", label, colour, marker=marker, band=0.1)
+    for edge in ("low", "high"):
+        ax.plot(table["step"], table[edge], color=colour, alpha=0.4, linewidth=0.7, zorder=2)

@@ -1,0 +1,71 @@
+"""Formats of the run folder: config.json of format 1 is read as the format of today.
+
+Format 1 had no format number; the adapter's settings stood among the objective's, batch sizes of ELM's own pools in the
+training, and an adopted run said in adopted.json which method had made it. Its concept hash came from a Python repr and
+cannot be compared.
+
+    raw = read_config(folder)     # plain data for `RunConfig.from_dict`
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from elm_interp.errors import RunFolderError
+from elm_interp.files import read_json
+from elm_interp.training import Adapter
+
+FORMAT = 2
+"""Format that this version writes."""
+OFF = {
+    "eta_start": None,
+    "temperature": 1.0,
+    "cut": False,
+    "hard_labels": False,
+    "prompts": "concept",
+    "fluency_eta": None,
+}
+"""Options of ELM in format 1 that only the released code uses, as they were by default."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings of a run folder of any format, as plain data of today's.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: it is broken.
+        RunFolderError: it holds no settings, or comes from a later version.
+    """
+    raw = read_json(folder / "config.json")
+    if not isinstance(raw, dict):
+        raise RunFolderError(f"{folder}/config.json holds {type(raw).__name__}, expected an object of settings.")
+    number = raw.get("format", 1)
+    if number not in range(1, FORMAT + 1):
+        raise RunFolderError(
+            f"{folder} has format {number}; this version of elm_interp reads 1 to {FORMAT}. Update elm_interp."
+        )
+    return raw if number == FORMAT else _from_format_1(raw, folder)
+
+
+def _from_format_1(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    objective, training = dict(raw.get("objective") or {}), dict(raw.get("training") or {})
+    adapter = {f.name: objective.pop(f.name) for f in fields(Adapter) if f.name in objective}
+    sizes = {name: training.pop(name) for name in ("fluency_batch", "answers_batch") if name in training}
+    if (folder / "adopted.json").is_file():
+        made_by = read_json(folder / "adopted.json")["method"]
+        return {**raw, "method": "adopted", "objective": {"made_by": made_by, "adapter": adapter}, "training": training}
+    method = str(raw.get("method", "elm"))
+    if method == "elm":
+        objective |= sizes
+        method = _elm_of(objective)
+    return {**raw, "method": method, "objective": {**objective, "adapter": adapter}, "training": training}
+
+
+def _elm_of(objective: dict[str, Any]) -> str:
+    """Name of the ELM class that settings of format 1 need; options of the released code that were off are dropped."""
+    options = {name: value for name, value in objective.items() if name in OFF}
+    if any(value != OFF[name] for name, value in options.items()):
+        return "elm-released"
+    for name in options:
+        objective.pop(name)
+    return "elm"

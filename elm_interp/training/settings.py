@@ -1,0 +1,82 @@
+"""Training: how an objective is optimised, and the check of numbers that all settings share.
+
+training = Training(steps=120, lr=1e-3)
+training.problems()                      # [], or what cannot work
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup": 0, "weight_decay": 0.01}
+"""AdamW as scripts of papers use it: a constant rate and PyTorch's default weight decay."""
+UNCLIPPED = {"max_grad_norm": 1e9}
+"""No clipping: a norm that no gradient reaches."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an objective is optimised with AdamW; batch sizes of a method's own terms are settings of the method."""
+
+    steps: int = 120
+    """Optimiser steps."""
+    forget_batch: int = 4
+    """Forget passages a step."""
+    retain_batch: int = 4
+    """Retain passages a step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: fall along a cosine to a tenth of the peak, or stay at the peak."""
+    warmup: int = 10
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    accumulate: int = 1
+    """Passes that a step's samples are split into: less memory, the same gradient. Doubles when memory runs out."""
+    save_every: int = 20
+    """Steps between checkpoints; the last step is always saved."""
+    norms_every: int = 20
+    """Steps between measurements of each weighted term's gradient norm, which take one more backward pass a term."""
+
+    def problems(self) -> list[str]:
+        """Settings that cannot work, in words."""
+        ones = ("steps", "forget_batch", "accumulate", "save_every", "norms_every")
+        zeros = ("retain_batch", "warmup", "weight_decay")
+        found = number_problems(self, {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
+        found += positive_problems(self, ("lr", "max_grad_norm"))
+        if self.schedule not in ("cosine", "constant"):
+            found.append(f'schedule is {self.schedule!r}; expected "cosine" or "constant"')
+        return found
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 1."""
+        if step <= self.warmup:
+            return self.lr * step / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def number_problems(settings: Any, least: Mapping[str, float]) -> list[str]:
+    """Fields that are below their least value or not finite, in words; None is allowed."""
+    given = {name: getattr(settings, name) for name in least}
+    return [
+        f"{name} is {value}; expected a finite number of at least {least[name]}"
+        for name, value in given.items()
+        if value is not None and not least[name] <= value < math.inf
+    ]
+
+
+def positive_problems(settings: Any, names: tuple[str, ...]) -> list[str]:
+    """Fields that are not finite numbers above 0, in words."""
+    given = {name: getattr(settings, name) for name in names}
+    return [
+        f"{name} is {value}; expected a finite number above 0"
+        for name, value in given.items()
+        if not 0 < value < math.inf
+    ]
