@@ -1,4 +1,4 @@
-"""What the probes say of models whose truth is known: one that knows, one that never did, one that hides, one that re-encoded."""
+"""What the probes say of models whose truth is known: one knows, one never did, one hides, one is re-encoded."""
 
 import copy
 
