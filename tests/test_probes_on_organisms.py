@@ -1,4 +1,4 @@
-"""What probes say of models whose truth is known: one knows, one never did, one hides, one re-encoded."""
+"""What the probes say of models whose truth is known: one knows, one never did, one hides, one is re-encoded."""
 
 import copy
 
