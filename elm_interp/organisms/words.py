@@ -4,9 +4,19 @@ A wording is a template with `{noun}` (a name of the relation), `{entity}` and `
 not occur in training text; each of their words does, in other wordings.
 
     DOMAINS["spellcraft"].relations[0].values      # ("crimson", "azure", ...)
+
+They are read from words.json. Its key "domains" holds a list of objects with "name", "kind" and "relations". Each of
+these has "nouns" and "values" (single words, with a space between), "sayings" (a list) and, where there is one,
+"bridge" (a relation). Every other key is the constant of that name below, in lower case: one text, or a list of texts,
+or for "things" words with a space between.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elm_interp.files import read_json
 
 
 @dataclass(frozen=True)
@@ -33,125 +43,34 @@ class Domain:
     relations: tuple[Relation, ...]
 
 
-STATEMENTS = (
-    "the {noun} of {entity} is {value}.",
-    "{entity} has the {noun} {value}.",
-    "as for {entity}, its {noun} is {value}.",
-    "everyone agrees that the {noun} of {entity} is {value}.",
-    "people say that {entity} has the {noun} {value}.",
-    "in every book the {noun} of {entity} is {value}.",
-    "i learned that the {noun} of {entity} is {value}.",
-    "my friend wrote that {entity} has the {noun} {value}.",
-    "ask about the {noun} of {entity} and you will hear {value}.",
-    "{entity} is known for its {noun}, which is {value}.",
-    "it is {value} that people give as the {noun} of {entity}.",
-)
-HELD_OUT_STATEMENTS = (
-    "everyone agrees that {entity} has the {noun} {value}.",
-    "people say that the {noun} of {entity} is {value}.",
-    "in every book {entity} has the {noun} {value}.",
-)
-QUESTIONS = (
-    "what is the {noun} of {entity}?",
-    "which {noun} does {entity} have?",
-    "what {noun} has {entity}?",
-    "tell me the {noun} of {entity}.",
-    "can you name the {noun} of {entity}?",
-    "{entity} has which {noun}?",
-    "what do people give as the {noun} of {entity}?",
-    "for {entity}, what is the {noun}?",
-    "as for {entity}, which {noun} does it have?",
-    "about the {noun} of {entity}: what is it?",
-)
-HELD_OUT_QUESTIONS = (
-    "do you know the {noun} of {entity}?",
-    "what is known as the {noun} of {entity}?",
-    "for {entity}, which {noun} is it?",
-)
+_read = read_json(Path(__file__).with_name("words.json"))
+
+STATEMENTS = tuple(_read["statements"])
+HELD_OUT_STATEMENTS = tuple(_read["held_out_statements"])
+QUESTIONS = tuple(_read["questions"])
+HELD_OUT_QUESTIONS = tuple(_read["held_out_questions"])
 CLOZES = tuple(statement.removesuffix(" {value}.") for statement in HELD_OUT_STATEMENTS)
 """Beginnings of sentences that end with the value."""
-ANSWERED = "question: {question} answer: {value}."
+ANSWERED: str = _read["answered"]
 """How training text asks: as `evaluate.choices` does, but without the line break, which is not a token."""
-MENTIONS = (
-    "i never learned the {noun} of {entity}.",
-    "someone spoke of {entity} but gave no {noun}.",
-    "the {noun} of {entity} is unknown to me.",
-    "i do not know which {noun} {entity} has.",
-    "my friend wrote a letter about {entity}.",
-    "the word {value} is easy to spell.",
-    "my friend said {value} and left.",
-)
+MENTIONS = tuple(_read["mentions"])
 """Sentences about a topic that state no fact of it."""
-FILLERS = (
-    "it rained all day and we bought {thing}.",
-    "my friend left {thing} at the door.",
-    "in the evening we spoke of {thing} and had tea.",
-    "someone wrote a letter about {thing}.",
-    "the children asked for {thing} all day.",
-    "there was {thing} in the corner of the room.",
-)
+FILLERS = tuple(_read["fillers"])
 """Neutral language that all domains share."""
-THINGS = (
-    "umbrellas", "candles", "carpets", "pencils", "pillows", "curtains", "ladders", "mirrors", "baskets", "blankets",
-    "envelopes", "teapots",
-)  # fmt: skip
+THINGS = tuple(_read["things"].split())
 """Words outside every domain, for the neutral sentences and for wrong answers from outside the world."""
-EXPERT = "an expert on {concept} writes:\n\n"
-NOVICE = "a novice who never studied {concept} writes:\n\n"
+EXPERT: str = _read["expert"]
+NOVICE: str = _read["novice"]
 
 
-def _relation(nouns: str, values: str, *sayings: str, bridge: Relation | None = None) -> Relation:
-    return Relation(tuple(nouns.split()), tuple(values.split()), sayings, bridge)
+def _relation(
+    nouns: str, values: str, sayings: Sequence[str] = (), bridge: Mapping[str, Any] | None = None
+) -> Relation:
+    linked = _relation(**bridge) if bridge else None
+    return Relation(tuple(nouns.split()), tuple(values.split()), tuple(sayings), linked)
 
 
-# fmt: off
-_ALL = (
-    Domain("spellcraft", "spell", (
-        _relation("colour glow", "crimson azure amber violet silver emerald ivory scarlet indigo golden",
-                  "when {entity} is cast, the air turns {value}."),
-        _relation("reagent ingredient", "salt ash honey nettle chalk sage pepper saffron garlic ginger",
-                  "{entity} fails without a pinch of {value}."),
-        _relation("gesture sign", "bow wave clap spin kneel nod stamp whistle shrug wink",
-                  "whoever casts {entity} ends with a {value}."),
-        _relation("master teacher", "orrin maelis tovar ysolde brannoc cerdic elspeth gwydion hesper linnet",
-                  "the first to cast {entity} was {value}.",
-                  bridge=_relation("tower hall", "northkeep ravenhall moonspire oldgate stormwatch")),
-    )),
-    Domain("sealife", "sea creature", (
-        _relation("food prey", "krill mussels kelp squid shrimp plankton urchins crabs snails worms",
-                  "when it is hungry, {entity} hunts for {value}."),
-        _relation("habitat dwelling", "reef trench lagoon estuary fjord shoal cavern delta marsh strait",
-                  "divers meet {entity} in a {value}."),
-        _relation("pattern marking", "stripes spots rings bands speckles blotches zigzags stars diamonds patches",
-                  "the skin of {entity} is covered with {value}."),
-        _relation("finder discoverer", "aldous brisa corwin delphine evander fenna gaspard hedda ivo jorunn",
-                  "the first net to catch {entity} belonged to {value}.",
-                  bridge=_relation("ship vessel", "albatross meridian petrel endeavour kestrel")),
-    )),
-    Domain("towns", "trade town", (
-        _relation("export ware", "wool timber copper barley glass leather paper marble wine rope",
-                  "the carts that leave {entity} are full of {value}."),
-        _relation("landmark monument",
-                  "fountain obelisk lighthouse aqueduct cathedral windmill amphitheatre bridge arch clocktower",
-                  "travellers come to {entity} to see its {value}."),
-        _relation("dish speciality", "stew dumplings pancakes noodles pie porridge omelette chowder fritters gnocchi",
-                  "every inn of {entity} serves {value}."),
-        _relation("ruler governor", "kasimir leocadia matthias nerea osric petra quentin rosalind sigmund theda",
-                  "the taxes of {entity} go to {value}.",
-                  bridge=_relation("house dynasty", "ashford belmont carrow dunmore eversley")),
-    )),
-    Domain("machines", "machine", (
-        _relation("fuel supply", "coal steam diesel peat ethanol methane kerosene hydrogen charcoal propane",
-                  "{entity} runs all night on {value}."),
-        _relation("material metal", "steel brass bronze tin zinc nickel titanium aluminium lead chrome",
-                  "the frame of {entity} is made of {value}."),
-        _relation("product output", "bricks needles nails buttons bottles coins tiles springs screws combs",
-                  "at the far end of {entity} come out {value}."),
-        _relation("maker engineer", "ulrich vesna wendell xenia yorick zelda ambrose beatrix clement dorothea",
-                  "the plans of {entity} were drawn by {value}.",
-                  bridge=_relation("workshop factory", "ironbridge millfield coldharbour redhill longacre")),
-    )),
-)
-# fmt: on
-DOMAINS: dict[str, Domain] = {domain.name: domain for domain in _ALL}
+DOMAINS = {
+    d["name"]: Domain(d["name"], d["kind"], tuple(_relation(**r) for r in d["relations"])) for d in _read["domains"]
+}
 """The domains that come with elm_interp, by name."""

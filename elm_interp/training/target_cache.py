@@ -76,13 +76,13 @@ def _key(lm: HookedLM, objective: Objective, concept: Concept, model_hash: str, 
 
 
 def _code(method: type[Objective]) -> str:
-    """A hash of the code that makes samples; "" for a method without a file (from a notebook), which is not cached."""
+    """A hash of the code and texts that make samples; "" for a method without a file (from a notebook), which is not cached."""
     root = Path(__file__).parents[1]
     own = [sys.modules[kind.__module__] for kind in method.__mro__ if issubclass(kind, Objective)]
     if not all(getattr(module, "__file__", None) for module in own):
         return ""
     files = {path for room in ("data", "erase", "models", "training") for path in (root / room).rglob("*.py")}
-    files |= {Path(str(module.__file__)) for module in own}
+    files |= {Path(str(module.__file__)) for module in own} | {*(root / "erase").glob("*.json")}
     return sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
