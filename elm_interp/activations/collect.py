@@ -314,13 +314,7 @@ def _fitting(lm: HookedLM, batches: Batches, below: int) -> list[Batches]:
 
 @torch.no_grad()
 def reduce_layers(
-    lm: HookedLM,
-    batch: Batch,
-    reduce: Reduce,
-    *,
-    site: str = SITE,
-    skip: int = 0,
-    layers: Iterable[int] | None = None,
+    lm: HookedLM, batch: Batch, reduce: Reduce, *, site: str = SITE, skip: int = 0, layers: Iterable[int] | None = None
 ) -> Float[Tensor, "batch layer ..."]:
     """Run one forward pass and reduce each layer's activations.
 

@@ -83,12 +83,7 @@ class ScoredQuestion:
 
 
 def score_choices(
-    lm: HookedLM,
-    questions: Sequence[Question],
-    *,
-    template: str = TEMPLATE,
-    prior: str = PRIOR,
-    progress: bool = False,
+    lm: HookedLM, questions: Sequence[Question], *, template: str = TEMPLATE, prior: str = PRIOR, progress: bool = False
 ) -> list[ScoredQuestion]:
     """Score every option of every question, after the question and after the prior prompt.
 

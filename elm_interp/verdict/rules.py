@@ -129,9 +129,7 @@ def verdict_of(
 
 
 def verdict_from_rows(
-    table: pd.DataFrame,
-    anchors: Mapping[str, pd.DataFrame],
-    calibrated: Mapping[str, Mapping[str, Any]] | None = None,
+    table: pd.DataFrame, anchors: Mapping[str, pd.DataFrame], calibrated: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Verdict:
     """The verdict from rows alone.
 
