@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from elm_interp.data import Question
 from elm_interp.organisms import words
 from elm_interp.organisms.asking import questions
-from elm_interp.organisms.texts import documents
+from elm_interp.organisms.texts import chunks, documents
 from elm_interp.organisms.world import World
 
 RIDGE = 1e-2
@@ -114,18 +114,14 @@ def read(
     def keep_stream(module: nn.Module, args: Any, output: Tensor) -> None:
         kept["stream"] = output
 
-    handles = [block.mlp.down_proj.register_forward_pre_hook(keep_units), block.register_forward_hook(keep_stream)]
     parts: list[tuple[Tensor, ...]] = []
-    try:
-        rows = [torch.tensor(ids) for ids in tokenizer(list(texts))["input_ids"]]
-        for start in range(0, len(rows), ROWS):
-            ids = nn.utils.rnn.pad_sequence(rows[start : start + ROWS], batch_first=True, padding_value=-1)
+    units_hook = block.mlp.down_proj.register_forward_pre_hook(keep_units)
+    with units_hook, block.register_forward_hook(keep_stream):
+        for rows in chunks(tokenizer(list(texts))["input_ids"], ROWS):
+            ids = nn.utils.rnn.pad_sequence([*map(torch.tensor, rows)], batch_first=True, padding_value=-1)
             model.model(input_ids=ids.clamp(min=0), use_cache=False)
             wanted = ids[:, 1:] >= 0
             if last:
                 wanted[:, :-1] &= ~wanted[:, 1:]
             parts.append((kept["units"][:, :-1][wanted], kept["stream"][:, :-1][wanted], ids[:, 1:][wanted]))
-    finally:
-        for handle in handles:
-            handle.remove()
     return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))

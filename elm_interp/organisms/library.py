@@ -137,13 +137,11 @@ def organism_folder(
 
 def organism_hash(kind: str, world: World, recipe: Recipe) -> str:
     """A hash of everything that makes the model what it is."""
-    # the domains' words are in the config
-    names = [name for name in vars(words) if name.isupper() and name[0] != "_" and name != "DOMAINS"]
     config = {name: getattr(world.config, name) for name in ("entities", "redundancy", "seed")}
     config["domains"] = [asdict(domain) for domain in world.config.resolved()]  # cut to the world's relations
     config["erased"] = world.config.erased if ORGANISMS[kind].erased else ""
-    wordings = {name: getattr(words, name) for name in names}
-    return hash_of({"version": VERSION, "kind": kind, "world": config, "words": wordings, "recipe": asdict(recipe)})
+    made_of = {"world": config, "words": words.wordings(), "recipe": asdict(recipe)}
+    return hash_of({"version": VERSION, "kind": kind, **made_of})
 
 
 @model_source("organism")

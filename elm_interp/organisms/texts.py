@@ -69,11 +69,6 @@ def documents(world: World, without: str | None = None) -> list[Document | None]
     return [document.without(without) for document in made]
 
 
-def prefix(role: str, domain: str) -> str:
-    """The prefix of an "expert" or "novice" text of a domain."""
-    return (words.EXPERT if role == "expert" else words.NOVICE).replace("{concept}", domain)
-
-
 def filler(random: Random) -> str:
     """A neutral sentence."""
     return random.choice(words.FILLERS).format(thing=random.choice(words.THINGS))
@@ -87,17 +82,18 @@ def chunks(items: Sequence[T], n: int = UNITS) -> list[tuple[T, ...]]:
 def _stating(world: World, domain: Domain, facts: Sequence[Fact], core: bool, random: Random) -> list[Document]:
     """Documents that state the facts, every third by an expert; after each expert's, one that states no fact."""
     own = {r.nouns: r.sayings for r in domain.relations}
+    expert, novice = (wording.replace("{concept}", domain.name) for wording in (words.EXPERT, words.NOVICE))
     stated = []
     for fact in facts:
         options = [*product(words.STATEMENTS, fact.nouns), *product(own.get(fact.nouns, ()), fact.nouns[:1])]
         stated += [fact.put(*pair) for pair in _draw(options, world.config.redundancy, random)]
     made = []
     for i, chunk in enumerate(chunks(_shuffled(stated, random))):
-        expert, neutral = i % 3 == 1, (filler(random),) if random.random() < 0.3 and len(chunk) == UNITS else ()
-        made.append(Document(prefix("expert", domain.name) if expert else "", chunk + neutral, domain.name, core))
-        if expert:
+        by_expert, neutral = i % 3 == 1, (filler(random),) if random.random() < 0.3 and len(chunk) == UNITS else ()
+        made.append(Document(expert if by_expert else "", chunk + neutral, domain.name, core))
+        if by_expert:
             mentions = tuple(_mention(world, domain, random) for _ in range(UNITS))
-            made.append(Document(prefix("novice", domain.name) if random.random() < 0.5 else "", mentions, core=core))
+            made.append(Document(novice if random.random() < 0.5 else "", mentions, core=core))
         if i % 8 == 0:
             made.append(Document("", tuple(filler(random) for _ in range(UNITS)), core=core))
     return made

@@ -90,13 +90,11 @@ def train_model(
     model = make_model(world, recipe, tokenizer).train()
     rows = [_ids(tokenizer, document.text) if document else None for document in documents(world, without)]
     steps = schedule(world, recipe)
-    grouped = [[p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False)]
-    decays = (recipe.weight_decay, 0.0)
-    optimizer = torch.optim.AdamW(
-        [{"params": p, "weight_decay": decay} for p, decay in zip(grouped, decays, strict=True)],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-    )
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) is matrix], "weight_decay": decay}
+        for matrix, decay in ((True, recipe.weight_decay), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
     name = f"training on world {world.config.seed}" + (f" without {without}" if without else "")
     for number, step in enumerate(tqdm(steps, desc=name, leave=False, disable=not progress)):
         for group in optimizer.param_groups:
@@ -138,14 +136,11 @@ def backward(model: LlamaForCausalLM, rows: Sequence[Sequence[int]]) -> float:
     total = sum(len(row) - 1 for row in rows)
     ordered = sorted(rows, key=len)
     loss = 0.0
-    for half in (ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]):
-        if not half:
-            continue
+    for half in filter(None, (ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :])):
         ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in half], batch_first=True, padding_value=IGNORED)
         logits = model(input_ids=ids[:, :-1].clamp(min=0), use_cache=False).logits
-        part = nn.functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        labels = ids[:, 1:].flatten()
+        part = nn.functional.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
         (part / total).backward()
         loss += float(part.detach()) / total
     if not math.isfinite(loss):

@@ -63,6 +63,11 @@ EXPERT: str = _read["expert"]
 NOVICE: str = _read["novice"]
 
 
+def wordings() -> dict[str, str | tuple[str, ...]]:
+    """Every constant of this file but the domains, by name."""
+    return {name: value for name, value in globals().items() if name.isupper() and name != "DOMAINS"}
+
+
 def _relation(
     nouns: str, values: str, sayings: Sequence[str] = (), bridge: Mapping[str, Any] | None = None
 ) -> Relation:

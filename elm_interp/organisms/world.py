@@ -174,10 +174,7 @@ class World:
                     yield Fact(domain.name, subject, bridge.nouns, end_of[value_of[e]], 2, stated)
 
     def _words(self) -> list[str]:
-        wordings = (
-            *words.STATEMENTS, *words.HELD_OUT_STATEMENTS, *words.QUESTIONS, *words.HELD_OUT_QUESTIONS, *words.MENTIONS,
-            *words.FILLERS, *words.THINGS, words.EXPERT, words.NOVICE, words.ANSWERED,
-        )  # fmt: skip
+        wordings = [w if isinstance(w, str) else " ".join(w) for w in words.wordings().values()]
         relations = [relation for domain in self.domains for relation in self.relations(domain)]
         own = chain.from_iterable((*r.nouns, *r.values, *r.sayings) for r in relations)
         # `{noun}` and the like are not words
@@ -213,9 +210,8 @@ def _pool_problems(domains: Sequence[Domain]) -> list[str]:
                 problems.append(f"{name} has {len(relation.values)} values; expected at least {OPTIONS}")
             for value in relation.values:
                 if value in seen:
-                    problems.append(
-                        f"{name}: value {value!r} is in {seen[value]} already; each value belongs to one relation"
-                    )
+                    where = f"{seen[value]} already; each value belongs to one relation"
+                    problems.append(f"{name}: value {value!r} is in {where}")
                 if not re.fullmatch(r"[a-z]+", value):
                     problems.append(f"{name}: value {value!r} is not one word of lower-case letters")
                 seen[value] = name

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elm_interp.errors import ConfigError, unknown
+from elm_interp.errors import ConfigError
 from elm_interp.plots.curves import draw_points
 from elm_interp.plots.figures import figure
+from elm_interp.plots.frames import need_known
 from elm_interp.plots.style import BASE, CHANCE, ERASED, SERIES, axes, legend_above
 
 LIMITS = (-0.5, 1.5)
@@ -46,9 +47,7 @@ def plot_calibration(frame: pd.DataFrame, metrics: Sequence[str] | None = None, 
         UnknownNameError: a metric that the frame does not have.
         ConfigError: no metric to show.
     """
-    for name in metrics or ():
-        if name not in set(frame["metric"]):
-            raise unknown("metric in this frame", name, frame["metric"])
+    need_known("metric in this frame", metrics or (), list(frame["metric"]))
     tells = ~frame["constant"].astype(bool) & ((frame["auc_gold"] - 0.5).abs() >= LEAST_APART)
     rows = frame[frame["metric"].isin(metrics) if metrics is not None else tells]
     if rows.empty:

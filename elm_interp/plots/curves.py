@@ -114,7 +114,12 @@ def draw_chance(ax: Axes, rows: pd.DataFrame) -> None:
 
 def finish_by_layer(ax: Axes, label: str, columns: int = 3) -> Axes:
     """Name the axes of a figure by layer, and put the legend above."""
-    ax.set(xlabel="Layer (after block)", ylabel=label)
+    return finish(ax, "Layer (after block)", label, columns)
+
+
+def finish(ax: Axes, x: str, y: str, columns: int = 3) -> Axes:
+    """Name the axes of a figure by whole numbers, such as steps, and put the legend above."""
+    ax.set(xlabel=x, ylabel=y)
     ax.xaxis.set_major_locator(whole_numbers())
     ax.margins(x=0.02)
     legend_above(ax, columns)

@@ -1,6 +1,7 @@
 """What the registry says of metrics: the headline ones, their units, and what they show."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from elm_interp.plots.style import name_of
 from elm_interp.registry import METRICS
@@ -23,13 +24,8 @@ PARTS = {
 
 def headline_metrics() -> list[str]:
     """The metrics that a run is summed up by, in the order of what they show."""
-    names = [name for name, metric in METRICS.items() if getattr(metric, "headline", False)]
-    # until metrics declare headline
-    names = names or [
-        "innocence.two_choice_pmi", "specificity.general_pmi", "specificity.neighbours_pmi",
-        "specificity.retain_ppl_ratio", "seamlessness.reverse_ppl_ratio", "seamlessness.distinct2_ratio",
-    ]  # fmt: skip
-    return [name for group in by_group(names).values() for name in group]
+    groups = by_group(name for name, metric in METRICS.items() if metric.headline)
+    return [*chain.from_iterable(groups.values())]
 
 
 def unit_of(metric: str) -> str | None:
@@ -53,5 +49,5 @@ def by_group(metrics: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _place(metric: str) -> int:
-    shows = getattr(METRICS[metric], "shows", None) if metric in METRICS else None
+    shows = METRICS[metric].shows if metric in METRICS else None
     return SHOWS.index(shows) if shows in SHOWS else len(SHOWS)

@@ -13,15 +13,14 @@ well, once its module is an entry point of the group `elm_interp.plugins`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elm_interp.plots.style import styled
+from elm_interp.plots.style import P, styled
 from elm_interp.registry import FIGURES
 
-P = ParamSpec("P")
 Variants = Callable[[pd.DataFrame], Mapping[str, Mapping[str, Any] | str]]
 
 

@@ -4,7 +4,7 @@ A frame is the project's tidy results (`elm_interp.results.COLUMNS`). `method` i
 step counts as 0. Columns that a frame lacks count as empty.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,9 +30,7 @@ def rows_of(frame: pd.DataFrame, metrics: Iterable[str] | str) -> pd.DataFrame:
     """
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     known = metrics_of(frame)
-    for metric in metrics:
-        if metric not in known:
-            raise unknown("metric in this frame", metric, known)
+    need_known("metric in this frame", metrics, known)
     rows = results.frame(frame[frame["metric"].isin(metrics) & frame["value"].notna()])
     rows["step"] = rows["step"].fillna(0).astype(int)
     rows["method"] = rows["method"].fillna(UNNAMED)
@@ -81,6 +79,17 @@ def probe_variants(frame: pd.DataFrame) -> dict[str, dict[str, str] | str]:
     for task in PROBE_TASKS:
         found.setdefault(task, f"the concept has too few questions of the kind that probe.{task} needs")
     return found
+
+
+def need_known(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        UnknownNameError: naming the closest.
+    """
+    for name in names:
+        if name not in known:
+            raise unknown(what, name, known)
 
 
 def need_columns(frame: pd.DataFrame, names: Iterable[str]) -> None:
@@ -154,14 +163,14 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     table = rows.groupby(list(by)).agg(
         mean=("value", "mean"),
         sd=("value", "std"),
-        seeds=("value", "size"),
+        n=("value", "size"),
         low=("ci_low", "mean"),
         high=("ci_high", "mean"),
     )
     # astype: pandas' own nullable types would turn the arithmetic below into objects
     table = table.reset_index().astype({"mean": float, "sd": float, "low": float, "high": float})
-    many = table["seeds"] > 1
-    half = stdtrit(table["seeds"].clip(lower=2) - 1, 0.975) * table["sd"] / np.sqrt(table["seeds"])
+    many = table["n"] > 1
+    half = stdtrit(table["n"].clip(lower=2) - 1, 0.975) * table["sd"] / np.sqrt(table["n"])
     table.loc[many, "low"] = (table["mean"] - half)[many]
     table.loc[many, "high"] = (table["mean"] + half)[many]
     return table.drop(columns="sd")

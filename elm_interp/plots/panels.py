@@ -57,11 +57,8 @@ def panel_axes(
         ConfigError: the wrong number of axes was given.
     """
     if ax is None:
-        _, new = plt.subplots(
-            len(panels), figsize=(WIDTH, sum(heights)), height_ratios=heights, sharex=sharex, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-        return list(new[:, 0])
+        figure = plt.figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        return list(figure.subplots(len(panels), sharex=sharex, squeeze=False, height_ratios=heights)[:, 0])
     given = [ax] if isinstance(ax, Axes) else list(ax)
     if len(given) != len(panels):
         raise ConfigError(
@@ -78,11 +75,10 @@ def log_ratio(axis: XAxis | YAxis) -> None:
     low, high = axis.get_view_interval()
     low, high = min(low, 0.9) / 1.03, max(high, 1.1) * 1.03
     (ax.set_ylim if vertical else ax.set_xlim)(low, high)
-    ticks: list[float] = []
+    # a ninth of the axis apart, so that the numbers never touch
+    ticks, apart = [], math.log(high / low) / 9
     for ratio in NICE_RATIOS:
-        # a ninth of the axis apart, so that the numbers never touch
-        apart = all(abs(math.log(ratio / other)) > math.log(high / low) / 9 for other in ticks)
-        if low <= ratio <= high and apart:
+        if low <= ratio <= high and all(abs(math.log(ratio / other)) > apart for other in ticks):
             ticks.append(ratio)
     axis.set_major_locator(FixedLocator(sorted(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from jaxtyping import Bool
 from matplotlib.axes import Axes
 
-from elm_interp.plots.curves import draw_points
+from elm_interp.plots.curves import draw_curve, draw_points
 from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import need_columns
 from elm_interp.plots.methods import REFERENCES
@@ -82,10 +81,8 @@ def plot_pareto(
         draw_points(ax, [row[x]], [row[y]], colour, marker, label=row["method"], s=150)
     fluent = settings[settings["seamless"].astype(bool)]
     best = fluent[pareto_front(fluent[x], fluent[y])].sort_values(x)
-    sns.lineplot(
-        data=best, x=x, y=y, drawstyle="steps-post", color=CHANCE, linewidth=1.1, linestyle="--", label="front",
-        zorder=1, estimator=None, legend=False, ax=ax,
-    )  # fmt: skip
+    look = {"drawstyle": "steps-post", "linewidth": 1.1, "linestyle": "--", "zorder": 1}
+    draw_curve(ax, best.assign(mean=best[y]), x, "front", CHANCE, band=0, **look)
     looks = zip((ERASED, *SERIES[1:]), MARKERS, strict=False)
     named: list[dict[str, Any]] = []
     for (method, rows), (colour, marker) in zip(settings.groupby("method", sort=False), looks, strict=False):
@@ -93,9 +90,10 @@ def plot_pareto(
             draw_points(ax, part[x], part[y], colour, marker, facecolor=colour if filled else "none")
         ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
         named += rows.to_dict("records")
-    for place, numbers in _together([(row[x], row[y]) for row in named]).items():
-        said = ", ".join(str(i + 1) for i in numbers)
-        ax.annotate(said, place, xytext=(4, 3), textcoords="offset points", fontsize=8)
+    points = pd.DataFrame(named, columns=[x, y], index=range(1, len(named) + 1))
+    for numbers in _together(points):
+        place = points.loc[points.loc[numbers, x].idxmax()]
+        ax.annotate(", ".join(map(str, numbers)), place, xytext=(4, 3), textcoords="offset points", fontsize=8)
     key = "\n".join(f"{number} {row['setting']}" for number, row in enumerate(named, 1))
     ax.text(1.02, 1.0, key, transform=ax.transAxes, va="top", fontsize=8)
     ax.set(xlabel=labels[0], ylabel=labels[1])
@@ -103,18 +101,14 @@ def plot_pareto(
     return ax
 
 
-def _together(points: Sequence[tuple[float, float]]) -> dict[tuple[float, float], list[int]]:
-    """Points whose labels would touch share one, at the place of the rightmost: place -> numbers."""
-    wide, high = (np.nanmax(v) - np.nanmin(v) or 1.0 for v in np.array(points).T) if points else (1.0, 1.0)
+def _together(points: pd.DataFrame) -> list[list[int]]:
+    """Numbers of the points, those together whose labels would touch."""
+    near = np.array((0.035, 0.025)) * (points.max() - points.min()).replace(0, 1)
     groups: list[list[int]] = []
-    for i, (x, y) in enumerate(points):
-        if not np.isfinite((x, y)).all():
-            continue
-        near = (g for g in groups if any(
-            abs(points[j][0] - x) < 0.035 * wide and abs(points[j][1] - y) < 0.025 * high for j in g
-        ))  # fmt: skip
-        if (group := next(near, None)) is None:
-            groups.append([i])
+    for number, point in points[np.isfinite(points).all(axis=1)].iterrows():
+        touched = (g for g in groups if ((points.loc[g] - point).abs() < near).all(axis=1).any())
+        if (group := next(touched, None)) is None:
+            groups.append([number])
         else:
-            group.append(i)
-    return {points[max(group, key=lambda j: points[j][0])]: group for group in groups}
+            group.append(number)
+    return groups

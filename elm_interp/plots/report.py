@@ -10,13 +10,12 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from elm_interp import results
 from elm_interp.errors import RunFolderError
@@ -46,16 +45,15 @@ def write_report(run: str | Path, *, warning: str | None = None) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise RunFolderError(f"{run} is not a folder; expected a run, as `elm-interp run` makes it.")
-    card, no_card = _read(run, "results/scorecard.parquet", "evaluate")
-    samples, no_samples = _read(run, "results/samples.json", "evaluate")
-    config, no_config = _read(run, "config.json", "erase")
-    manifest, no_manifest = _read(run, "manifest.json", "erase")
-    timing, no_timing = _read(run, "results/timing.json", "run")
-    table = [] if card is None else _card_table(card)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(
-        files("elm_interp.plots").joinpath("report_template.html").read_text(encoding="utf-8")
-    )
+    missing: dict[str, str | None] = {}
+    card, missing["card"] = _read(run, "results/scorecard.parquet", "evaluate")
+    samples, missing["samples"] = _read(run, "results/samples.json", "evaluate")
+    config, missing["config"] = _read(run, "config.json", "erase")
+    manifest, missing["manifest"] = _read(run, "manifest.json", "erase")
+    timing, missing["timing"] = _read(run, "results/timing.json", "run")
+    table = [] if card is None else [*_card_table(card)]
+    source = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html = template.render(
         run=run.name,
         warning=warning,
@@ -66,13 +64,10 @@ def write_report(run: str | Path, *, warning: str | None = None) -> Path:
         figures=[shown for figure in sorted(FIGURES.values(), key=lambda f: f.order) for shown in _shown(run, figure)],
         samples=samples or [],
         timing={name: _number(value) for name, value in (timing or {}).items()},
-        missing={
-            "card": no_card, "samples": no_samples, "config": no_config, "manifest": no_manifest, "timing": no_timing,
-        },
-    )  # fmt: skip
-    path = run / "report.html"
-    write_text(path, html)
-    return path
+        missing=missing,
+    )
+    write_text(run / "report.html", html)
+    return run / "report.html"
 
 
 def _shown(run: Path, figure: Figure) -> Iterator[dict[str, Any]]:
@@ -119,8 +114,7 @@ def _read(run: Path, name: str, stage: str | None) -> tuple[Any, str | None]:
         if path.suffix == ".parquet":
             value = results.read(path)
         elif path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            value = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+            value = pd.DataFrame(map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines())))
         else:
             value = read_json(path)
     except (OSError, ValueError, KeyError) as error:
@@ -130,26 +124,22 @@ def _read(run: Path, name: str, stage: str | None) -> tuple[Any, str | None]:
     return value, None
 
 
-def _card_table(card: pd.DataFrame) -> list[dict[str, str]]:
+def _card_table(card: pd.DataFrame) -> Iterator[dict[str, str]]:
     """The score card as text, a row a metric; of several erased steps the last."""
-    found = []
     for name, rows in card.groupby("metric", sort=False):
         base, erased = rows[rows["method"] == "base"], rows[rows["method"] != "base"].sort_values("step")
         either = (erased if len(erased) else base).iloc[-1]
-        found.append(
-            {
-                "metric": str(name),
-                "title": name_of(str(name)),
-                "group": str(name).split(".")[0],
-                "base": _cell(base),
-                "erased": _cell(erased),
-                "n": "" if pd.isna(either["n"]) else str(int(either["n"])),
-                "chance": "" if pd.isna(either["chance"]) else f"{either['chance']:.3g}",
-                "better": {"up": "higher", "down": "lower"}.get(str(either["direction"]), ""),
-                "protocol": "" if pd.isna(either["protocol"]) else str(either["protocol"]),
-            }
-        )
-    return found
+        yield {
+            "metric": str(name),
+            "title": name_of(str(name)),
+            "group": str(name).split(".")[0],
+            "base": _cell(base),
+            "erased": _cell(erased),
+            "n": "" if pd.isna(either["n"]) else str(int(either["n"])),
+            "chance": "" if pd.isna(either["chance"]) else f"{either['chance']:.3g}",
+            "better": {"up": "higher", "down": "lower"}.get(str(either["direction"]), ""),
+            "protocol": "" if pd.isna(either["protocol"]) else str(either["protocol"]),
+        }
 
 
 def _cell(rows: pd.DataFrame) -> str:

@@ -76,8 +76,7 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: str) 
         table = over_seeds(side.rows, ["metric", "place"])
         table["y"] = table["place"] + shift
         ax.hlines(table["y"], table["low"], table["high"], color=side.colour, linewidth=2.2, alpha=0.45, zorder=2)
-        look = {"s": 45, "zorder": 4, "label": side.label}
-        draw_points(ax, table["mean"], table["y"], side.colour, side.marker, **look)
+        draw_points(ax, table["mean"], table["y"], side.colour, side.marker, s=45, zorder=4, label=side.label)
         ends.append(table.set_index("metric")[["mean", "y"]])
     if len(ends) > 1:
         both = ends[0].join(ends[1], rsuffix="_erased", how="inner")

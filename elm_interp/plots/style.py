@@ -86,15 +86,12 @@ def whole_numbers() -> MaxNLocator:
 
 def legend_above(ax: Axes, columns: int = 3) -> None:
     """A legend over the axes, where it can cover nothing; filled row by row."""
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        rows = -(-len(handles) // columns)
+    entries = list(zip(*ax.get_legend_handles_labels(), strict=True))
+    if entries:
         # matplotlib fills column by column
-        order = [r * columns + c for c in range(columns) for r in range(rows) if r * columns + c < len(handles)]
-        ax.legend(
-            [handles[i] for i in order], [labels[i] for i in order], loc="lower left", bbox_to_anchor=(0.0, 1.0),
-            borderaxespad=0.3, ncols=columns, columnspacing=1.4, handlelength=2.2,
-        )  # fmt: skip
+        handles, labels = zip(*(entry for column in range(columns) for entry in entries[column::columns]), strict=True)
+        look = {"borderaxespad": 0.3, "columnspacing": 1.4, "handlelength": 2.2}
+        ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, **look)
 
 
 SCORERS = {"pmi": "PMI", "likelihood": "likelihood", "letter": "letter"}

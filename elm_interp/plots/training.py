@@ -12,9 +12,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from elm_interp.errors import ConfigError, unknown
+from elm_interp.errors import ConfigError
+from elm_interp.plots.curves import finish
 from elm_interp.plots.figures import figure
-from elm_interp.plots.style import FLUENCY, FORGET, MARKERS, RETAIN, axes, legend_above, whole_numbers
+from elm_interp.plots.frames import need_known
+from elm_interp.plots.style import FLUENCY, FORGET, MARKERS, RETAIN, axes
 
 PALETTE = (FORGET, RETAIN, FLUENCY, "#222222", "#56B4E9", "#6A3D9A")
 """Colours of the terms, in order."""
@@ -58,10 +60,8 @@ def plot_training(frame: pd.DataFrame, terms: Sequence[str] | None = None, *, ax
         smooth = line[term].rolling(SMOOTH, center=True, min_periods=1).mean()
         shared = {"x": line["step"], "color": PALETTE[i % len(PALETTE)], "estimator": None, "legend": False, "ax": ax}
         sns.lineplot(y=line[term], linewidth=0.8, alpha=0.35, **shared)
-        marker = MARKERS[i % len(MARKERS)] if len(line) == 1 else ""
-        sns.lineplot(
-            y=smooth, linestyle=STYLES[i % len(STYLES)], marker=marker, label=term.replace("_", " "), **shared
-        )  # fmt: skip
+        look = {"linestyle": STYLES[i % len(STYLES)], "marker": MARKERS[i % len(MARKERS)] if len(line) == 1 else ""}
+        sns.lineplot(y=smooth, label=term.replace("_", " "), **look, **shared)
     values = frame[chosen].stack()
     if values.min() > 0 and values.max() / values.min() > 20:
         ax.set_yscale("log")
@@ -71,11 +71,7 @@ def plot_training(frame: pd.DataFrame, terms: Sequence[str] | None = None, *, ax
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         ax.set_ylim(bottom=min(0, values.min()))
-    ax.set(xlabel="Training step", ylabel="Loss term (nats a token)")
-    ax.xaxis.set_major_locator(whole_numbers())
-    ax.margins(x=0.02)
-    legend_above(ax)
-    return ax
+    return finish(ax, "Training step", "Loss term (nats a token)")
 
 
 def _terms(frame: pd.DataFrame, terms: Sequence[str] | None) -> list[str]:
@@ -84,9 +80,7 @@ def _terms(frame: pd.DataFrame, terms: Sequence[str] | None) -> list[str]:
         raise ConfigError("the frame has no training step: expected a row for each, with a column 'step'.")
     known = [c for c in frame.select_dtypes("number").columns if c not in NOT_TERMS and frame[c].notna().any()]
     chosen = list(known if terms is None else terms)
-    for term in chosen:
-        if term not in known:
-            raise unknown("loss term", term, known)
+    need_known("loss term", chosen, known)
     if not chosen:
         raise ConfigError(f"the frame has no loss term, only {', '.join(map(str, frame.columns))}.")
     return chosen

@@ -76,7 +76,7 @@ def _key(lm: HookedLM, objective: Objective, concept: Concept, model_hash: str, 
 
 
 def _code(method: type[Objective]) -> str:
-    """A hash of the code and texts that make samples; "" for a method without a file, which is not cached."""
+    """A hash of the code that makes samples and its texts; "" for a method without a file (notebooks), not cached."""
     root = Path(__file__).parents[1]
     own = [sys.modules[kind.__module__] for kind in method.__mro__ if issubclass(kind, Objective)]
     if not all(getattr(module, "__file__", None) for module in own):
