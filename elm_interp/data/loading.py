@@ -41,14 +41,8 @@ from elm_interp.registry import CONCEPT_SOURCES
 PACKS = Path(__file__).parent / "packs"
 _LISTS = ("keywords", "expert", "novice")
 _LOAN = ("from", "without")
-_FIELDS = {
-    "name": str,
-    "title": str,
-    **dict.fromkeys(_LISTS, list),
-    "dictionary": dict,
-    "anchors": dict,
-    "general": dict,
-}
+_TEXTS, _OBJECTS = ("name", "title"), ("dictionary", "anchors", "general")
+_FIELDS = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_LISTS, list), **dict.fromkeys(_OBJECTS, dict)}
 """Fields of concept.json; "anchors" is the dictionary's name in older folders."""
 Source = Callable[[str], Concept]
 
