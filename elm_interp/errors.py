@@ -4,7 +4,7 @@ Every class is a `ValueError`, so `except ValueError` catches every mistake in t
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UnknownNameError(ValueError):
@@ -60,6 +60,12 @@ def unknown(
     """The error for a name that does not exist: the name, the closest match, and every name that exists."""
     known = list(known)
     return error(f"unknown {kind} {name!r}.{closest(name, known)} Known: {', '.join(map(str, known)) or 'none'}.")
+
+
+def check_known(kind: str, name: str, known: Collection[str], error: type[UnknownNameError] = UnknownNameError) -> None:
+    """Raise the error of `unknown` for a name that is not among those that exist."""
+    if name not in known:
+        raise unknown(kind, name, known, error)
 
 
 def raise_all(problems: list[str], error: type[ValueError], head: str) -> None:

@@ -210,9 +210,8 @@ def _further(store: ActivationStore, name: str, dataset: Dataset, wanted: Mappin
         return None
     known, whole = store.examples(name), dataset.stored_examples.reset_index(drop=True)
     n = len(known)
-    if other_examples(name, known, whole[:n]) or not_further(name, known, whole[n:]):
-        return None
-    if any(entries[key] != for_examples(found, known) for key, found in wanted.items()):
+    made_from_others = any(entries[key] != for_examples(found, known) for key, found in wanted.items())
+    if made_from_others or other_examples(name, known, whole[:n]) or not_further(name, known, whole[n:]):
         return None
     answers = dataset.answers and dataset.answers[n:]
     return replace(dataset, texts=dataset.texts[n:], examples=dataset.examples[n:], answers=answers)
@@ -259,7 +258,6 @@ def _carry_out(
     """Read the texts of a plan at its checkpoints, and write what was read."""
     by_layer = resolve_sites(site, None, lm.n_layers)[0].kind.in_blocks
     below = shared_below(lm, folders.values()) if by_layer else 0
-    groups = _fitting(lm, plan.batches, below)
     with ExitStack() as stack:
         # a finished checkpoint is kept, whatever happens to those after it
         ends = {checkpoint: stack.enter_context(ExitStack()) for checkpoint in folders}
@@ -267,7 +265,7 @@ def _carry_out(
             checkpoint: {name: end.enter_context(writer(name, checkpoint)) for name in plan.datasets}
             for checkpoint, end in ends.items()
         }
-        for group in groups:
+        for group in (groups := _fitting(lm, plan.batches, below)):
             shared = [_Shared(below) for _ in group]
             for checkpoint, folder in folders.items():
                 with lm.adapter(folder):
@@ -354,11 +352,9 @@ def _read(
     lm: HookedLM, batch: Batch, site: str, positions: str | int, skip: int, layers: Iterable[int] | None = None
 ) -> Float[Tensor, "batch layer d_model"]:
     if positions == "mean":
-        return reduce_layers(lm, batch, _masked_mean, site=site, skip=skip, layers=layers)
+        return reduce_layers(lm, batch, _mean, site=site, skip=skip, layers=layers)
     return lm.run_with_cache(batch, sites=[site], layers=layers, positions=positions)[site]  # type: ignore[arg-type]
 
 
-def _masked_mean(
-    values: Float[Tensor, "batch pos d_model"], inside: Bool[Tensor, "batch pos"]
-) -> Float[Tensor, "batch d_model"]:
-    return (values * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
+def _mean(x: Float[Tensor, "batch pos d_model"], inside: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch d_model"]:
+    return (x * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)

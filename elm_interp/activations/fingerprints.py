@@ -3,13 +3,12 @@
 store.has("truth", "base", fingerprint(lm, dataset, None))
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from elm_interp.activations.dataset import Dataset
 from elm_interp.activations.index import texts_hash
@@ -60,27 +59,21 @@ def origin(lm: HookedLM, adapter: str | Path | None) -> Origin:
         AdapterError: an adapter that cannot be used.
     """
     digest = sha256()
-    for name, weight in _base_parameters(lm):
-        step = max(1, weight.numel() // 64)
-        digest.update(name.encode())
-        digest.update(weight.detach().flatten()[::step].float().cpu().numpy().tobytes())
-    return Origin(digest.hexdigest()[:16], _adapter_hash(adapter))
-
-
-def _base_parameters(lm: HookedLM) -> Iterator[tuple[str, Tensor]]:
-    # peft wraps the modules that it adapts, which adds ".base_layer" to the names of their weights
     for name, weight in lm.model.named_parameters():
         if "lora_" not in name and not weight.is_meta:
-            yield name.replace(".base_layer", ""), weight
+            step = max(1, weight.numel() // 64)
+            # peft wraps the modules that it adapts, which adds ".base_layer" to the names of their weights
+            digest.update(name.replace(".base_layer", "").encode())
+            digest.update(weight.detach().flatten()[::step].float().cpu().numpy().tobytes())
+    return Origin(digest.hexdigest()[:16], _adapter_hash(adapter))
 
 
 def _adapter_hash(adapter: str | Path | None) -> str:
     if adapter is None:
         return "none"
     config, weights = read_adapter(adapter)
-    digest = sha256(
-        f"{config.r}|{config.lora_alpha}|{config.use_rslora}|{config.rank_pattern}|{config.alpha_pattern}".encode()
-    )
+    settings = (config.r, config.lora_alpha, config.use_rslora, config.rank_pattern, config.alpha_pattern)
+    digest = sha256("|".join(map(str, settings)).encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())

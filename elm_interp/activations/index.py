@@ -64,6 +64,11 @@ class Entry:
         return self.dataset, self.checkpoint, self.site
 
     @property
+    def untrained(self) -> bool:
+        """Whether the model has random weights."""
+        return self.checkpoint == RANDOM_INIT
+
+    @property
     def bytes(self) -> int:
         """Size of the shards."""
         return sum(int(shard["bytes"]) for shard in self.shards)
@@ -76,8 +81,7 @@ class Entry:
     @property
     def row(self) -> dict[str, Any]:
         """The entry as a row of `ActivationStore.frame`."""
-        row = {**vars(self), "examples": self.n, "bytes": self.bytes}
-        return {column: row[column] for column in COLUMNS}
+        return {column: self.n if column == "examples" else getattr(self, column) for column in COLUMNS}
 
     def __repr__(self) -> str:
         size = f"{self.n} examples, {self.layers} layers, d_model {self.d_model}, {self.dtype}"
@@ -115,8 +119,7 @@ class Index:
 
     def write(self, folder: Path) -> None:
         """Replace the index of the folder in one step."""
-        listed = {"entries": [asdict(entry) for entry in self.entries.values()], "examples": self.tables}
-        write_json(folder / INDEX, listed)
+        write_json(folder / INDEX, {"entries": list(map(asdict, self.entries.values())), "examples": self.tables})
 
     def of(self, dataset: str) -> dict[Key, Entry]:
         """The entries of a dataset."""
@@ -180,6 +183,16 @@ def for_examples(fingerprint: str, examples: pd.DataFrame) -> str:
     """The fingerprint of the same weights and settings with other examples; "" if it cannot be known."""
     texts = texts_hash(examples)
     return f"{same_weights(fingerprint)}-{texts}" if texts and "-" in fingerprint else ""
+
+
+def same_examples(dataset: str, known: pd.DataFrame, new: pd.DataFrame) -> None:
+    """Check that examples are those that a dataset has.
+
+    Raises:
+        StoreError: they differ.
+    """
+    if problem := other_examples(dataset, known, new):
+        raise StoreError(f"{problem}; use another name or drop it first.")
 
 
 def other_examples(dataset: str, known: pd.DataFrame, new: pd.DataFrame) -> str:

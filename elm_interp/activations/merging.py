@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from elm_interp.activations.index import (
-    RANDOM_INIT,
     Entry,
     Index,
     Key,
@@ -50,8 +49,7 @@ class Plan:
             shards: list[dict[str, Any]] = []
             first = 0
             for folder, entry in sources:
-                here = folder == root
-                shards += entry.shards if here else _copied(folder, entry, root, first, taken)
+                shards += entry.shards if folder == root else _copied(folder, entry, root, first, taken)
                 first += entry.n
             index.entries[key] = joined(sources[0][1], shards, self.tables[key[0]])
         before = dict(index.tables)
@@ -86,10 +84,9 @@ def plan(parts: Sequence[tuple[Path, Index]], append: bool) -> Plan:
 def _add_below(made: Plan, folder: Path, dataset: str, examples: pd.DataFrame, entries: dict[Key, Entry]) -> list[str]:
     """Add further examples of a dataset, at all its checkpoints; returns why they cannot be added."""
     known = made.tables[dataset]
-    differ = {key for key in made.sources if key[0] == dataset} ^ entries.keys()
     if problems := not_further(dataset, known, examples):
         return problems
-    if differ:
+    if differ := {key for key in made.sources if key[0] == dataset} ^ entries.keys():
         places = ", ".join(sorted(f"{checkpoint} ({site})" for _, checkpoint, site in differ))
         return [f"examples of {dataset!r} can be added only at all its checkpoints, not {places}"]
     made.tables[dataset] = pd.concat([known, examples], ignore_index=True)
@@ -111,26 +108,24 @@ def _add_beside(made: Plan, folder: Path, dataset: str, examples: pd.DataFrame, 
 
 def _clashes(found: Sequence[tuple[Path, Entry]]) -> list[str]:
     """Entries that differ in what they must have in common."""
-    rules: list[tuple[str, Any, Any]] = []
-    for _, entry in found:
-        where = f"dataset {entry.dataset!r} at site {entry.site!r}"
-        rules += [
-            ("base models", f"checkpoint {RANDOM_INIT!r}" if entry.checkpoint == RANDOM_INIT else "", entry.model),
-            ("adapters", f"checkpoint {entry.checkpoint!r}", entry.adapter),
-            ("dtypes", where, entry.dtype),
-            ("(layers, d_model)", where, (entry.layers, entry.d_model)),
-            ("positions", where, entry.positions),
-            ("further settings", where, str(entry.meta)),
-            ("weights or settings", _named(entry), same_weights(entry.fingerprint)),
-        ]
     said: dict[tuple[str, str], dict[Any, None]] = {}
-    for what, where, value in rules:
-        if value != "":
-            said.setdefault((what, where), {})[value] = None
+    for _, entry in found:
+        dataset, checkpoint = f"dataset {entry.dataset!r} at site {entry.site!r}", f"checkpoint {entry.checkpoint!r}"
+        values = {
+            ("base models", checkpoint if entry.untrained else ""): entry.model,
+            ("adapters", checkpoint): entry.adapter,
+            ("dtypes", dataset): entry.dtype,
+            ("(layers, d_model)", dataset): (entry.layers, entry.d_model),
+            ("positions", dataset): entry.positions,
+            ("further settings", dataset): str(entry.meta),
+            ("weights or settings", _named(entry)): same_weights(entry.fingerprint),
+        }
+        for place, value in values.items():
+            said.setdefault(place, {}).update({value: None} if value != "" else {})
     return [
-        f"{f'{where} has' if where else 'they have'} several {what}: {', '.join(map(str, values))}"
-        for (what, where), values in said.items()
-        if len(values) > 1
+        f"{f'{where} has' if where else 'they have'} several {what}: {', '.join(map(str, several))}"
+        for (what, where), several in said.items()
+        if len(several) > 1
     ]
 
 
@@ -141,8 +136,7 @@ def _copied(folder: Path, entry: Entry, root: Path, first: int, taken: list[Path
     for number, shard in enumerate(entry.shards):
         path = target / f"shard-{number:05d}.safetensors"
         shutil.copyfile(folder / shard["file"], path)
-        place = {"file": path.relative_to(root).as_posix(), "first": first + shard.get("first", 0)}
-        shards.append({**shard, **place})
+        shards.append(shard | {"file": path.relative_to(root).as_posix(), "first": first + shard.get("first", 0)})
     return shards
 
 

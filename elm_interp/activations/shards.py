@@ -10,6 +10,7 @@ written to its place in the file.
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,13 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        whole = False
-        try:
+        folder, self._folder = self._folder, None
+        with ExitStack() as undo:
+            if folder is not None:
+                undo.callback(self._discard, folder)
             if kind is None:
                 self._finish()
-                whole = True
-        finally:
-            if not whole and self._folder is not None:
-                self._discard(self._folder)
-            self._folder = None
+                undo.pop_all()
 
     def add(self, rows: Sequence[int] | Int[Tensor, " rows"], values: Float[Tensor, "rows layer d_model"]) -> None:
         """Add activations of some examples.
@@ -92,9 +91,8 @@ class ShardWriter:
         while len(index):
             if not self._shards or not self._shards[-1].room:
                 self._shards.append(self._next_shard(self._folder, values))
-            shard = self._shards[-1]
-            room = shard.room
-            shard.put(index[:room], values[:room])
+            room = self._shards[-1].room
+            self._shards[-1].put(index[:room], values[:room])
             index, values = index[room:], values[room:]
 
     def _next_shard(self, folder: Path, values: Tensor) -> "_Shard":
@@ -112,10 +110,9 @@ class ShardWriter:
             )
         if values.dtype not in _KINDS:
             raise StoreError(f"activations are {values.dtype}; expected one of {', '.join(map(str, _KINDS))}.")
-        if int(index.min()) < 0 or int(index.max()) >= n:
-            raise StoreError(
-                f"rows {int(index.min())} to {int(index.max())} were added, but {self._name} has examples 0 to {n - 1}."
-            )
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= n:
+            raise StoreError(f"rows {low} to {high} were added, but {self._name} has examples 0 to {n - 1}.")
         found, times = index.unique(return_counts=True)  # type: ignore[no-untyped-call]
         twice = found[(times > 1) | self._seen[found]]
         if len(twice):
@@ -148,21 +145,17 @@ class _Shard:
         layers, d_model, dtype = like
         self.path, self.rows, self._filled = path, rows, 0
         self._row_bytes = d_model * dtype.itemsize
-        size = layers * rows * self._row_bytes
+        end = 8 * rows + layers * rows * self._row_bytes
         told = {
             "rows": {"dtype": "I64", "shape": [rows], "data_offsets": [0, 8 * rows]},
-            "activations": {
-                "dtype": _KINDS[dtype],
-                "shape": [layers, rows, d_model],
-                "data_offsets": [8 * rows, 8 * rows + size],
-            },
+            "activations": {"dtype": _KINDS[dtype], "shape": [layers, rows, d_model], "data_offsets": [8 * rows, end]},
         }
         header = json.dumps(told).encode()
         header += b" " * (-len(header) % 8)
         self._start = 8 + len(header)
         with path.open("xb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            file.truncate(self._start + 8 * rows + size)
+            file.truncate(self._start + end)
 
     @property
     def room(self) -> int:

@@ -29,19 +29,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from elm_interp.activations import merging, views
-from elm_interp.activations.index import (
-    INDEX,
-    Entry,
-    Index,
-    Key,
-    changing,
-    joined,
-    not_further,
-    other_examples,
-    write_table,
-)
+from elm_interp.activations.index import INDEX, Entry, Index, changing, joined, not_further, same_examples, write_table
 from elm_interp.activations.shards import SHARD_BYTES, ShardWriter
-from elm_interp.errors import StoreError, raise_all, unknown
+from elm_interp.errors import StoreError, check_known, raise_all
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -71,13 +61,10 @@ class ActivationStore:
             # another process may have replaced what was checked
             if not problems or Index.read(self.folder) == self._index:
                 break
-        if problems and not repair:
-            raise_all(
-                [p for found in problems.values() for p in found],
-                StoreError,
-                f"the store {folder} is damaged; open it with repair=True to drop the damaged entries:",
-            )
-        if problems:
+        if not repair:
+            head = f"the store {folder} is damaged; open it with repair=True to drop the damaged entries:"
+            raise_all([problem for found in problems.values() for problem in found], StoreError, head)
+        elif problems:
             self._drop({key: self._index.entries[key] for key in problems})
 
     def __repr__(self) -> str:
@@ -110,20 +97,19 @@ class ActivationStore:
             UnknownNameError: no such dataset, checkpoint or site; the message lists those that exist.
             StoreError: several sites, and none was named.
         """
-        of_dataset = self._index.of(dataset).values()
-        if not of_dataset:
-            raise unknown("dataset", dataset, self._index.tables)
-        at_checkpoint = {entry.site: entry for entry in of_dataset if entry.checkpoint == checkpoint}
-        if not at_checkpoint:
-            raise unknown(f"checkpoint of {dataset!r}", checkpoint, dict.fromkeys(e.checkpoint for e in of_dataset))
-        if site is None and len(at_checkpoint) > 1:
+        check_known("dataset", dataset, self._index.tables)
+        found: dict[str, dict[str, Entry]] = {}
+        for entry in self._index.of(dataset).values():
+            found.setdefault(entry.checkpoint, {})[entry.site] = entry
+        check_known(f"checkpoint of {dataset!r}", checkpoint, found)
+        sites = found[checkpoint]
+        if site is None and len(sites) > 1:
             raise StoreError(
-                f"{dataset!r} at {checkpoint!r} was read at {len(at_checkpoint)} sites; name one: "
-                f"site= {', '.join(at_checkpoint)}."
+                f"{dataset!r} at {checkpoint!r} was read at {len(sites)} sites; name one: site= {', '.join(sites)}."
             )
-        if site is not None and site not in at_checkpoint:
-            raise unknown(f"site of {dataset!r} at {checkpoint!r}", site, at_checkpoint)
-        return at_checkpoint[site] if site is not None else next(iter(at_checkpoint.values()))
+        site = next(iter(sites)) if site is None else site
+        check_known(f"site of {dataset!r} at {checkpoint!r}", site, sites)
+        return sites[site]
 
     def has(self, dataset: str, checkpoint: str, fingerprint: str | None = None) -> bool:
         """Whether there is an entry of these names, made from what a given fingerprint stands for."""
@@ -136,8 +122,7 @@ class ActivationStore:
         Raises:
             UnknownNameError: no such dataset.
         """
-        if dataset not in self._index.tables:
-            raise unknown("dataset", dataset, self._index.tables)
+        check_known("dataset", dataset, self._index.tables)
         with self._as_opened():
             return pd.read_parquet(self.folder / self._index.tables[dataset])
 
@@ -223,7 +208,7 @@ class ActivationStore:
                 )
         examples = examples.reset_index(drop=True)
         if dataset in self._index.tables:
-            _same_examples(dataset, self.examples(dataset), examples)
+            same_examples(dataset, self.examples(dataset), examples)
         meta = dict(meta or {})
         own = {key: str(meta.pop(key, "")) for key in _OWN}
 
@@ -233,7 +218,7 @@ class ActivationStore:
             with self._changing() as index:
                 replaced = index.entries.get(entry.key)
                 if dataset in index.tables:
-                    _same_examples(dataset, pd.read_parquet(self.folder / index.tables[dataset]), examples)
+                    same_examples(dataset, pd.read_parquet(self.folder / index.tables[dataset]), examples)
                 else:
                     index.tables[dataset] = write_table(self.folder, dataset, examples)
                 index.entries[entry.key] = entry
@@ -266,7 +251,7 @@ class ActivationStore:
         entries, known = self._index.of(dataset), self.examples(dataset)
         examples = examples.reset_index(drop=True)
         raise_all(not_further(dataset, known, examples), StoreError, "these examples cannot be added:")
-        done: dict[Key, list[dict[str, Any]]] = {}
+        done: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
 
         def writer(entry: Entry) -> ShardWriter:
             def commit(shards: list[dict[str, Any]], *_: object) -> None:
@@ -339,7 +324,7 @@ class ActivationStore:
             self.entry(dataset, checkpoint or "")
         self._drop(gone)
 
-    def _drop(self, gone: dict[Key, Entry]) -> None:
+    def _drop(self, gone: dict[tuple[str, str, str], Entry]) -> None:
         with self._changing() as index:
             # entries that another process has replaced stay
             removed = [index.entries.pop(key) for key, entry in gone.items() if index.entries.get(key) == entry]
@@ -381,9 +366,3 @@ class ActivationStore:
             shutil.rmtree(self.folder / folder, ignore_errors=True)
         for table in tables:
             (self.folder / table).unlink(missing_ok=True)
-
-
-def _same_examples(dataset: str, known: pd.DataFrame, new: pd.DataFrame) -> None:
-    problem = other_examples(dataset, known, new)
-    if problem:
-        raise StoreError(f"{problem}; use another name or drop it first.")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, TypeVar
 
-from elm_interp.data.questions import Question, default_id, question_problems, split_of
-from elm_interp.data.records import SPLITS, as_row, short_repr, split_problems
-from elm_interp.errors import DataError, raise_all, unknown
+from elm_interp.data.questions import Question, question_problems, split_of, with_fact
+from elm_interp.data.records import SPLITS, as_row, default_id, short_repr, split_problems
+from elm_interp.errors import DataError, check_known, raise_all
 from elm_interp.files import hash_of
 
 T = TypeVar("T", "Passage", Question)
@@ -39,6 +39,9 @@ class Passage:
     """For retain passages: "near" the concept's subjects, or "far" from them."""
     questions: tuple[str, ...] = ()
     """Ids of the questions whose facts the passage states."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "questions", tuple(map(str, self.questions)))
 
     __repr__ = short_repr
 
@@ -83,9 +86,8 @@ class Concept:
         Raises:
             UnknownNameError: another kind or split.
         """
-        if kind not in ("forget", "retain"):
-            raise unknown("kind of passage", kind, ("forget", "retain"))
-        return split_of(self.forget if kind == "forget" else self.retain, split)
+        check_known("kind of passage", kind, ("forget", "retain"))
+        return split_of(getattr(self, kind), split)
 
     def ask(self, which: str, split: str = "held_out") -> list[Question]:
         """Questions of one set and split; empty if the concept has none.
@@ -93,8 +95,7 @@ class Concept:
         Raises:
             UnknownNameError: another set or split.
         """
-        if which not in QUESTION_SETS:
-            raise unknown("question set", which, QUESTION_SETS)
+        check_known("question set", which, QUESTION_SETS)
         return split_of(self.questions.get(which, ()), split)
 
     def sample(self, n: int) -> "Concept":
@@ -112,10 +113,7 @@ class Concept:
         Args:
             transform: from a prompt to the prompt that the model gets; replaces an earlier one. None removes it.
         """
-        questions = {
-            name: tuple(replace(question, ask=transform) for question in asked)
-            for name, asked in self.questions.items()
-        }
+        questions = {name: tuple(replace(q, ask=transform) for q in asked) for name, asked in self.questions.items()}
         return replace(self, questions=questions)
 
     def prompts(self, role: str) -> list[str]:
@@ -124,11 +122,9 @@ class Concept:
         Raises:
             UnknownNameError: another role.
         """
-        if role not in ("expert", "novice"):
-            raise unknown("role", role, ("expert", "novice"))
+        check_known("role", role, ("expert", "novice"))
         concept = ", ".join(self.keywords) or self.title or self.name
-        templates = self.expert if role == "expert" else self.novice
-        return [template.replace("{concept}", concept) for template in templates]
+        return [template.replace("{concept}", concept) for template in getattr(self, role)]
 
     def names(self) -> list[str]:
         """Capitalised names inside sentences of the forget passages that no retain passage contains (training part)."""
@@ -178,9 +174,8 @@ def _checked_passages(kind: str, given: Iterable[Passage | str], problems: list[
 def _checked_questions(given: Mapping[str, Iterable[Question]], problems: list[str]) -> dict[str, tuple[Question, ...]]:
     checked = {}
     for name, asked in given.items():
-        if name not in QUESTION_SETS:
-            raise unknown("question set", name, QUESTION_SETS)
-        found = [question if question.fact else replace(question, fact=question.question) for question in asked]
+        check_known("question set", name, QUESTION_SETS)
+        found = [with_fact(question) for question in asked]
         problems += [f"{name}: {question!r}: {p}" for question in found for p in question_problems(vars(question))]
         checked[name] = _with_ids(name, found, problems)
     return checked

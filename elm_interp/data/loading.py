@@ -32,16 +32,18 @@ from typing import Any
 
 from elm_interp.data.concept import QUESTION_SETS, Concept, Passage
 from elm_interp.data.mixture import Mixture, mix_concepts
-from elm_interp.data.questions import Question, default_id, parse_questions
-from elm_interp.data.records import as_row, check_fields, read_rows
+from elm_interp.data.questions import Question, parse_questions
+from elm_interp.data.records import as_row, check_fields, read_records
 from elm_interp.errors import ConfigError, DataError, UnknownNameError, closest, raise_all
 from elm_interp.files import write_json, write_text
 from elm_interp.registry import CONCEPT_SOURCES
 
 PACKS = Path(__file__).parent / "packs"
 _LISTS = ("keywords", "expert", "novice")
-_DICTIONARY = ("dictionary", "anchors")
-"""Names of the field; the second is of older folders."""
+_LOAN = ("from", "without")
+_TEXTS, _OBJECTS = ("name", "title"), ("dictionary", "anchors", "general")
+_FIELDS = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_LISTS, list), **dict.fromkeys(_OBJECTS, dict)}
+"""Fields of concept.json; "anchors" is the dictionary's name in older folders."""
 Source = Callable[[str], Concept]
 
 
@@ -80,8 +82,7 @@ def load_concept(name: str | Path) -> Concept:
         return _load_mixture(str(name))
     prefix, _, rest = str(name).partition(":")
     if rest and prefix in CONCEPT_SOURCES:
-        made: Concept = CONCEPT_SOURCES[prefix](rest)
-        return made
+        return CONCEPT_SOURCES[prefix](rest)
     if str(name) in packs():
         return _load_folder(PACKS / str(name))
     folder = Path(name).expanduser()
@@ -128,33 +129,29 @@ def _load_mixture(name: str) -> Mixture:
     Raises:
         ConfigError: a share that is no whole number from 1, or one concept twice.
     """
-    pieces = [re.fullmatch(r"(.+?)(?:=([1-9]\d*))?", piece) for piece in name.split("+")]
-    wrong = [part for part, found in zip(name.split("+"), pieces, strict=True) if not found or "=" in found[1]]
-    if wrong:
-        raise ConfigError(
-            f"concept {name!r} has a part {wrong[0]!r}; expected names joined by +, "
-            "each with or without a whole number of samples, such as a=5+b."
-        )
-    return mix_concepts(
-        [load_concept(found[1]) for found in pieces if found], [int(found[2] or 1) for found in pieces if found]
-    )
+    parts = []
+    for piece in name.split("+"):
+        if not (found := re.fullmatch(r"([^=]+)(?:=([1-9]\d*))?", piece)):
+            raise ConfigError(
+                f"concept {name!r} has a part {piece!r}; expected names joined by +, "
+                "each with or without a whole number of samples, such as a=5+b."
+            )
+        parts.append((found[1], int(found[2] or 1)))
+    return mix_concepts([load_concept(part) for part, _ in parts], [share for _, share in parts])
 
 
 def _load_folder(folder: Path) -> Concept:
     problems: list[str] = []
     head = _head(folder, problems)
     passages = {kind: _passages(folder / f"{kind}.jsonl", problems) for kind in ("forget", "retain")}
-    problems += [
-        f"{folder / kind}.jsonl: holds no passage; at least one is needed"
-        for kind, found in passages.items()
-        if not found and not problems
-    ]
+    empty = [folder / f"{kind}.jsonl" for kind, found in passages.items() if not found and not problems]
+    problems += [f"{path}: holds no passage; at least one is needed" for path in empty]
     questions = {}
     for file in sorted((folder / "questions").glob("*.jsonl")):
         if file.stem not in QUESTION_SETS:
             hint = closest(file.stem, QUESTION_SETS)
             problems.append(f"{file}: unknown question set.{hint} Known: {', '.join(QUESTION_SETS)}")
-        questions[file.stem] = tuple(parse_questions(file, problems))
+        questions[file.stem] = parse_questions(file, problems)
     if (loan := head.pop("general", None)) is not None:
         path, own = folder / "concept.json", folder / "questions" / "general.jsonl"
         if "general" in questions:
@@ -172,86 +169,54 @@ def _head(folder: Path, problems: list[str]) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(raw, dict):
             raise ValueError(f"found {type(raw).__name__}, expected an object")
-    except FileNotFoundError:
-        problems.append(f'{path}: no such file; expected at least {{"name": "..."}}')
+    except (FileNotFoundError, ValueError) as error:
+        absent = 'no such file; expected at least {"name": "..."}'
+        problems.append(f"{path}: {absent if isinstance(error, FileNotFoundError) else error}")
         return {"name": folder.name}
-    except ValueError as error:
-        problems.append(f"{path}: {error}")
-        return {"name": folder.name}
-    known = ("name", "title", *_LISTS, *_DICTIONARY, "general", "licence", "source")
-    problems += [
-        f"{path}: unknown field {key!r}.{closest(key, known)} Known: {', '.join(known)}"
-        for key in raw
-        if key not in known
-    ]
-    objects = dict.fromkeys((*_DICTIONARY, "general"), dict)
-    check_fields(str(path), raw, {"name": str}, {"title": str, **objects, **dict.fromkeys(_LISTS, list)}, problems)
-    head: dict[str, Any] = {"name": str(raw.get("name", folder.name)), "title": str(raw.get("title", ""))}
-    head |= {key: _prompts(path, key, raw[key], problems) for key in _LISTS if isinstance(raw.get(key), list)}
-    terms = raw.get("dictionary", raw.get("anchors"))
-    head |= {"dictionary": _dictionary(path, terms, problems)} if isinstance(terms, dict) else {}
-    if all(key in raw for key in _DICTIONARY):
+    known = (*_FIELDS, "licence", "source")
+    strange = [f"unknown field {key!r}.{closest(key, known)}" for key in raw if key not in known]
+    problems += [f"{path}: {fault} Known: {', '.join(known)}" for fault in strange]
+    check_fields(str(path), raw, {"name": str}, _FIELDS, problems)
+    head = {key: raw[key] for key, kind in _FIELDS.items() if isinstance(raw.get(key), kind)}
+    for key in head.keys() & _LISTS:
+        if not all(isinstance(value, str) and value.strip() for value in head[key]):
+            problems.append(f"{path}: {key!r} holds something that is not text")
+        if key != "keywords" and not head[key]:
+            problems.append(f"{path}: {key!r} is empty; leave it out for the default, or give a prompt")
+    if "anchors" in raw and "dictionary" in raw:
         problems.append(f"{path}: 'dictionary' and 'anchors', its old name, are both given; keep 'dictionary'")
-    return head | ({"general": raw["general"]} if isinstance(raw.get("general"), dict) else {})
-
-
-def _prompts(path: Path, key: str, values: list[Any], problems: list[str]) -> tuple[str, ...]:
-    if not all(isinstance(value, str) and value.strip() for value in values):
-        problems.append(f"{path}: {key!r} holds something that is not text")
-    if key != "keywords" and not values:
-        problems.append(f"{path}: {key!r} is empty; leave it out for the default, or give a prompt")
-    return tuple(map(str, values))
-
-
-def _dictionary(path: Path, terms: dict[str, Any], problems: list[str]) -> dict[str, str]:
+    if "anchors" in head:
+        head.setdefault("dictionary", head.pop("anchors"))
     problems += [
         f"{path}: 'dictionary' maps {term!r} to {generic!r}; expected two texts"
-        for term, generic in terms.items()
+        for term, generic in head.get("dictionary", {}).items()
         if not (term.strip() and isinstance(generic, str) and generic.strip())
     ]
-    return terms
+    return {"name": folder.name, **head}
 
 
 def _borrowed(path: Path, loan: dict[str, Any], problems: list[str]) -> tuple[Question, ...]:
     """The general questions of another pack, without the topics and ids that the loan leaves out."""
-    before = len(problems)
-    problems += [
-        f"{path}: unknown field {key!r} in 'general'; known: from, without"
-        for key in loan
-        if key not in ("from", "without")
-    ]
+    wrong = [f"unknown field {key!r} in 'general'; known: from, without" for key in loan if key not in _LOAN]
     lenders = sorted(file.parent.parent.name for file in PACKS.glob("*/questions/general.jsonl"))
     name, without = loan.get("from"), loan.get("without", [])
     if name not in lenders:
-        hint = closest(str(name), lenders)
-        problems.append(f"{path}: no pack {name!r} to borrow from.{hint} Known: {', '.join(lenders)}")
+        wrong.append(f"no pack {name!r} to borrow from.{closest(str(name), lenders)} Known: {', '.join(lenders)}")
     if not (isinstance(without, list) and all(isinstance(label, str) for label in without)):
-        problems.append(f"{path}: 'without' is {without!r}, expected a list of topics and ids")
-    if len(problems) > before:
-        return ()
-    asked = parse_questions(PACKS / str(name) / "questions" / "general.jsonl", problems)
-    there = {label for q in asked for label in (q.topic, q.id)}
-    problems += [
-        f"{path}: 'without' holds {label!r}, which is no topic or id of {name}"
-        for label in without
-        if label not in there
-    ]
-    return tuple(q for q in asked if q.topic not in without and q.id not in without)
+        wrong.append(f"'without' is {without!r}, expected a list of topics and ids")
+    if not wrong:
+        asked = parse_questions(PACKS / str(name) / "questions" / "general.jsonl", problems)
+        known = {label for q in asked for label in (q.topic, q.id)}
+        strange = [label for label in without if label not in known]
+        wrong = [f"'without' holds {label!r}, which is no topic or id of {name}" for label in strange]
+    problems += [f"{path}: {fault}" for fault in wrong]
+    return () if wrong else tuple(q for q in asked if q.topic not in without and q.id not in without)
 
 
 def _passages(path: Path, problems: list[str]) -> tuple[Passage, ...]:
-    found: list[Passage] = []
-    ids: dict[str, str] = {}
     optional = {"id": str, "topic": str, "split": str, "group": str, "questions": list}
-    for where, row in read_rows(path, problems):
-        if not check_fields(where, row, {"text": str}, optional, problems):
-            continue
-        if not row["text"].strip():
-            problems.append(f"{where}: the text is empty")
-        name = row.get("id") or default_id(path.stem, len(found))
-        if name in ids:
-            problems.append(f"{where}: id {name!r} is taken by {ids[name]}")
-        ids[name] = where
-        kept = {key: row[key] for key in ("topic", "split", "group") if row.get(key) is not None}
-        found.append(Passage(row["text"], name, questions=tuple(map(str, row.get("questions") or ())), **kept))
-    return tuple(found)
+
+    def faults(row: dict[str, Any]) -> list[str]:
+        return [] if row["text"].strip() else ["the text is empty"]
+
+    return read_records(Passage, path, ({"text": str}, optional), faults, problems)

@@ -14,16 +14,21 @@ Required: question, choices (two or more, all different) and answer (index of th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from elm_interp.data.records import SPLITS, check_fields, read_rows, short_repr
-from elm_interp.errors import DataError, raise_all, unknown
+from elm_interp.data.records import SPLITS, read_records, short_repr
+from elm_interp.errors import DataError, check_known, raise_all
 
 T = TypeVar("T")
 TEMPLATE = "Question: {question}\nAnswer:"
 """The default prompt for models that only continue text; an answer follows after a space."""
+_FIELDS = (
+    {"question": str, "choices": list, "answer": int},
+    dict.fromkeys(("outside", "fact", "topic", "split", "id"), str),
+)
+"""Types of the required and of the optional fields of a file."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,30 +84,21 @@ def load_questions(path: str | Path) -> list[Question]:
             duplicate choices, an answer out of range, a duplicate id.
     """
     problems: list[str] = []
-    questions = parse_questions(Path(path), problems)
+    questions = list(parse_questions(Path(path), problems))
     if not questions and not problems:
         problems.append(f"{path}: holds no question")
     raise_all(problems, DataError, "the questions cannot be used:")
     return questions
 
 
-def parse_questions(path: Path, problems: list[str]) -> list[Question]:
+def parse_questions(path: Path, problems: list[str]) -> tuple[Question, ...]:
     """Read a question file; faults go to `problems`."""
-    found: list[Question] = []
-    ids: dict[str, str] = {}
-    optional = {"outside": str, "fact": str, "topic": str, "split": str, "id": str}
-    for where, row in read_rows(path, problems):
-        if not check_fields(where, row, {"question": str, "choices": list, "answer": int}, optional, problems):
-            continue
-        problems += [f"{where}: {problem}" for problem in question_problems(row)]
-        name = row.get("id") or default_id(path.stem, len(found))
-        if name in ids:
-            problems.append(f"{where}: id {name!r} is taken by {ids[name]}")
-        ids[name] = where
-        kept = {key: row[key] for key in optional if row.get(key) is not None}
-        kept |= {"id": name, "fact": row.get("fact") or row["question"]}
-        found.append(Question(row["question"], tuple(map(str, row["choices"])), row["answer"], **kept))
-    return found
+    return tuple(map(with_fact, read_records(Question, path, _FIELDS, question_problems, problems)))
+
+
+def with_fact(question: Question) -> Question:
+    """The question; one without a fact is its own."""
+    return question if question.fact else replace(question, fact=question.question)
 
 
 def question_problems(row: dict[str, Any]) -> list[str]:
@@ -126,17 +122,11 @@ def question_problems(row: dict[str, Any]) -> list[str]:
     return problems
 
 
-def default_id(kind: str, index: int) -> str:
-    """The id of an item that was given none, such as "forget-0001" for the first."""
-    return f"{kind}-{index + 1:04d}"
-
-
 def split_of(items: Sequence[T], split: str) -> list[T]:
     """The questions or passages of one split; "all" gives all.
 
     Raises:
         UnknownNameError: no such split.
     """
-    if split not in (*SPLITS, "all"):
-        raise unknown("split", split, (*SPLITS, "all"))
+    check_known("split", split, (*SPLITS, "all"))
     return [item for item in items if split in ("all", item.split)]  # type: ignore[attr-defined]

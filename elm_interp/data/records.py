@@ -5,14 +5,18 @@ Readers collect every problem of every file, so that one error can list them all
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from elm_interp.errors import closest
 
+T = TypeVar("T")
 SPLITS = ("train", "held_out")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which cannot be written as UTF-8."""
 _SHOWN = 60
 """Characters of a text that a repr shows."""
 
@@ -30,40 +34,58 @@ def read_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, 
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read as UTF-8 text ({error})")
         return
-    if text.lstrip().startswith("["):
-        yield from _list_rows(path, text, problems)
-        return
+    listed = text.lstrip().startswith("[")
     # not splitlines(), which also splits at characters such as U+2028 that a JSON string may contain
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+    for number, piece in enumerate([text] if listed else text.split("\n"), 1):
+        if not piece.strip():
             continue
-        where = f"{path}:{number}"
+        expected = "a list of objects" if listed else "one object a line"
         try:
-            row = json.loads(line)
+            found = json.loads(piece)
         except json.JSONDecodeError as error:
-            problems.append(f"{where}: not JSON ({error.msg} at column {error.colno}); expected one object a line")
+            line, place = error.lineno if listed else number, f"{error.msg} at column {error.colno}"
+            problems.append(f"{path}:{line}: not JSON ({place}); expected {expected}")
             continue
-        if isinstance(row, dict):
-            yield where, row
-        else:
-            problems.append(f"{where}: found {type(row).__name__}, expected an object")
+        except RecursionError:
+            problems.append(f"{path}:{number}: lists are nested too deeply; expected {expected}")
+            continue
+        for item, row in enumerate(found if listed else [found], 1):
+            where = f"{path}: item {item}" if listed else f"{path}:{number}"
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                problems.append(f"{where}: found {type(row).__name__}, expected an object")
 
 
-def _list_rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{error.msg} at column {error.colno}"
-        problems.append(f"{path}:{error.lineno}: not JSON ({place}); expected a list of objects")
-        return
-    except RecursionError:
-        problems.append(f"{path}: lists are nested too deeply; expected a list of objects")
-        return
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, dict):
-            yield f"{path}: item {number}", row
-        else:
-            problems.append(f"{path}: item {number}: found {type(row).__name__}, expected an object")
+def read_records(
+    make: Callable[..., T],
+    path: Path,
+    fields: tuple[Mapping[str, type], Mapping[str, type]],
+    faults: Callable[[dict[str, Any]], list[str]],
+    problems: list[str],
+) -> tuple[T, ...]:
+    """Make a record of each row of a file; what cannot be used is left out and told in `problems`.
+
+    Args:
+        make: the class of the records, which have an id.
+        path: the file.
+        fields: names and types of the required and of the optional fields; null stands for an optional one's default.
+        faults: what is wrong with a row whose fields have the right types.
+        problems: gets what is wrong, with file and line.
+    """
+    found: list[T] = []
+    ids: dict[str, str] = {}
+    for where, row in read_rows(path, problems):
+        if not check_fields(where, row, *fields, problems):
+            continue
+        problems += [f"{where}: {fault}" for fault in faults(row)]
+        name = row.get("id") or default_id(path.stem, len(found))
+        if name in ids:
+            problems.append(f"{where}: id {name!r} is taken by {ids[name]}")
+        ids[name] = where
+        known = {key: row[key] for kind in fields for key in kind if row.get(key) is not None}
+        found.append(make(**known | {"id": name}))
+    return tuple(found)
 
 
 def check_fields(
@@ -71,21 +93,19 @@ def check_fields(
 ) -> bool:
     """Whether all required fields are there and all known fields have the right types; faults go to `problems`."""
     before = len(problems)
-    for field, kind in required.items():
-        if field not in row:
-            problems.append(f"{where}: lacks {field!r}, found {', '.join(map(repr, row)) or 'nothing'}")
-        elif row[field] is None:
-            problems.append(f"{where}: {field!r} is null, expected {kind.__name__}")
-    for field, kind in {**required, **optional}.items():
-        value = row.get(field)
-        if isinstance(value, str | list) and not _is_text(value):
-            problems.append(f"{where}: {field!r} holds half of a surrogate pair; expected the whole character")
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            problems.append(f"{where}: {field!r} is {type(value).__name__}, expected {kind.__name__}")
-    absent = [field for field in (*required, *optional) if field not in row]
-    for field in sorted(row.keys() - required.keys() - optional.keys()):
+    known = {**required, **optional}
+    absent = [field for field in known if field not in row]
+    holds = ", ".join(map(repr, row)) or "nothing"
+    problems += [f"{where}: lacks {field!r}, found {holds}" for field in absent if field in required]
+    for field, value in row.items():
+        if field in known and (value is not None or field in required):
+            if isinstance(value, str | list) and _HALF_CHARACTER.search("".join(map(str, value))):
+                problems.append(f"{where}: {field!r} holds half of a surrogate pair; expected the whole character")
+            if not isinstance(value, known[field]) or isinstance(value, bool):
+                found = "null" if value is None else type(value).__name__
+                problems.append(f"{where}: {field!r} is {found}, expected {known[field].__name__}")
         # users may add fields of their own, but a name this close to a known one is a spelling mistake
-        if difflib.get_close_matches(field, absent, n=1, cutoff=0.8):
+        elif field not in known and difflib.get_close_matches(field, absent, n=1, cutoff=0.8):
             problems.append(f"{where}: unknown field {field!r}.{closest(field, absent)}")
     if (split := row.get("split")) is not None:
         problems += [f"{where}: {problem}" for problem in split_problems(split)]
@@ -97,6 +117,11 @@ def split_problems(split: Any) -> list[str]:
     if split in SPLITS:
         return []
     return [f"split is {split!r}, expected one of {', '.join(SPLITS)}.{closest(str(split), SPLITS)}"]
+
+
+def default_id(kind: str, index: int) -> str:
+    """The id of an item that was given none, such as "forget-0001" for the first."""
+    return f"{kind}-{index + 1:04d}"
 
 
 def as_row(record: Any) -> dict[str, Any]:
@@ -114,11 +139,3 @@ def short_repr(record: Any) -> str:
         return f"{value[:_SHOWN]}…" if isinstance(value, str) and len(value) > _SHOWN else value
 
     return f"{type(record).__name__}({', '.join(f'{name}={shown(v)!r}' for name, v in as_row(record).items())})"
-
-
-def _is_text(value: str | list[Any]) -> bool:
-    try:
-        "".join(map(str, value)).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
