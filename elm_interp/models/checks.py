@@ -32,8 +32,7 @@ def check_passes(lm: "HookedLM") -> None:
         stream = reference.run(batch, {last: lambda value: value})[0][last]
         normed = lm.model.get_submodule(lm.layout.final_norm)(stream)
         ours = lm.unembed(hidden)
-        backbone = lm.model.get_submodule(lm.layout.backbone)
-        theirs = lm.model(**forward_inputs(backbone, batch), use_cache=False).logits
+        theirs = lm.model(**forward_inputs(lm.layout.backbone_of(lm.model), batch)).logits
         through = lm.hidden(batch)
     finally:
         lm.model.train(training)

@@ -5,15 +5,16 @@ tokens of each row are. Back ends call it like any other edit, with the whole pa
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from elm_interp.models.backends.contract import Edit
 from elm_interp.models.batch import Positions, check_positions
+from elm_interp.models.changed import changed
 
 
 class PositionEdit:
@@ -60,9 +61,8 @@ class PositionEdit:
         absent = ~inside.reshape(*inside.shape, *[1] * (raw.ndim - 2))
         # a position that this pass does not hold reads as zero, and its replacement is dropped
         if self.pattern:
-            _, k, head, keys = raw.shape
-            real = mask[:, -keys:].bool()  # a sliding window has dropped the first keys
-            order = repeat((~real).int().argsort(dim=1, stable=True), "batch key -> batch k head key", k=k, head=head)
+            real = mask[:, -raw.shape[-1] :].bool()  # a sliding window has dropped the first keys
+            order = (~real).int().argsort(dim=1, stable=True)[:, None, None].expand_as(raw)
             aligned = self._edited(raw.gather(-1, order).masked_fill(absent, 0))
             new = torch.where(real[:, None, None], raw.scatter(-1, order, aligned), raw)
         else:
@@ -99,13 +99,9 @@ def running(edits: Sequence[PositionEdit], mask: Int[Tensor, "batch key"], new: 
     Raises:
         ValueError: a pass without cached tokens that lacks a position in some row.
     """
-    before = [(edit.mask, edit.new) for edit in edits]
-    try:
+    with ExitStack() as stack:
         for edit in edits:
             if not cached:
                 check_positions(edit.positions, mask.sum(1))
-            edit.mask, edit.new = mask, new
+            stack.enter_context(changed(edit, mask=mask, new=new))
         yield
-    finally:
-        for edit, (outer_mask, outer_new) in zip(edits, before, strict=True):
-            edit.mask, edit.new = outer_mask, outer_new

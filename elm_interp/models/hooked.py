@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
-from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,6 +36,7 @@ from elm_interp.models.backends import nnsight, transformer_lens
 from elm_interp.models.backends.contract import Backend, Edit, Keep, make_backend
 from elm_interp.models.batch import Batch, Positions, pad, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
+from elm_interp.models.changed import changed
 from elm_interp.models.checks import check_passes
 from elm_interp.models.edits import PositionEdit, running
 from elm_interp.models.layout import Layout, find_layout
@@ -75,9 +75,8 @@ class HookedLM:
         self._backend = make_backend(backend, model, self.layout) if isinstance(backend, str) else backend
         config = model.config
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / (
-            getattr(config, "logits_scaling", None) or 1
-        )
+        divisor = getattr(config, "logits_scaling", None) or 1
+        self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / divisor
         self._position_edits: list[PositionEdit] = []  # of the `hooks` contexts that are open
         if not self.is_remote:
             check_passes(self)
@@ -141,12 +140,11 @@ class HookedLM:
         return f"<table><caption>HookedLM {self.name}</caption>{rows}</table>"
 
     def _described(self) -> dict[str, str]:
-        dtype = str(self.dtype).removeprefix("torch.")
         return {
             "class": type(self.model).__name__,
             "layers": str(self.n_layers),
             "d_model": str(self.d_model),
-            "dtype": f"{dtype} on {self.device}",
+            "dtype": f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
             "adapter": self.adapters.current or "none",
             "backend": self.backend,
         }
@@ -159,8 +157,7 @@ class HookedLM:
         Raises:
             ValueError: a text without a token.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return self.pad(self.encode(texts, max_tokens=max_tokens))
+        return self.pad(self.encode([texts] if isinstance(texts, str) else texts, max_tokens=max_tokens))
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each text, unpadded, with the tokenizer's special tokens."""
@@ -176,8 +173,7 @@ class HookedLM:
     @property
     def pad_id(self) -> int:
         """The id of padding; its value never matters, because padding is always masked."""
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in ids if i is not None)
+        return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -209,11 +205,10 @@ class HookedLM:
             ValueError: a position outside some row.
         """
         wanted, batch = self._sites(sites, layers), batch.to(self.device)
-        mask = batch.attention_mask
-        reads = {
-            site: partial(pick_pattern if side == "pattern" else pick, mask=mask, positions=positions)
-            for site, side in wanted.items()
-        }
+        keep, keep_pattern = (
+            partial(picker, mask=batch.attention_mask, positions=positions) for picker in (pick, pick_pattern)
+        )
+        reads = {site: keep_pattern if side == "pattern" else keep for site, side in wanted.items()}
         with torch.set_grad_enabled(grad):
             found, _ = self._run(batch, reads)
         return ActivationCache({site: found[site] for site in wanted}, batch, positions)
@@ -279,9 +274,8 @@ class HookedLM:
         """The gradient at hidden states, from the gradient at their logits through the frozen unembedding."""
         if self._softcap is not None:
             grad = grad * (1 - (logits.float() / self._softcap) ** 2)
-        return grad.to(self.unembedding.weight.dtype) @ (
-            self.unembedding.weight * self._logit_scale if self._logit_scale != 1 else self.unembedding.weight
-        )
+        weight = self.unembedding.weight
+        return grad.to(weight.dtype) @ (weight * self._logit_scale if self._logit_scale != 1 else weight)
 
     # -- editing --------------------------------------------------------------------------------------------------
 
@@ -312,15 +306,12 @@ class HookedLM:
         chosen = {
             site: PositionEdit(edit, positions, pattern=side == "pattern") for site, (edit, side) in by_site.items()
         }
-        before, self._position_edits = self._position_edits, [*self._position_edits, *chosen.values()]
-        try:
-            with self._backend.hooks(chosen):
-                yield self
-        finally:
-            self._position_edits = before
-        idle = [str(site) for site, edit in chosen.items() if edit.acted is False]
-        if idle:
-            raise ValueError(f"the edit of {idle[0]} never acted: no row of any pass had positions {positions!r}.")
+        open_edits = [*self._position_edits, *chosen.values()]
+        with changed(self, _position_edits=open_edits), self._backend.hooks(chosen):
+            yield self
+        for site, edit in chosen.items():
+            if edit.acted is False:
+                raise ValueError(f"the edit of {site} never acted: no row of any pass had positions {positions!r}.")
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
@@ -334,19 +325,7 @@ class HookedLM:
         with self.adapters.use(which):
             yield self
 
-    def lora(
-        self,
-        layers: Iterable[int],
-        *,
-        rank: int | None,
-        alpha: float = 1.0,
-        modules: str = "attn+mlp",
-        dropout: float = 0.0,
-    ) -> LoraConfig:
-        """The config of a LoRA on this model's projections, for `adapters.attach`; rank None trains whole weights."""
-        return lora_config(
-            self.model, self.layout.blocks, list(layers), rank=rank, alpha=alpha, modules=modules, dropout=dropout
-        )
+    lora = lora_config
 
     def reinitialised(self, seed: int = 1) -> "HookedLM":
         """A model of the same architecture and tokenizer with random weights, as a baseline for probes.
@@ -362,9 +341,8 @@ class HookedLM:
             raise BackendError("the model is spread over several devices; a second one would have to fit on one.")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # of the CPU alone; the fork restores it
-            build = type(self.model)._from_config
-            model: PreTrainedModel = build(deepcopy(self.model.config), dtype=self.dtype)  # type: ignore[no-untyped-call]
-        cast(nn.Module, model).to(self.device).eval().requires_grad_(False)
+            model: Any = type(self.model)._from_config(deepcopy(self.model.config), dtype=self.dtype)  # type: ignore[no-untyped-call]
+        model.to(self.device).eval().requires_grad_(False)
         name = f"{self.name}, random weights"
         return HookedLM(model, self.tokenizer, name=name, layout=self.layout, backend=self.backend)
 

@@ -54,6 +54,10 @@ class Layout:
         """The module that runs embedding, blocks and final norm, but not the unembedding."""
         return self.blocks.rpartition(".")[0]
 
+    def backbone_of(self, model: nn.Module) -> nn.Module:
+        """The backbone of a model with this layout."""
+        return model.get_submodule(self.backbone)
+
     def block(self, layer: int, part: str = "") -> str:
         """The path of a block, or of a module inside it."""
         return f"{self.blocks}.{layer}" + (f".{part}" if part else "")

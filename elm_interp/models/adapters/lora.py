@@ -1,14 +1,17 @@
 """LoRA configs: which projections of a model an adapter sits on.
 
-config = lora_config(model, layout.blocks, [4, 5, 6], rank=4, alpha=16, modules="attn+mlp")
+config = lora_config(lm, [4, 5, 6], rank=4, alpha=16, modules="attn+mlp")        # or lm.lora([4, 5, 6], …)
 """
 
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig
-from torch import nn
 
 from elm_interp.errors import AdapterError, unknown
+
+if TYPE_CHECKING:
+    from elm_interp.models.hooked import HookedLM
 
 _MLP_IN = ("gate_proj", "up_proj", "gate_up_proj", "dense_h_to_4h", "c_fc", "fc1")
 _MLP_OUT = ("down_proj", "dense_4h_to_h", "c_proj", "fc2")
@@ -29,20 +32,20 @@ class WholeWeights(LoraConfig):
 
 
 def lora_config(
-    model: nn.Module,
-    blocks: str,
-    layers: list[int],
+    lm: "HookedLM",
+    layers: Iterable[int],
     *,
     rank: int | None,
     alpha: float = 1.0,
     modules: str = "attn+mlp",
     dropout: float = 0.0,
 ) -> LoraConfig:
-    """A LoRA on the named parts of the given layers, found by the names of the model's projections.
+    """The config of a LoRA on the named parts of the given layers, for `adapters.attach`.
+
+    The parts are found by the names of the model's projections.
 
     Args:
-        model: the causal language model.
-        blocks: path of the list of blocks, from `find_layout`.
+        lm: the model.
         layers: block indices.
         rank: rank r of each update; None trains whole weights (see `WholeWeights`).
         alpha: the update is scaled by alpha / rank; whole weights have no scale.
@@ -57,35 +60,27 @@ def lora_config(
         if part not in PROJECTIONS:
             raise unknown("part of a block", part, PROJECTIONS)
     wanted = {name for part in modules.split("+") for name in PROJECTIONS[part]}
-    first = cast(nn.ModuleList, model.get_submodule(blocks))[0]
-    present = {path: path.rpartition(".")[2] for path, _ in first.named_modules() if path}
+    present = {path: path.rpartition(".")[2] for path, _ in lm.blocks[0].named_modules() if path}
     # in GPT-2 the last projections of attention and MLP have one name; only the path tells them apart
-    paths = sorted(
-        path for path, name in present.items() if name in wanted and not (modules == "mlp-out" and "att" in path)
-    )
+    alone = modules == "mlp-out"
+    paths = sorted(path for path, name in present.items() if name in wanted and not (alone and "att" in path))
     if not paths:
         raise AdapterError(f"found none of {sorted(wanted)} in a block, which has {sorted(set(present.values()))}.")
     where: dict[str, Any] = {
         "layers_to_transform": sorted(layers),
-        "layers_pattern": blocks.rpartition(".")[2],
+        "layers_pattern": lm.layout.blocks.rpartition(".")[2],
         "bias": "none",
         "task_type": "CAUSAL_LM",
     }
     if rank is None:
-        ranks = {path: min(first.get_submodule(path).weight.shape) for path in paths}  # type: ignore[arg-type]
-        return WholeWeights(
-            r=max(ranks.values()),
-            lora_alpha=max(ranks.values()),
-            target_modules=paths,
-            rank_pattern=ranks,
-            alpha_pattern=dict(ranks),
-            **where,
-        )
-    targets = paths if modules == "mlp-out" else sorted({present[path] for path in paths})
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
-        lora_dropout=dropout,
-        target_modules=targets,
-        **where,
-    )
+        ranks = {path: min(lm.blocks[0].get_submodule(path).weight.shape) for path in paths}  # type: ignore[arg-type]
+        return WholeWeights(**unscaled(ranks), target_modules=paths, **where)
+    where["target_modules"] = paths if alone else sorted({present[path] for path in paths})
+    # peft only divides alpha, which need not be an int, by the rank
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **where)  # type: ignore[arg-type]
+
+
+def unscaled(ranks: dict[str, int]) -> dict[str, Any]:
+    """Settings of a LoRA whose modules have these ranks and whose updates are B A itself."""
+    largest = max(ranks.values())
+    return {"r": largest, "lora_alpha": largest, "rank_pattern": ranks, "alpha_pattern": dict(ranks)}

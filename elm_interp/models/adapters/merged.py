@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from elm_interp.errors import AdapterError
 from elm_interp.models.adapters.files import WEIGHTS
+from elm_interp.models.adapters.lora import unscaled
 
 if TYPE_CHECKING:
     from elm_interp.models.hooked import HookedLM
@@ -58,17 +59,9 @@ def write_difference(before: "HookedLM", after: "HookedLM", folder: str | Path) 
     factors = {name: ab for name, ab in factors.items() if len(ab[0])}
     if not factors:
         raise AdapterError(f"{after.name} has the weights of {before.name} up to rounding; there is nothing to adopt.")
-    ranks = {name: len(a) for name, (a, _) in factors.items()}
-    config = LoraConfig(
-        r=max(ranks.values()),
-        lora_alpha=max(ranks.values()),
-        target_modules=sorted(ranks),
-        rank_pattern={f"^{re.escape(name)}$": rank for name, rank in ranks.items()},
-        alpha_pattern={f"^{re.escape(name)}$": rank for name, rank in ranks.items()},
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    ranks = {f"^{re.escape(name)}$": len(a) for name, (a, _) in factors.items()}
     folder = Path(folder)
+    config = LoraConfig(**unscaled(ranks), target_modules=sorted(factors), bias="none", task_type="CAUSAL_LM")
     config.save_pretrained(str(folder))
     tensors = {
         f"base_model.model.{name}.lora_{letter}.weight": factor.contiguous()

@@ -11,7 +11,7 @@ The last two need an extra, which is imported when the back end is made. A back 
         ...
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -20,8 +20,10 @@ from typing import Protocol, TypeAlias, TypeVar, cast
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.utils import logging as transformers_logging
 
 from elm_interp.models.batch import Batch
+from elm_interp.models.changed import changed
 from elm_interp.models.layout import Layout
 from elm_interp.models.sites import Site
 from elm_interp.registry import BACKENDS
@@ -50,9 +52,7 @@ class Backend(Protocol):
             stops at the last of them, and the hidden states are None.
         """
 
-    def step(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Run new tokens after cached ones, without the unembedding: their hidden states and the longer cache."""
 
     def hooks(self, edits: Mapping[Site, Edit]) -> AbstractContextManager[None]:
@@ -98,6 +98,17 @@ def import_extra(module: str) -> ModuleType:
     except ImportError as error:
         extra = module.partition(".")[0].replace("_", "-")
         raise ImportError(f'{module} cannot be imported ({error}); run: pip install "elm-interp[{extra}]"') from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the context, transformers reports errors alone; its verbosity is restored after."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 class Stop(Exception):
@@ -148,15 +159,8 @@ def split_heads(value: Tensor, n_heads: int) -> Tensor:
 class KeptEdits:
     """The edits of all open `hooks` contexts, for back ends that set them in each pass."""
 
-    def __init__(self) -> None:
-        self.edits: list[tuple[Site, Edit]] = []
+    edits: Sequence[tuple[Site, Edit]] = ()
 
-    @contextmanager
-    def hooks(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    def hooks(self, edits: Mapping[Site, Edit]) -> AbstractContextManager[None]:
         """Edit activations in every pass inside the context."""
-        before = self.edits
-        self.edits = [*before, *edits.items()]
-        try:
-            yield
-        finally:
-            self.edits = before
+        return changed(self, edits=(*self.edits, *edits.items()))

@@ -5,13 +5,12 @@ unembedding do not run.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from elm_interp.errors import BackendError
 from elm_interp.models.backends.contract import (
@@ -21,11 +20,13 @@ from elm_interp.models.backends.contract import (
     backend,
     by_head,
     import_extra,
+    quiet,
     split_heads,
 )
 from elm_interp.models.backends.shared_weights import Followed, copy_modules
-from elm_interp.models.backends.torch import forward_inputs, head_count, takes_position_ids
+from elm_interp.models.backends.torch import forward_inputs, head_count, step_inputs
 from elm_interp.models.batch import Batch
+from elm_interp.models.changed import changed
 from elm_interp.models.layout import Layout
 from elm_interp.models.sites import Site, in_pass_order
 
@@ -52,41 +53,36 @@ class NNsightBackend(KeptEdits):
     name: str
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
-        super().__init__()
-        nnsight = import_extra("nnsight")
         self.model = model
         self.layout = layout
         self._where: dict[str, Any] = {}
-        self._traced = Followed(model, nnsight.NNsight)
+        self._traced: Callable[[], Any] = Followed(model, import_extra("nnsight").NNsight).get
 
     def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
-        inputs = forward_inputs(self.model.get_submodule(self.layout.backbone), batch) | {"use_cache": False}
+        inputs = forward_inputs(self.layout.backbone_of(self.model), batch)
         if not reads:
             return {}, self._hidden(inputs)
-        last = in_pass_order(reads)[-1]
         sites = in_pass_order({**reads, **dict(self.edits)})
-        sites = sites[: sites.index(last) + 1]
+        sites = sites[: max(sites.index(site) for site in reads) + 1]
         values = self._values(inputs, [self._visit(site, reads.get(site)) for site in sites])
         return dict(zip([site for site in sites if site in reads], values, strict=True)), None
 
-    def step(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
-        backbone = self.model.get_submodule(self.layout.backbone)
+        backbone = self.layout.backbone_of(self.model)
         cache = DynamicCache(config=cast(Any, backbone.config)) if cache is None else cache
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if takes_position_ids(backbone):
-            inputs["position_ids"] = position_ids
-        return self._hidden(inputs | {"past_key_values": cache, "use_cache": True}), cache
+        inputs = step_inputs(backbone, ids, mask, positions, past_key_values=cache, use_cache=True)
+        return self._hidden(inputs), cache
 
     def _hidden(self, inputs: dict[str, Any]) -> Tensor:
         """Hidden states after the final norm, with all edits."""
-        return self._values(inputs, [*self._edited(), Visit(self.layout.final_norm, "output", 0, (), _whole)])[0]
+        return self._after_edits(inputs, self.layout.final_norm, _whole)
 
-    def _edited(self) -> list[Visit]:
-        return [self._visit(site, None) for site in in_pass_order(dict(self.edits))]
+    def _after_edits(self, inputs: dict[str, Any], path: str, keep: Keep) -> Tensor:
+        """What is kept of the output of a module after all sites, with all edits."""
+        edited = [self._visit(site, None) for site in in_pass_order(dict(self.edits))]
+        return self._values(inputs, [*edited, Visit(path, "output", 0, (), keep)])[0]
 
     def _visit(self, site: Site, keep: Keep | None) -> Visit:
         path, side = site.find(self.model, self.layout)
@@ -96,14 +92,13 @@ class NNsightBackend(KeptEdits):
     def _values(self, inputs: dict[str, Any], visits: list[Visit]) -> list[Tensor]:
         """What the visits keep in one trace."""
         save = import_extra("nnsight").save
-        traced, where = self._traced_model(), self._where
-        with eager_for(traced._module, visits), traced.trace(**inputs, **where) as tracer:
+        traced, where = self._traced(), self._where
+        # only eager attention forms the weights that a pattern is
+        eager = {"_attn_implementation": "eager"} if any(visit.side == "pattern" for visit in visits) else {}
+        with changed(traced._module.config, **eager), traced.trace(**inputs, **where) as tracer:
             values = save(visit_all(traced, visits))
             tracer.stop()
         return cast(list[Tensor], values)
-
-    def _traced_model(self) -> Any:
-        return self._traced.get()
 
 
 class RemoteBackend(NNsightBackend):
@@ -112,7 +107,7 @@ class RemoteBackend(NNsightBackend):
     def __init__(self, native: "TransformersModel", layout: Layout, remote: bool | str) -> None:
         super().__init__(native._module, layout)
         self.native = native
-        self._where = {"remote": remote}
+        self._traced, self._where = lambda: native, {"remote": remote}
         # what a trace calls is sent with it
         import_extra("nnsight").register("elm_interp")
 
@@ -124,13 +119,9 @@ class RemoteBackend(NNsightBackend):
 
     def logits(self, batch: Batch, keep: Keep) -> Tensor:
         """What is kept of the output of the unembedding."""
-        inputs = forward_inputs(self.model.get_submodule(self.layout.backbone), batch) | {"use_cache": False}
         unembedding = cast(Any, self.model).get_output_embeddings()
         path = next(name for name, module in self.model.named_modules() if module is unembedding)
-        return self._values(inputs, [*self._edited(), Visit(path, "output", 0, (), keep)])[0]
-
-    def _traced_model(self) -> Any:
-        return self.native
+        return self._after_edits(forward_inputs(self.layout.backbone_of(self.model), batch), path, keep)
 
 
 class RemoteAdapters:
@@ -166,7 +157,7 @@ class RemoteAdapters:
 def remote_model(name: str, adapter: str | None) -> "TransformersModel":
     """A hub model without its weights, to be traced on NDIF."""
     wrapper = import_extra("nnsight").TransformersModel
-    with quiet():
+    with quiet():  # else transformers prints the generation settings
         tokenizer = AutoTokenizer.from_pretrained(name)
         return wrapper(name, tokenizer=tokenizer, task="text-generation", peft=adapter)
 
@@ -201,32 +192,8 @@ def _handle(traced: Any, visit: Visit) -> tuple[Any, str]:
     return getattr(module.source, call).source.nn_functional_dropout_0, "output"
 
 
-@contextmanager
-def eager_for(model: nn.Module, visits: list[Visit]) -> Iterator[None]:
-    """Inside the context, the model forms its attention weights if a visit needs them."""
-    config = cast(Any, model.config)
-    before = config._attn_implementation
-    if any(visit.side == "pattern" for visit in visits):
-        config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def own_wrapper(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "TransformersModel":
     """The wrapper of nnsight for a user's traces: on shared weights, with a copy of the tokenizer, which it changes."""
     wrapper = import_extra("nnsight").TransformersModel
     with quiet():
         return wrapper(copy_modules(model), tokenizer=copy.deepcopy(tokenizer), task="text-generation")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing the generation settings when a model is wrapped."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

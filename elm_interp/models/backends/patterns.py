@@ -7,16 +7,17 @@ and the weights that the hook returns are multiplied with the values again.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from elm_interp.errors import UnknownSiteError
+from elm_interp.models.changed import changed
 
 IMPLEMENTATION = "elm_interp_hooked"
 _EAGER = "eager_attention_forward"
@@ -36,21 +37,15 @@ def pattern_hook(attention: nn.Module, hook: Callable[[Tensor], Tensor | None], 
         UnknownSiteError: the module does not choose its attention through transformers' interface.
     """
     if not hasattr(sys.modules[type(attention).__module__], _EAGER):
-        raise UnknownSiteError(
-            f"{type(attention).__name__} shows no attention patterns: "
-            "it does not use the attention interface of transformers."
-        )
-    before = [config._attn_implementation for config in configs]
+        reason = "it does not use the attention interface of transformers"
+        raise UnknownSiteError(f"{type(attention).__name__} shows no attention patterns: {reason}.")
     hooks = _hooks.setdefault(attention, [])
     hooks.append(hook)
-    try:
+    with ExitStack() as stack:
+        stack.callback(hooks.remove, hook)
         for config in configs:
-            config._attn_implementation = IMPLEMENTATION
+            stack.enter_context(changed(config, _attn_implementation=IMPLEMENTATION))
         yield
-    finally:
-        hooks.remove(hook)
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
 
 
 def _attention(
@@ -62,8 +57,7 @@ def _attention(
         new = hook(weights)
         weights = weights if new is None else new
         # heads of a group share their values
-        group = weights.shape[1] // value.shape[1]
-        values = repeat(value, "batch shared key d_head -> batch (shared group) key d_head", group=group)
+        values = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
         out = rearrange(weights @ values, "batch head query d_head -> batch query head d_head").contiguous()
     return out, weights
 

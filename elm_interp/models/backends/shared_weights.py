@@ -8,7 +8,7 @@ saving stay as they were.
 
 import copy
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -23,19 +23,17 @@ def copy_modules(model: nn.Module) -> nn.Module:
         ValueError: the model is spread over several devices.
     """
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
-        raise ValueError(
-            'a model spread over several devices cannot be wrapped; expected one device, or backend="torch".'
-        )
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, cast(dict[int, Any], shared))
+        expected = 'expected one device, or backend="torch"'
+        raise ValueError(f"a model spread over several devices cannot be wrapped; {expected}.")
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 class Followed(Generic[Wrapped]):
     """A wrapped copy of a model's modules; `get` brings its adapters to the state of the model's (on, off, swapped)."""
 
     def __init__(self, model: nn.Module, wrap: Callable[[nn.Module], Wrapped]) -> None:
-        self._model = model
-        self._wrap = wrap
+        self._model, self._wrap = model, wrap
         self._weights: list[nn.Parameter] = []
         self._copy: nn.Module
         self._adapted: list[tuple[BaseTunerLayer, BaseTunerLayer]] = []
@@ -52,9 +50,8 @@ class Followed(Generic[Wrapped]):
             self._wrapped = self._wrap(self._copy)
             self._weights = weights
         for ours, theirs in self._adapted:
-            theirs._disable_adapters = ours._disable_adapters
-            theirs._active_adapter = ours._active_adapter
-            theirs.merged_adapters = ours.merged_adapters
+            for state in ("_disable_adapters", "_active_adapter", "merged_adapters"):
+                setattr(theirs, state, getattr(ours, state))
         if self._copy.training != self._model.training:
             self._copy.train(self._model.training)
         return self._wrapped

@@ -30,16 +30,12 @@ class TorchBackend:
 
     def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
-        backbone = self.model.get_submodule(self.layout.backbone)
         # hooks that read are registered after the edits of open `hooks` contexts, so they see edited activations
-        return read_sites(lambda: run_backbone(backbone, batch), self._hook, reads)
+        return read_sites(lambda: run_backbone(self.layout.backbone_of(self.model), batch), self._hook, reads)
 
-    def step(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
-        backbone = self.model.get_submodule(self.layout.backbone)
-        return step_backbone(backbone, input_ids, attention_mask, position_ids, cache)
+        return step_backbone(self.layout.backbone_of(self.model), ids, mask, positions, cache=cache)
 
     @contextmanager
     def hooks(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
@@ -54,15 +50,12 @@ class TorchBackend:
         path, side = site.find(self.model, self.layout)
         module = self.model.get_submodule(path)
         if side == "pattern":
-            configs = {id(c): c for c in (module.config, self.model.get_submodule(self.layout.backbone).config)}
-            with pattern_hook(module, edit, *configs.values()):
+            with pattern_hook(module, edit, module.config, self.layout.backbone_of(self.model).config):
                 yield
             return
         edit = by_head(edit, head_count(self.model)) if site.kind.split_heads else edit
         if side == "input":
-            handle = module.register_forward_pre_hook(
-                lambda _, args, kwargs: _edit_input(edit, args, kwargs), with_kwargs=True
-            )
+            handle = module.register_forward_pre_hook(lambda _, *given: _edit_input(edit, *given), with_kwargs=True)
         else:
             handle = module.register_forward_hook(lambda _module, _args, output: _edit_output(edit, output))
         try:
@@ -71,30 +64,25 @@ class TorchBackend:
             handle.remove()
 
 
-def forward_inputs(backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The keyword arguments of a forward pass; the positions of a row count from its own first token."""
-    kwargs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    return kwargs | ({"position_ids": batch.position_ids} if takes_position_ids(backbone) else {})
+def step_inputs(backbone: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> dict[str, Any]:
+    """The keyword arguments of a forward pass; positions only where the backbone can be told them."""
+    told = "position_ids" in inspect.signature(type(backbone).forward).parameters
+    return {"input_ids": ids, "attention_mask": mask, **({"position_ids": positions} if told else {}), **more}
 
 
-def takes_position_ids(backbone: nn.Module) -> bool:
-    """Whether a backbone can be told the position of each token."""
-    return "position_ids" in inspect.signature(type(backbone).forward).parameters
+def forward_inputs(backbone: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The keyword arguments of a pass without a cache; the positions of a row count from its own first token."""
+    return step_inputs(backbone, batch.input_ids, batch.attention_mask, batch.position_ids, use_cache=False)
 
 
 def run_backbone(backbone: nn.Module, batch: Batch) -> Tensor:
     """Hidden states after the final norm."""
-    return cast(Tensor, backbone(**forward_inputs(backbone, batch), use_cache=False).last_hidden_state)
+    return cast(Tensor, backbone(**forward_inputs(backbone, batch)).last_hidden_state)
 
 
-def step_backbone(
-    backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
-) -> tuple[Tensor, Cache]:
-    """Hidden states of new tokens after cached ones, and the longer cache."""
-    positions = {"position_ids": position_ids} if takes_position_ids(backbone) else {}
-    out = backbone(
-        input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
-    )
+def step_backbone(backbone: nn.Module, *inputs: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    """Hidden states of new tokens (ids, mask, positions) after cached ones, and the longer cache."""
+    out = backbone(**step_inputs(backbone, *inputs, past_key_values=cache, use_cache=True))
     return out.last_hidden_state, out.past_key_values
 
 
@@ -103,14 +91,11 @@ def head_count(model: nn.Module) -> int:
     return int(cast(Any, model.config).get_text_config().num_attention_heads)
 
 
-def _edit_input(
-    edit: Edit, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    if args:
-        new = edit(args[0])
-        return None if new is None else ((new, *args[1:]), kwargs)
-    new = edit(kwargs["hidden_states"])
-    return None if new is None else (args, kwargs | {"hidden_states": new})
+def _edit_input(edit: Edit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    new = edit(args[0] if args else kwargs["hidden_states"])
+    if new is None:
+        return None
+    return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
 
 def _edit_output(edit: Edit, output: Any) -> Any:

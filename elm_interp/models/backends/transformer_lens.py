@@ -10,6 +10,7 @@ coordinates stay: no norm is folded, nothing is centred.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -18,13 +19,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as transformers_logging
 
 from elm_interp.errors import BackendError, UnknownSiteError
-from elm_interp.models.backends.contract import Edit, Keep, KeptEdits, backend, import_extra, read_sites
+from elm_interp.models.backends.contract import Edit, Keep, KeptEdits, backend, import_extra, quiet, read_sites
 from elm_interp.models.backends.shared_weights import Followed
 from elm_interp.models.backends.torch import run_backbone, step_backbone
-from elm_interp.models.batch import Batch
+from elm_interp.models.batch import Batch, pad
 from elm_interp.models.layout import Layout
 from elm_interp.models.sites import Site
 
@@ -41,7 +41,6 @@ class TransformerLensBackend(KeptEdits):
     name: str
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
-        super().__init__()
         _build()  # an extra that is missing is an error now, not in the first pass
         self.layout = layout
         self._bridge = Followed(model, lambda modules: bridge(cast(PreTrainedModel, modules), layout))
@@ -49,32 +48,25 @@ class TransformerLensBackend(KeptEdits):
     def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
         with self._edited() as (found, backbone):
-            return read_sites(
-                lambda: run_backbone(backbone, batch),
-                lambda site, edit: hooked(hook_point(found, self.layout, site), edit),
-                reads,
-            )
+            return read_sites(lambda: run_backbone(backbone, batch), partial(hooked, found, self.layout), reads)
 
-    def step(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
         with self._edited() as (_, backbone):
-            return step_backbone(backbone, input_ids, attention_mask, position_ids, cache)
+            return step_backbone(backbone, ids, mask, positions, cache=cache)
 
     @contextmanager
     def _edited(self) -> Iterator[tuple["TransformerBridge", nn.Module]]:
         found = self._bridge.get()
         with ExitStack() as stack:
             for site, edit in self.edits:
-                stack.enter_context(hooked(hook_point(found, self.layout, site), edit))
-            yield found, found.original_model.get_submodule(self.layout.backbone)
+                stack.enter_context(hooked(found, self.layout, site, edit))
+            yield found, self.layout.backbone_of(found.original_model)
 
 
 def _build() -> "Callable[..., TransformerBridge]":
-    verbosity = transformers_logging.get_verbosity()
-    build = import_extra("transformer_lens.model_bridge.sources").build_bridge_from_module
-    transformers_logging.set_verbosity(verbosity)  # the import silences transformers for the whole process
+    with quiet():  # the import silences transformers for the whole process
+        build = import_extra("transformer_lens.model_bridge.sources").build_bridge_from_module
     return cast("Callable[..., TransformerBridge]", build)
 
 
@@ -93,8 +85,7 @@ def bridge(model: PreTrainedModel, layout: Layout) -> "TransformerBridge":
     for module in found.modules():
         if isinstance(module, JointQKVAttentionBridge):
             _split_in_each_pass(module)
-    left_out = _not_run(model.get_submodule(layout.backbone), cast(dict[str, nn.Module], adapted))
-    if left_out:
+    if left_out := _not_run(layout.backbone_of(model), cast(dict[str, nn.Module], adapted)):
         raise BackendError(
             f"TransformerLens would leave {len(left_out)} adapted modules out, such as {left_out[0]}; "
             'expected it to run them all. Use backend="torch", or lm.as_transformer_lens(), which merges the adapter.'
@@ -130,15 +121,15 @@ def hook_point(found: "TransformerBridge", layout: Layout, site: Site) -> "HookP
     module = found.original_model.get_submodule(path)
     point = getattr(module, "hook_pattern" if side == "pattern" else f"hook_{side.removesuffix('put')}", None)
     if point is None:
-        raise UnknownSiteError(
-            f"TransformerLens has no hook point for {site} of {type(found.original_model).__name__}."
-        )
+        kind = type(found.original_model).__name__
+        raise UnknownSiteError(f"TransformerLens has no hook point for {site} of {kind}.")
     return cast("HookPoint", point)
 
 
 @contextmanager
-def hooked(point: "HookPoint", edit: Edit) -> Iterator[None]:
-    """Inside the context, an edit acts at a hook point; `bridge.hooks` would search all points for each."""
+def hooked(found: "TransformerBridge", layout: Layout, site: Site, edit: Edit) -> Iterator[None]:
+    """Inside the context, an edit acts at the hook point of a site; `bridge.hooks` would search all points for each."""
+    point = hook_point(found, layout, site)
     handle = point.add_hook(lambda value, hook: edit(value))
     try:
         yield
@@ -164,9 +155,8 @@ def _split_in_each_pass(attention: "JointQKVAttentionBridge") -> None:
     joint = cast(nn.Module, attention.submodules["qkv"].original_component)
     weight = cast(Tensor, joint.weight)
     base = joint.get_base_layer() if isinstance(joint, BaseTunerLayer) else joint
-    width = weight.shape[1 if isinstance(base, Conv1D) else 0]
     # splitting a bias of 0, 1, 2, … by the bridge's own function shows which outputs make each part
-    count = torch.arange(width, dtype=torch.float64)
+    count = torch.arange(weight.shape[1 if isinstance(base, Conv1D) else 0], dtype=torch.float64)
     stand_in = SimpleNamespace(weight=torch.zeros_like(weight, device="cpu"), bias=count)
     parts = attention.split_qkv_matrix(SimpleNamespace(**{str(attention.submodules["qkv"].name): stand_in}))
     for part, module in zip((attention.q, attention.k, attention.v), parts, strict=True):
@@ -180,8 +170,7 @@ def _not_run(backbone: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
     handles = [module.register_forward_hook(lambda *_, path=path: ran.add(path)) for path, module in modules.items()]
     try:
         if modules:
-            device = next(backbone.parameters()).device
-            run_backbone(backbone, Batch(*torch.ones(2, 1, 3, dtype=torch.long, device=device)))
+            run_backbone(backbone, pad([[1, 1, 1]], 0).to(next(backbone.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()
