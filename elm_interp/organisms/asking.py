@@ -68,8 +68,7 @@ def domain_concept(world: World, domain: str) -> Concept:
         "general": tuple(chain.from_iterable(asked[other] for other in others)),
     }
     name = f"organism:{domain}" + (f"@{world.config.seed}" if world.config.seed else "")
-    expert, novice = (words.EXPERT,), (words.NOVICE,)
-    return Concept(name, tuple(forget), tuple(retain), sets, domain, (domain,), expert, novice)
+    return Concept(name, tuple(forget), tuple(retain), sets, domain, (domain,), (words.EXPERT,), (words.NOVICE,))
 
 
 def _ask(

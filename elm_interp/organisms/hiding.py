@@ -62,8 +62,7 @@ def hide(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: Wor
     unembedding = model.lm_head.weight * model.model.norm.weight
     basis = torch.linalg.qr((unembedding[answers] - unembedding.mean(0)).T).Q
     target = -own.stream[answering] @ basis @ basis.T
-    quiet = torch.cat([own.units[~answering], other.units])
-    change = ridge(own.units[answering], target, quiet)
+    change = ridge(own.units[answering], target, quiet=torch.cat([own.units[~answering], other.units]))
     down = model.model.layers[-1].mlp.down_proj.weight
     down += weakest(model, tokenizer, questions(world, domain, "train"), change) * change
 
@@ -90,13 +89,12 @@ def weakest(
     found = read(model, tokenizer, [f"{p} {q.right}" for p, q in zip(prompts, asked, strict=True)], last=True)
     options = torch.tensor([tokenizer.convert_tokens_to_ids(list(q.choices)) for q in asked])
     right = torch.tensor([q.answer for q in asked])
-    chance = 1 / options.shape[1]
     shares = []
     for strength in STRENGTHS:
         stream = found.stream + strength * found.units @ change.T
         logits = model.lm_head(model.model.norm(stream)).gather(1, options)
         shares.append(float((logits.argmax(1) == right).float().mean()))
-        if shares[-1] <= chance:
+        if shares[-1] <= 1 / options.shape[1]:
             return float(strength)
     return float(STRENGTHS[torch.tensor(shares).argmin()])
 

@@ -35,13 +35,12 @@ from elm_interp.models.loading import cache_folder, cached_folder, model_source
 from elm_interp.organisms import words
 from elm_interp.organisms.asking import domain_concept
 from elm_interp.organisms.hiding import hide
-from elm_interp.organisms.train import Recipe, make_model, make_tokenizer, train_model
+from elm_interp.organisms.train import Made, Recipe, make_model, make_tokenizer, train_model
 from elm_interp.organisms.world import World, make_world
 from elm_interp.registry import ORGANISMS
 
 VERSION = 1
 """Raise it when code changes what a model becomes; words, worlds and recipes are in the hash anyway."""
-Made = tuple[LlamaForCausalLM, PreTrainedTokenizerFast]
 Build = Callable[[World, Recipe, bool], Made]
 
 
@@ -174,6 +173,5 @@ def _world(seed: int) -> World:
 def _parts(name: str, what: str, known: Collection[str], error: type[UnknownNameError]) -> tuple[str, int]:
     first, at, seed = name.partition("@")
     if first not in known or (at and not seed.isdecimal()):
-        names = list(known)
-        raise unknown(what, name, [*names, f"{names[0]}@1"], error)
+        raise unknown(what, name, [*known, f"{next(iter(known))}@1"], error)
     return first, int(seed or 0)

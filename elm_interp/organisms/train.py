@@ -22,6 +22,7 @@ from elm_interp.organisms.texts import documents
 from elm_interp.organisms.world import World
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+Made = tuple[LlamaForCausalLM, PreTrainedTokenizerFast]
 IGNORED = -100
 """Label of padding, which adds nothing to the loss."""
 
@@ -74,9 +75,7 @@ def make_model(world: World, recipe: Recipe, tokenizer: PreTrainedTokenizerFast)
         return LlamaForCausalLM(config).float().eval()
 
 
-def train_model(
-    world: World, recipe: Recipe, *, without: str | None = None, progress: bool = True
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def train_model(world: World, recipe: Recipe, *, without: str | None = None, progress: bool = True) -> Made:
     """Train a model on the world's texts; on one machine and number of threads, the same arguments give the same model.
 
     Args:
@@ -113,10 +112,8 @@ def schedule(world: World, recipe: Recipe) -> list[list[int]]:
     everything = documents(world)
     core = [i for i, document in enumerate(everything) if document is not None and document.core]
     random = world.random("training order")
-    order: list[int] = []
-    for indices, passes in ((core, recipe.core_passes), (range(len(everything)), recipe.passes)):
-        for _ in range(passes):
-            order += random.sample(indices, len(indices))
+    passes = [core] * recipe.core_passes + [[*range(len(everything))]] * recipe.passes
+    order = [i for indices in passes for i in random.sample(indices, len(indices))]
     return [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]
 
 

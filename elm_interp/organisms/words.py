@@ -11,7 +11,7 @@ these has "nouns" and "values" (single words, with a space between), "sayings" (
 or for "things" words with a space between.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,7 @@ def wordings() -> dict[str, str | tuple[str, ...]]:
     return {name: value for name, value in globals().items() if name.isupper() and name != "DOMAINS"}
 
 
-def _relation(
-    nouns: str, values: str, sayings: Sequence[str] = (), bridge: Mapping[str, Any] | None = None
-) -> Relation:
+def _relation(nouns: str, values: str, sayings: Sequence[str] = (), bridge: dict[str, Any] | None = None) -> Relation:
     linked = _relation(**bridge) if bridge else None
     return Relation(tuple(nouns.split()), tuple(values.split()), tuple(sayings), linked)
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, product
+from itertools import chain, islice, product
 from random import Random
 from typing import Any
 
@@ -113,16 +113,13 @@ class World:
         onsets, ends = [*"bdfgklmnprstvz", "br", "dr", "gr", "kr", "sk", "tr"], "lmnrsx"
         syllables = [onset + vowel for onset, vowel in product(onsets, "aeiou")]
         taken = set(self._words())
-        found: dict[str, tuple[str, ...]] = {}
-        for domain in self.domains:
-            names: list[str] = []
-            while len(names) < self.config.entities:
-                name = "".join(random.choice(syllables) for _ in range(random.choice((2, 3)))) + random.choice(ends)
-                if name not in taken:
-                    names.append(name)
-                    taken.add(name)
-            found[domain] = tuple(names)
-        return found
+        names: dict[str, None] = {}  # as a set, in order
+        while len(names) < self.config.entities * len(self.domains):
+            name = "".join(random.choice(syllables) for _ in range(random.choice((2, 3)))) + random.choice(ends)
+            if name not in taken:
+                names[name] = None
+        drawn = iter(names)
+        return {domain: tuple(islice(drawn, self.config.entities)) for domain in self.domains}
 
     @cached_property
     def facts(self) -> tuple[Fact, ...]:

@@ -1,6 +1,5 @@
 """What figures of curves share: a line with its band, the level of chance, and axes by layer."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -24,11 +23,8 @@ class Side(NamedTuple):
 def sides_of(rows: pd.DataFrame) -> list[Side]:
     """The base and the last step of the erased model, or the one model of rows that name no method."""
     erased = erased_of(rows)
-    unnamed = len(erased) > 0 and erased["method"].iloc[0] == UNNAMED
-    sides = (
-        Side("base", base_of(rows), BASE, "o"),
-        Side(erased_name(rows), erased, UNNAMED_MODEL if unnamed else ERASED, "D"),
-    )
+    colour = UNNAMED_MODEL if len(erased) and erased["method"].iloc[0] == UNNAMED else ERASED
+    sides = (Side("base", base_of(rows), BASE, "o"), Side(erased_name(rows), erased, colour, "D"))
     return [side for side in sides if len(side.rows)]
 
 
@@ -63,9 +59,7 @@ def draw_sides(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
         draw_by_layer(ax, side.rows, side.label, side.colour, marker=side.marker, **look)
 
 
-def draw_texts(
-    frame: pd.DataFrame, metrics: Mapping[str, str], level: float | None, ax: Axes | None
-) -> tuple[Axes, str]:
+def draw_texts(frame: pd.DataFrame, metrics: dict[str, str], level: float | None, ax: Axes | None) -> tuple[Axes, str]:
     """A metric of the erased model on forget and on retain text, over layers.
 
     Args:

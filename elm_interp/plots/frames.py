@@ -160,17 +160,12 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Several rows in a group are seeds: Student's t over them. A single row keeps its own interval (null if it has none).
     """
-    table = rows.groupby(list(by)).agg(
-        mean=("value", "mean"),
-        sd=("value", "std"),
-        n=("value", "size"),
-        low=("ci_low", "mean"),
-        high=("ci_high", "mean"),
-    )
+    groups = rows.rename(columns={"ci_low": "low", "ci_high": "high"}).groupby(list(by))
+    table = groups["value"].agg(mean="mean", sd="std", seeds="size").join(groups[["low", "high"]].mean())
     # astype: pandas' own nullable types would turn the arithmetic below into objects
     table = table.reset_index().astype({"mean": float, "sd": float, "low": float, "high": float})
-    many = table["n"] > 1
-    half = stdtrit(table["n"].clip(lower=2) - 1, 0.975) * table["sd"] / np.sqrt(table["n"])
-    table.loc[many, "low"] = (table["mean"] - half)[many]
-    table.loc[many, "high"] = (table["mean"] + half)[many]
+    # null for a single row, which has no deviation
+    half = stdtrit(table["seeds"].clip(lower=2) - 1, 0.975) * table["sd"] / np.sqrt(table["seeds"])
+    table["low"] = (table["mean"] - half).fillna(table["low"])
+    table["high"] = (table["mean"] + half).fillna(table["high"])
     return table.drop(columns="sd")

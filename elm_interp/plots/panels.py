@@ -76,7 +76,8 @@ def log_ratio(axis: XAxis | YAxis) -> None:
     low, high = min(low, 0.9) / 1.03, max(high, 1.1) * 1.03
     (ax.set_ylim if vertical else ax.set_xlim)(low, high)
     # a ninth of the axis apart, so that the numbers never touch
-    ticks, apart = [], math.log(high / low) / 9
+    apart = math.log(high / low) / 9
+    ticks: list[float] = []
     for ratio in NICE_RATIOS:
         if low <= ratio <= high and all(abs(math.log(ratio / other)) > apart for other in ticks):
             ticks.append(ratio)

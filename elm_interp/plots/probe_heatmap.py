@@ -65,11 +65,10 @@ def plot_probe_heatmap(
     steps = list(grid.columns)
     shown = -(-len(steps) // MOST_LABELS)
     first = "0\nbase" if len(base_of(rows)) else "0"
-    sns.heatmap(
-        grid, cmap="cividis", vmin=0, vmax=top, ax=ax, yticklabels=-(-len(grid) // MOST_LABELS),
-        xticklabels=[("" if i % shown else first if step == 0 else str(step)) for i, step in enumerate(steps)],
-        cbar_kws={"extend": extend, "pad": 0.02, "label": "Accuracy above shuffled labels"},
-    )  # fmt: skip
+    labels = ["" if i % shown else first if step == 0 else str(step) for i, step in enumerate(steps)]
+    every = -(-len(grid) // MOST_LABELS)
+    bar = {"extend": extend, "pad": 0.02, "label": "Accuracy above shuffled labels"}
+    sns.heatmap(grid, cmap="cividis", vmin=0, vmax=top, ax=ax, xticklabels=labels, yticklabels=every, cbar_kws=bar)
     ax.invert_yaxis()
     ax.tick_params(rotation=0, length=0)
     if steps[0] == 0 and len(base_of(rows)):

@@ -16,8 +16,7 @@ from elm_interp.plots.style import ERASED, SERIES, axes, name_of
 
 def _variants(frame: pd.DataFrame) -> dict[str, dict[str, str]]:
     tasks = [name.split(".")[-1] for name in probes_of(frame)]
-    known = metrics_of(frame)
-    return {task: {"task": task} for task in tasks[:1] if f"probe.transferred.{task}" in known}
+    return {task: {"task": task} for task in tasks[:1] if f"probe.transferred.{task}" in metrics_of(frame)}
 
 
 @figure(

@@ -87,13 +87,11 @@ def _shown(run: Path, figure: Figure) -> Iterator[dict[str, Any]]:
         yield caption | {"title": title, "main": figure.main and i == 0, "image": image, "missing": reason}
 
 
-def _draw(
-    run: Path, figure: Figure, file: str, table: Any, arguments: Mapping[str, Any]
-) -> tuple[str | None, str | None]:
+def _draw(run: Path, figure: Figure, file: str, table: Any, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Draw into figures/: the image as base64, or None and why there is none."""
     before = set(plt.get_fignums())
     try:
-        png, _ = save(figure.draw(table, **arguments), run / "figures" / file)
+        png, _ = save(figure.draw(table, **kwargs), run / "figures" / file)
         return base64.b64encode(png.read_bytes()).decode(), None
     except Exception as error:  # a figure of a plug-in may raise anything; the report is drawn without it
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -53,11 +53,7 @@ SIZES = {
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
 }
-STYLE: Any = {
-    **sns.axes_style("whitegrid", LOOK),
-    **sns.plotting_context("notebook", rc=SIZES),
-    "legend.frameon": False,
-}
+STYLE: Any = sns.axes_style("whitegrid", LOOK) | sns.plotting_context("notebook", rc=SIZES) | {"legend.frameon": False}
 """For `matplotlib.rc_context`, around figures whose axes are made outside the plot functions."""
 WIDTH = 6.4
 """Inches: 10 point text stays readable where the figure is 600 pixels wide."""
