@@ -11,6 +11,7 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Positions: TypeAlias = Literal["last", "mean", "all"] | int | Sequence[int]
 """Where to read in each row: its last token, the mean over its tokens, all of them, or indices counted on its own
@@ -63,14 +64,12 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "ri
     Raises:
         ValueError: no row, or an empty one.
     """
-    width = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        span = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[i, span] = torch.as_tensor(row, dtype=torch.long)
-        mask[i, span] = 1
-    return Batch(ids, mask)
+
+    def padded(lists: Sequence[Sequence[int]], value: int) -> Tensor:
+        tensors = [torch.as_tensor(row, dtype=torch.long) for row in lists or [[]]]
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+    return Batch(padded(rows, pad_id), padded([[1] * len(row) for row in rows], 0))
 
 
 def pick(values: Float[Tensor, "batch pos *rest"], mask: Int[Tensor, "batch pos"], positions: Positions) -> Tensor:

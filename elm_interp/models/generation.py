@@ -98,11 +98,9 @@ def draw(
     probs = (logits.float() / temperature).softmax(-1)
     if bool(probs[:, 0].isnan().any()):
         raise ValueError("cannot sample: the logits are not finite; the weights are broken, or the dtype overflows.")
-    size = min(FIRST_TRY, probs.shape[1])
-    best = probs.topk(size)
-    while size < probs.shape[1] and bool((best.values.sum(-1) < top_p).any()):
-        size = min(8 * size, probs.shape[1])
-        best = probs.topk(size)
+    best = probs.topk(min(FIRST_TRY, probs.shape[1]))
+    while (size := best.values.shape[1]) < probs.shape[1] and bool((best.values.sum(-1) < top_p).any()):
+        best = probs.topk(min(8 * size, probs.shape[1]))
     total = best.values.cumsum(-1)
     # a token is inside if those before it do not reach top_p; the first always is
     inside = (total - best.values < top_p).sum(-1, keepdim=True)
@@ -135,21 +133,18 @@ def _continue(
 
 def end_ids(lm: "HookedLM") -> set[int]:
     """The tokens that end a text."""
-    config = getattr(lm.model, "generation_config", None)
-    ends = config.eos_token_id if config is not None else None
+    ends = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
     ends = lm.tokenizer.eos_token_id if ends is None else ends
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 def _check(*, new_tokens: int, temperature: float, top_p: float, max_rows: int) -> None:
-    problems = []
-    if new_tokens < 1:
-        problems.append(f"new_tokens is {new_tokens}, expected at least 1")
-    if not 0 < temperature < float("inf"):
-        problems.append(f"temperature is {temperature}, expected a finite number above 0 (or greedy=True)")
-    if not 0 < top_p <= 1:
-        problems.append(f"top_p is {top_p}, expected above 0 and at most 1")
-    if max_rows < 1:
-        problems.append(f"max_rows is {max_rows}, expected at least 1")
-    if problems:
+    finite = 0 < temperature < float("inf")
+    rules = (
+        (new_tokens >= 1, f"new_tokens is {new_tokens}, expected at least 1"),
+        (finite, f"temperature is {temperature}, expected a finite number above 0 (or greedy=True)"),
+        (0 < top_p <= 1, f"top_p is {top_p}, expected above 0 and at most 1"),
+        (max_rows >= 1, f"max_rows is {max_rows}, expected at least 1"),
+    )
+    if problems := [problem for holds, problem in rules if not holds]:
         raise ConfigError(f"cannot generate: {'; '.join(problems)}.")

@@ -106,8 +106,7 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList, str, str]:
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) and depth in (None, len(module)):
             children = [name for name, _ in module[0].named_children()]
-            attn = next((name for name in _ATTENTION_NAMES if name in children), None)
-            mlp = next((name for name in _MLP_NAMES if name in children), None)
+            attn, mlp = (next(filter(children.__contains__, names), "") for names in (_ATTENTION_NAMES, _MLP_NAMES))
             if attn and mlp:
                 lists.append((path, module, attn, mlp))
     if not lists:
@@ -131,10 +130,9 @@ def _checked(model: PreTrainedModel, layout: Layout) -> Layout:
     for block in blocks:
         for part in ("attn", "mlp"):
             module = _get(block, getattr(layout, part), part)
-            if norm := getattr(layout, f"{part}_norm"):
-                _get(block, norm, f"{part}_norm")
-            if proj := getattr(layout, f"{part}_proj"):
-                _get(module, proj, f"{part}_proj")
+            for holder, optional in ((block, f"{part}_norm"), (module, f"{part}_proj")):
+                if path := getattr(layout, optional):
+                    _get(holder, path, optional)
     _get(model, layout.embed, "embed")
     _get(model, layout.final_norm, "final_norm")
     unembedding = cast(nn.Module | None, model.get_output_embeddings())  # type: ignore[no-untyped-call]

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import UnknownModelError, closest
@@ -87,22 +86,17 @@ def load_model(
         ValueError: an unknown back end, dtype or device, or `remote` with a model that NDIF cannot run.
     """
     if remote:
-        return _load_remote(str(name), adapter, layout, backend, remote)
+        return _on_ndif(str(name), adapter, layout, backend, remote)
     place = resolve_device(device)
     weights = resolve_dtype(dtype, place)
     source = resolve_model(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        kwargs = {"device_map": place} if place == "balanced" else {}
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=weights, trust_remote_code=trust_remote_code, **kwargs
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(name, error) from error
-    module = cast(nn.Module, model)  # transformers wraps `to`, and mypy loses its self
+    spread = {"device_map": place} if place == "balanced" else {}
+    own_code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    tokenizer = _read(AutoTokenizer, name, source, **own_code)
+    model = _read(AutoModelForCausalLM, name, source, dtype=weights, **own_code, **spread)
     if place != "balanced" and not sharded():
-        module.to(place)
-    module.eval().requires_grad_(False)
+        model.to(place)
+    model.eval().requires_grad_(False)
     lm = HookedLM(model, tokenizer, name=str(name), layout=layout, backend=backend)
     if sharded():
         shard(lm, place)
@@ -111,7 +105,7 @@ def load_model(
     return lm
 
 
-def _load_remote(
+def _on_ndif(
     name: str, adapter: str | Path | None, layout: Layout | None, backend: str, remote: bool | str
 ) -> HookedLM:
     if backend != "nnsight":
@@ -200,7 +194,7 @@ def stored_dtype(name: str | Path) -> torch.dtype:
     Raises:
         UnknownModelError: no such alias, folder or hub id.
     """
-    return getattr(_config(name), "dtype", None) or torch.float32
+    return getattr(_read(AutoConfig, name, resolve_model(name)), "dtype", None) or torch.float32
 
 
 def model_depth(name: str | Path) -> int:
@@ -211,22 +205,16 @@ def model_depth(name: str | Path) -> int:
     """
     if str(name) in ALIASES:
         return ALIASES[str(name)][3]
-    return int(_config(name).num_hidden_layers)
+    return int(_read(AutoConfig, name, resolve_model(name)).num_hidden_layers)
 
 
-def _config(name: str | Path) -> Any:
-    source = resolve_model(name)
+def _read(part: Any, name: str | Path, source: str, **settings: Any) -> Any:
+    """What a class of transformers loads from the source of a model of this name."""
     try:
-        return AutoConfig.from_pretrained(source)
+        return part.from_pretrained(source, **settings)
     except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(name, error) from error
-
-
-def _cannot_load(name: str | Path, error: Exception) -> UnknownModelError:
-    reason = (str(error).splitlines() or ["no reason given"])[0]
-    return UnknownModelError(
-        f"cannot load model {str(name)!r} ({type(error).__name__}: {reason}).{closest(str(name), ALIASES)}"
-    )
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+        raise UnknownModelError(f"cannot load model {str(name)!r} ({reason}).{closest(str(name), ALIASES)}") from error
 
 
 def resolve_device(device: str | torch.device) -> str:
@@ -235,22 +223,20 @@ def resolve_device(device: str | torch.device) -> str:
     Raises:
         ValueError: no such device, or none of its kind on this machine.
     """
-    if str(device) != "auto":
-        if str(device) != "balanced":
-            try:
-                torch.device(device)
-            except RuntimeError as error:
-                raise ValueError(
-                    f'unknown device {str(device)!r}; expected "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced".'
-                ) from error
-        kind = str(device).partition(":")[0]
-        absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-        if absent.get(kind):
+    name, found = str(device), {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return own_gpu() if found["cuda"] else "mps" if found["mps"] else "cpu"
+    if name != "balanced":
+        try:
+            kind = torch.device(device).type
+        except RuntimeError as error:
+            known = '"auto", "cpu", "cuda", "cuda:1", "mps" or "balanced"'
+            raise ValueError(f"unknown device {name!r}; expected {known}.") from error
+        if not found.get(kind, True):
             raise ValueError(
-                f'device {str(device)!r}: torch finds none on this machine; give "cpu", or "auto" for the best one.'
+                f'device {name!r}: torch finds none on this machine; give "cpu", or "auto" for the best one.'
             )
-        return str(device)
-    return own_gpu() if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return name
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
@@ -268,15 +254,11 @@ def resolve_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
     if device.startswith(("cuda", "balanced")) and torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     mkldnn = cast(bool, torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    fast = device == "cpu" and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast and _has_bf16_instructions() else torch.float32
-
-
-def _has_bf16_instructions() -> bool:
+    able = device == "cpu" and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     # without AMX or AVX512-BF16, bfloat16 is slower than float32
-    return any(
-        getattr(torch.cpu, check, lambda: False)() for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    fast = able and any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _unpacked(alias: str) -> Path:
@@ -309,8 +291,7 @@ def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != _HASHES)
-    return {p.name: file_hash(p) for p in files}
+    return {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != _HASHES}
 
 
 def is_whole(folder: Path) -> bool:

@@ -9,6 +9,7 @@ positions that are scored. So a question with five options costs little more tha
 
 from collections.abc import Sequence
 from copy import copy
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -46,13 +47,12 @@ def log_probs(
     groups = cast(Sequence[Sequence[str]], [answers] if isinstance(prompts, str) else answers)
     if len(asked) != len(groups):
         raise ValueError(f"{len(asked)} prompts have {len(groups)} lists of answers; expected one list for each.")
+    texts = []
     for prompt, group in zip(asked, groups, strict=True):
         if isinstance(group, str) or not group:
             raise ValueError(f"the answers after {prompt!r} are {group!r}, expected a list of at least one answer.")
-    texts = [
-        [answer if answer[:1].isspace() or prompt[-1:].isspace() else f" {answer}" for answer in group]
-        for prompt, group in zip(asked, groups, strict=True)
-    ]
+        spaced = prompt[-1:].isspace()
+        texts.append([answer if spaced or answer[:1].isspace() else f" {answer}" for answer in group])
     found = [torch.stack([tokens.sum() for tokens in group]) for group in continuation_log_probs(lm, asked, texts)]
     return found[0] if isinstance(prompts, str) else found
 
@@ -89,8 +89,9 @@ def continuation_log_probs(
     cost = [len(prefix) + sum(map(len, rests)) for prefix, rests in items]
     batches = bucketed(cost, max_tokens=max_tokens)
     for batch in tqdm(batches, desc="scoring", leave=False, disable=not progress):
-        rows = [items[i] for i in batch]
-        scores = iter(_score(lm, [prefix for prefix, _ in rows], [rests for _, rests in rows]))
+        prefixes, rests = zip(*(items[i] for i in batch), strict=True)
+        flat = gather_log_probs(lm, *branch(lm, prefixes, rests))
+        scores = iter(flat.split([len(option) for group in rests for option in group]))
         for i in batch:
             found[i] = [next(scores) for _ in items[i][1]]
     return found
@@ -139,10 +140,8 @@ def split_continuations(lm: "HookedLM", prompt: str, continuations: Sequence[str
         ValueError: a prompt without a token, or a continuation that adds none.
     """
     context, *wholes = lm.encode([prompt, *(prompt + c for c in continuations)])
-    shared = min(len(context), *(len(whole) - 1 for whole in wholes))
-    for whole in wholes:
-        while shared > 0 and whole[:shared] != context[:shared]:
-            shared -= 1
+    columns = zip(context, *(whole[:-1] for whole in wholes), strict=False)
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
     if shared < 1:
         raise ValueError(
             f"cannot score after {prompt!r}: it shares no first token with its continuations {list(continuations)!r}."
@@ -183,9 +182,8 @@ def branch(
         rest = lm.pad([flat[i][:-1] for i in group])
         whose = owner[group]
         positions = len(prefix) + asked.lengths[whose, None] + rest.position_ids
-        after, _ = lm.step(
-            rest.input_ids, torch.cat([mask[whose], rest.attention_mask], 1), positions, _rows(cache, whose), grad=grad
-        )
+        whole = torch.cat([mask[whose], rest.attention_mask], 1)
+        after, _ = lm.step(rest.input_ids, whole, positions, _rows(cache, whose), grad=grad)
         found.append(after[rest.attention_mask.bool()])
         places += [(i, t) for i in group for t in range(1, len(flat[i]))]
     order = sorted(range(len(places)), key=places.__getitem__)
@@ -196,11 +194,10 @@ def branch(
 def _of_similar_length(options: Sequence[Sequence[int]]) -> list[list[int]]:
     """Indices of the options of two tokens or more, in groups that pad none to more than about twice its length."""
     groups: list[list[int]] = []
-    for i in sorted(range(len(options)), key=lambda i: -len(options[i])):
-        tail = len(options[i]) - 1
-        if tail and groups and 2 * tail >= len(options[groups[-1][0]]) - 1:
+    for i in sorted((i for i, option in enumerate(options) if len(option) > 1), key=lambda i: -len(options[i])):
+        if groups and 2 * (len(options[i]) - 1) >= len(options[groups[-1][0]]) - 1:
             groups[-1].append(i)
-        elif tail:
+        else:
             groups.append([i])
     return groups
 
@@ -228,8 +225,3 @@ def after_prefix(
     _, cache = lm.step(alone.input_ids, alone.attention_mask, alone.position_ids, grad=grad)
     cache.batch_repeat_interleave(len(batch))
     return cache, torch.cat([alone.attention_mask.expand(len(batch), -1), batch.attention_mask], 1)
-
-
-def _score(lm: "HookedLM", prefixes: list[list[int]], rests: list[list[list[int]]]) -> list[Tensor]:
-    found = gather_log_probs(lm, *branch(lm, prefixes, rests))
-    return list(torch.split(found, [len(option) for group in rests for option in group]))

@@ -23,7 +23,7 @@ A site is declared where it is defined, in any distribution:
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from torch import nn
 
@@ -86,14 +86,12 @@ class Site:
     @property
     def kind(self) -> SiteKind:
         """How the site was declared."""
-        kind: SiteKind = SITES[self.name]
-        return kind
+        return cast(SiteKind, SITES[self.name])
 
     @property
     def full_name(self) -> str:
         """TransformerLens's name, such as `blocks.7.hook_resid_post`."""
-        kind = self.kind
-        return f"blocks.{self.layer}.{kind.inside}hook_{self.name}" if kind.in_blocks else self.name
+        return f"blocks.{self.layer}.{self.kind.inside}hook_{self.name}" if self.kind.in_blocks else self.name
 
     def find(self, model: nn.Module, layout: Layout) -> tuple[str, Side]:
         """The path of the module that holds this site, and what of the module it is.
@@ -105,9 +103,8 @@ class Site:
         try:
             model.get_submodule(path)
         except AttributeError as error:
-            raise UnknownSiteError(
-                f"this {type(model).__name__} has no site {self}: it has no module {path}."
-            ) from error
+            kind = type(model).__name__
+            raise UnknownSiteError(f"this {kind} has no site {self}: it has no module {path}.") from error
         return path, side
 
     def __str__(self) -> str:
@@ -163,10 +160,8 @@ def resolve_sites(sites: Iterable[str] | str, layers: Iterable[int] | int | None
         if full and full[2] in SITES and name == Site(int(full[1]), full[2]).full_name:
             found.append(Site(_check_layer(int(full[1]), n_layers), full[2]))
         elif not full and short in SITES:
-            in_blocks = SITES[short].in_blocks
-            found += (
-                [Site(_check_layer(layer, n_layers), short) for layer in chosen] if in_blocks else [Site(-1, short)]
-            )
+            checked = (_check_layer(layer, n_layers) for layer in chosen) if SITES[short].in_blocks else (-1,)
+            found += [Site(layer, short) for layer in checked]
         else:
             kinds = [SITES[known] for known in site_names()]
             full_names = [f"blocks.{{0..{n_layers - 1}}}.{k.inside}hook_{k.name}" for k in kinds if k.in_blocks]
@@ -185,26 +180,19 @@ def _check_layer(layer: int, n_layers: int) -> int:
 site("embed", in_blocks=False)(lambda layout, _: (layout.embed, "output"))
 site("resid_pre", after="embed")(lambda layout, layer: (layout.block(layer), "input"))
 site("pattern", after="resid_pre", inside="attn.")(lambda layout, layer: (layout.block(layer, layout.attn), "pattern"))
+site("z", after="pattern", inside="attn.", split_heads=True)(lambda layout, layer: _projection(layout, layer, "attn"))
 site("attn_out", after="z")(lambda layout, layer: (layout.block(layer, layout.attn_norm or layout.attn), "output"))
+site("post", after="attn_out", inside="mlp.")(lambda layout, layer: _projection(layout, layer, "mlp"))
 site("mlp_out", after="post")(lambda layout, layer: (layout.block(layer, layout.mlp_norm or layout.mlp), "output"))
 site("resid_post", after="mlp_out")(lambda layout, layer: (layout.block(layer), "output"))
 
 
-@site("z", after="pattern", inside="attn.", split_heads=True)
-def _z(layout: Layout, layer: int) -> tuple[str, Side]:
-    return _projection(layout, Site(layer, "z"), "attn"), "input"
-
-
-@site("post", after="attn_out", inside="mlp.")
-def _post(layout: Layout, layer: int) -> tuple[str, Side]:
-    return _projection(layout, Site(layer, "post"), "mlp"), "input"
-
-
-def _projection(layout: Layout, site: Site, part: str) -> str:
-    path, name = layout.block(site.layer, getattr(layout, part)), getattr(layout, f"{part}_proj")
+def _projection(layout: Layout, layer: int, part: str) -> tuple[str, Side]:
+    path, name = layout.block(layer, getattr(layout, part)), getattr(layout, f"{part}_proj")
     if not name:
+        site = Site(layer, {"attn": "z", "mlp": "post"}[part])
         raise UnknownSiteError(
             f"this model has no site {site}: no single output projection was found in {path}; "
             f"pass layout=Layout(..., {part}_proj=...) if there is one."
         )
-    return f"{path}.{name}"
+    return f"{path}.{name}", "input"

@@ -39,10 +39,8 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor
         raise AdapterError(f"the adapter in {folder} is {config.peft_type}; only LoRA is supported.")
     b_matrices = {key: tensor for key, tensor in weights.items() if "lora_B" in key or "lora_embedding_B" in key}
     if not any(bool(b.any()) for b in b_matrices.values()):
-        raise AdapterError(
-            f"the adapter in {folder} has no effect: "
-            f"{'all its B matrices are zero' if b_matrices else 'it holds no B matrix'}."
-        )
+        reason = "all its B matrices are zero" if b_matrices else "it holds no B matrix"
+        raise AdapterError(f"the adapter in {folder} has no effect: {reason}.")
     # for whole weights, B can be the identity while A is zero
     if not any(bool(b.any()) and bool(weights.get(_partner(key), b).any()) for key, b in b_matrices.items()):
         raise AdapterError(f"the adapter in {folder} has no effect: in each pair A and B one matrix is zero.")

@@ -5,19 +5,23 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
 
 from elm_interp.errors import AdapterError
 from elm_interp.models.adapters.files import WEIGHTS, read_adapter
 from elm_interp.models.adapters.lora import WholeWeights
+from elm_interp.models.changed import changed
+
+State: TypeAlias = dict[str, tuple[dict[str, torch.Tensor], str]]
+"""Of slots: their weights, and where these are from."""
 
 
 class AdapterSlots:
@@ -33,10 +37,9 @@ class AdapterSlots:
         self._slots: dict[str, str] = {}  # adapter shape, as canonical JSON -> peft's name of the slot
         self._current: str | None = None  # the slot that is on
         self._in_slot: dict[str, str] = {}  # slot -> where its weights are from
-        self._made = 0  # slots made so far, for their names
+        self._names = (f"slot{i}" for i in count())  # of new slots
         self._fixed: dict[str, list[nn.Parameter]] = {}  # slot -> the identities of `WholeWeights`
-        self._entered: list[str | None] = []  # the slot that each open `use` restores, outermost first
-        self._kept: list[dict[str, tuple[dict[str, torch.Tensor], str]]] = []  # the weights that each `use` restores
+        self._open: list[tuple[str | None, State]] = []  # what each open `use` restores, outermost first
         self._learning: str | None = None  # the slot in training, the only one with active dropout
         self._grad_flags: dict[nn.Parameter, bool] = {}  # from before peft froze the base
 
@@ -51,9 +54,8 @@ class AdapterSlots:
         peft's own default, float32, casts every input and output, which makes a bfloat16 base a third slower. A trainer
         keeps float32 master weights instead.
         """
-        slot = self._make_slot(config)
+        self._learning = slot = self._make_slot(config)
         self._in_slot[slot] = "new"
-        self._learning = slot
         if isinstance(config, WholeWeights):
             self._fixed[slot] = self._set_identities(slot)
         self._switch(slot)
@@ -66,23 +68,21 @@ class AdapterSlots:
             AdapterError: no peft files, not LoRA, keys that do not match the model, or all B matrices zero.
         """
         config, weights = read_adapter(folder)
-        key = _shape_key(config)
-        fresh = key not in self._slots
+        known = self._slots.get(_shape_key(config))
         try:
-            slot = self._slots[key] if not fresh else self._make_slot(config)
+            slot = known or self._make_slot(config)
         except ValueError as error:
             raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
-        peft = cast(PeftModel, self._peft)
-        problem = _mismatch(peft, weights, slot)
-        if problem:
-            if fresh:
+        state = get_peft_model_state_dict(self._peft, adapter_name=slot)
+        if problem := _mismatch(weights, state):
+            if not known:
                 self._drop(slot)
             raise AdapterError(f"the adapter in {folder} does not fit this model: {problem}")
-        if slot in self._entered:
+        if any(slot == before for before, _ in self._open):
             # an open `use` restores this slot: keep its weights
-            state = {key: tensor.clone() for key, tensor in get_peft_model_state_dict(peft, adapter_name=slot).items()}
-            self._kept[-1].setdefault(slot, (state, self._in_slot[slot]))
-        set_peft_model_state_dict(peft, weights, adapter_name=slot)
+            kept = {key: tensor.clone() for key, tensor in state.items()}
+            self._open[-1][1].setdefault(slot, (kept, self._in_slot[slot]))
+        set_peft_model_state_dict(self._peft, weights, adapter_name=slot)
         self._in_slot[slot] = str(folder)
         if trainable:
             self._learning = slot
@@ -95,9 +95,7 @@ class AdapterSlots:
     @contextmanager
     def use(self, which: str | Path | None) -> Iterator[None]:
         """Inside the context, run the adapter of a folder, or the bare base for None; restored after, also on error."""
-        before = self._current
-        self._entered.append(before)
-        self._kept.append({})
+        self._open.append((self._current, {}))
         grads = {p: p.requires_grad for p in self._model.parameters()}
         try:
             if which is None:
@@ -106,8 +104,8 @@ class AdapterSlots:
                 self.load(which)
             yield
         finally:
-            self._entered.pop()
-            for slot, (state, label) in self._kept.pop().items():
+            before, kept = self._open.pop()
+            for slot, (state, label) in kept.items():
                 set_peft_model_state_dict(self._peft, state, adapter_name=slot)
                 self._in_slot[slot] = label
             self._switch(before)
@@ -125,12 +123,11 @@ class AdapterSlots:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Inside the context, the adapter in training acts without dropout, as it will when it is loaded."""
-        learning, self._learning = self._learning, None
-        self._set_dropout()
         try:
-            yield
+            with changed(self, _learning=None):
+                self._set_dropout()
+                yield
         finally:
-            self._learning = learning
             self._set_dropout()
 
     @contextmanager
@@ -162,36 +159,27 @@ class AdapterSlots:
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter that is on as peft files."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {key: tensor.detach().cpu().contiguous() for key, tensor in self.state().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         config = cast(PeftModel, self._peft).peft_config[cast(str, self._current)]
-        inference_mode, config.inference_mode = config.inference_mode, True
-        try:
-            config.save_pretrained(str(folder))
-        finally:
-            config.inference_mode = inference_mode
+        with changed(config, inference_mode=True):
+            config.save_pretrained(str(folder))  # which makes the folder
+        save_file(state, Path(folder) / WEIGHTS, metadata={"format": "pt"})
 
     def release(self) -> None:
         """Take every adapter off and restore the base's own modules."""
         if self._peft is not None:
             self._peft.unload()
         self._peft, self._current, self._learning = None, None, None
-        self._slots.clear()
-        self._in_slot.clear()
-        self._fixed.clear()
+        self._slots, self._in_slot, self._fixed = {}, {}, {}
         for parameter, flag in self._grad_flags.items():
             parameter.requires_grad_(flag)
 
     def _make_slot(self, config: PeftConfig) -> str:
-        slot = f"slot{self._made}"
-        self._made += 1
+        slot = next(self._names)
         if self._peft is None:
             self._grad_flags = {p: p.requires_grad for p in self._model.parameters()}
-            with warnings.catch_warnings():
-                # peft reads an attribute of transformers under its old name
-                warnings.simplefilter("ignore", FutureWarning)
+            # peft reads an attribute of transformers under its old name
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 self._peft = PeftModel(self._model, config, adapter_name=slot, autocast_adapter_dtype=False)
         else:
             self._peft.add_adapter(slot, config, autocast_adapter_dtype=False)
@@ -201,8 +189,8 @@ class AdapterSlots:
     @torch.no_grad()
     def _set_identities(self, slot: str) -> list[nn.Parameter]:
         fixed = []
-        for module in self._model.modules():
-            if isinstance(module, LoraLayer) and slot in module.lora_A:
+        for module in self._tuned():
+            if slot in module.lora_A:
                 a, b = (cast(nn.Linear, part[slot]).weight for part in (module.lora_A, module.lora_B))
                 square, trained = (b, a) if len(b) == b.shape[1] else (a, b)
                 square.copy_(torch.eye(len(square)))
@@ -215,52 +203,45 @@ class AdapterSlots:
         if not self._slots:
             self.release()
         elif self._peft is not None:
-            with warnings.catch_warnings():
-                # peft warns that it switches to another adapter; the caller switches anyway
-                warnings.simplefilter("ignore", UserWarning)
+            # peft warns that it switches to another adapter; the caller switches anyway
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
                 self._peft.delete_adapter(slot)
 
     def _switch(self, slot: str | None, *, trainable: bool = True) -> None:
         self._current = slot
-        for module in self._model.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.enable_adapters(slot is not None)
-                if slot is not None:
-                    module.set_adapter(slot)
+        for module in self._tuned():
+            module.enable_adapters(slot is not None)
+            if slot is not None:
+                module.set_adapter(slot)
         for parameter in self._fixed.get(slot or "", ()):
             parameter.requires_grad_(False)
         if slot is not None and not trainable:
-            for parameter in self._model.parameters():
-                parameter.requires_grad_(False)
+            self._model.requires_grad_(False)
         self._set_dropout(trainable)
 
     def _set_dropout(self, trainable: bool = True) -> None:
         # peft makes its modules in training mode, in which the dropout of a loaded adapter would act
-        for module in self._model.modules():
-            if isinstance(module, BaseTunerLayer):
-                for slot, dropout in cast(nn.ModuleDict, module.lora_dropout).items():
-                    dropout.train(trainable and slot == self._learning)
+        for module in self._tuned():
+            for slot, dropout in module.lora_dropout.items():
+                dropout.train(trainable and slot == self._learning)
+
+    def _tuned(self) -> list[LoraLayer]:
+        return [module for module in self._model.modules() if isinstance(module, LoraLayer)]
 
 
 def _shape_key(config: PeftConfig) -> str:
     """Canonical JSON of what makes the modules of an adapter: adapters with the same key share a slot."""
-    fields = config.to_dict()
     irrelevant = ("inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "task_type", "peft_version")
-    kept = {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items() if k not in irrelevant}
+    kept = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items() if k not in irrelevant}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
-def _mismatch(peft: PeftModel, weights: dict[str, torch.Tensor], slot: str) -> str:
+def _mismatch(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
     """How the keys and shapes of loaded weights differ from those of a slot; "" if they match."""
-    expected = get_peft_model_state_dict(peft, adapter_name=slot)
-    lost, missing = sorted(weights.keys() - expected.keys()), sorted(expected.keys() - weights.keys())
-    wrong = sorted(key for key in weights.keys() & expected.keys() if weights[key].shape != expected[key].shape)
-    parts = []
-    if lost:
-        parts.append(f"{len(lost)} keys find no place, such as {lost[0]}")
-    if missing:
-        parts.append(f"{len(missing)} expected keys are missing, such as {missing[0]}")
-    if wrong:
+    lost, missing = weights.keys() - expected.keys(), expected.keys() - weights.keys()
+    problems = {"keys find no place": lost, "expected keys are missing": missing}
+    parts = [f"{len(keys)} {problem}, such as {min(keys)}" for problem, keys in problems.items() if keys]
+    if wrong := sorted(key for key in weights.keys() & expected.keys() if weights[key].shape != expected[key].shape):
         found, wanted = (tuple(state[wrong[0]].shape) for state in (weights, expected))
         parts.append(f"{len(wrong)} have another shape, such as {wrong[0]}: {found}, expected {wanted}")
     return "; ".join(parts)

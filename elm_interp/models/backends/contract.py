@@ -13,6 +13,7 @@ The last two need an extra, which is imported when the back end is made. A back 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Protocol, TypeAlias, TypeVar, cast
@@ -124,17 +125,14 @@ def read_sites(
     reads = reads or {}
     found: dict[Site, Tensor] = {}
 
-    def read(site: Site) -> Edit:
-        def see(value: Tensor) -> None:
-            found[site] = reads[site](value)
-            if len(found) == len(reads):
-                raise Stop
-
-        return see
+    def see(site: Site, value: Tensor) -> None:
+        found[site] = reads[site](value)
+        if len(found) == len(reads):
+            raise Stop
 
     with ExitStack() as stack:
         for site in reads:
-            stack.enter_context(hook(site, read(site)))
+            stack.enter_context(hook(site, partial(see, site)))
         try:
             return found, forward()
         except Stop:

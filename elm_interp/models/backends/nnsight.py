@@ -156,10 +156,7 @@ class RemoteAdapters:
 
 def remote_model(name: str, adapter: str | None) -> "TransformersModel":
     """A hub model without its weights, to be traced on NDIF."""
-    wrapper = import_extra("nnsight").TransformersModel
-    with quiet():  # else transformers prints the generation settings
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        return wrapper(name, tokenizer=tokenizer, task="text-generation", peft=adapter)
+    return _wrapped(name, tokenizer=AutoTokenizer.from_pretrained(name), peft=adapter)
 
 
 def visit_all(traced: Any, visits: list[Visit]) -> list[Tensor]:
@@ -194,6 +191,10 @@ def _handle(traced: Any, visit: Visit) -> tuple[Any, str]:
 
 def own_wrapper(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "TransformersModel":
     """The wrapper of nnsight for a user's traces: on shared weights, with a copy of the tokenizer, which it changes."""
+    return _wrapped(copy_modules(model), tokenizer=copy.deepcopy(tokenizer))
+
+
+def _wrapped(model: Any, **settings: Any) -> "TransformersModel":
     wrapper = import_extra("nnsight").TransformersModel
-    with quiet():
-        return wrapper(copy_modules(model), tokenizer=copy.deepcopy(tokenizer), task="text-generation")
+    with quiet():  # else transformers prints the generation settings
+        return wrapper(model, task="text-generation", **settings)
