@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from elm_interp.activations.store import ActivationStore
 from elm_interp.data import Concept, Question, texts
-from elm_interp.errors import unknown
+from elm_interp.errors import check_known, unknown
 from elm_interp.models import HookedLM
 from elm_interp.models.backends.contract import Edit
 from elm_interp.models.sites import resolve_sites
@@ -106,17 +106,12 @@ class Subject:
         Raises:
             UnknownSiteError: an edit at a site that the model does not have.
         """
-        changes = {"concept": self._unprompted} | changes
-        changes["edits"] = _edits_in_turn(self.edits, edits or {}, self.lm.n_layers)
-        changes["prompt"] = _in_turn(self.prompt, prompt)
-        return replace(self, **changes)
+        in_turn = {"edits": _edits_in_turn(self.edits, edits or {}, self.lm.n_layers)}
+        return replace(self, **{"concept": self._unprompted} | changes | in_turn, prompt=_in_turn(self.prompt, prompt))
 
     def ask(self, questions: Sequence[Question]) -> list[Question]:
         """Questions of your own, asked through this state's prompt transformation."""
-        if self.prompt is None:
-            return list(questions)
-        asked = Concept("questions", (), (), {"forget": tuple(questions)}).prompted(self.prompt)
-        return asked.ask("forget", "all")
+        return [replace(question, ask=self.prompt or question.ask) for question in questions]
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The result of `compute`, computed once per state, so that metrics share scores, texts and activations."""
@@ -220,8 +215,7 @@ def metric(
         UnknownNameError: another value of `shows`.
         ConfigError: the name is taken by another function.
     """
-    if shows not in get_args(Shows):
-        raise unknown(f"value of shows in metric {name!r}:", shows, get_args(Shows))
+    check_known(f"value of shows in metric {name!r}:", shows, get_args(Shows))
     card = shows != "describes" if on_card is None else on_card
 
     def declare(function: Callable[[Subject], Rows]) -> Callable[[Subject], Rows]:
@@ -252,8 +246,7 @@ def metric_of(row_name: str) -> Metric | None:
     """
     while row_name:
         if row_name in METRICS:
-            found: Metric = METRICS[row_name]
-            return found
+            return METRICS[row_name]
         row_name = row_name.rpartition(".")[0]
     return None
 
@@ -276,15 +269,11 @@ def measure(
     chosen = [m for m in chosen if cost == "dear" or m.cost == "cheap"]
     tables = []
     for m in tqdm(chosen, desc=f"measuring {subject.method}", leave=False, disable=not progress):
-        table = frame(m.compute(subject))
         defaults = {
             "model": subject.lm.name, "method": subject.method, "step": subject.step, "seed": subject.seed,
             "chance": m.chance, "direction": m.better, "protocol": m.protocol,
         }  # fmt: skip
-        for column, value in defaults.items():
-            if value is not None:
-                table[column] = table[column].fillna(value)
-        tables.append(table)
+        tables.append(frame(m.compute(subject)).fillna({k: v for k, v in defaults.items() if v is not None}))
     return stack(tables)
 
 

@@ -121,7 +121,8 @@ def _clashes(found: Sequence[tuple[Path, Entry]]) -> list[str]:
             ("weights or settings", _named(entry)): same_weights(entry.fingerprint),
         }
         for place, value in values.items():
-            said.setdefault(place, {}).update({value: None} if value != "" else {})
+            if value != "":
+                said.setdefault(place, {})[value] = None
     return [
         f"{f'{where} has' if where else 'they have'} several {what}: {', '.join(map(str, several))}"
         for (what, where), several in said.items()

@@ -60,17 +60,14 @@ def mix_concepts(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
         raise ConfigError(
             f"the ratio of {', '.join(names)} is {list(ratio)}; expected {len(parts)} whole numbers from 1."
         )
-    separate = [_without_others(part, [other for other in parts if other is not part]) for part in parts]
-    return _joined([_renamed(part) for part in separate], ratio)
+    return _joined([_renamed(_without_others(part, [o for o in parts if o is not part])) for part in parts], ratio)
 
 
 def _joined(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
     # parts may share passages, and borrow the same questions
-    questions = {
-        name: tuple({(q.question, q.choices): q for part in parts for q in part.questions.get(name, ())}.values())
-        for name in QUESTION_SETS
-        if any(name in part.questions for part in parts)
-    }
+    sets = [name for name in QUESTION_SETS if any(name in part.questions for part in parts)]
+    asked = {name: [q for part in parts for q in part.questions.get(name, ())] for name in sets}
+    questions = {name: tuple({(q.question, q.choices): q for q in of}.values()) for name, of in asked.items()}
     return Mixture(
         name="+".join(part.name for part in parts),
         forget=tuple({p.text: p for part in parts for p in part.forget}.values()),
@@ -92,11 +89,8 @@ def _without_others(part: Concept, others: Sequence[Concept]) -> Concept:
     texts = {passage.text for other in others for passage in other.forget}
     asked = [q for other in others for q in other.questions.get("forget", ())]
     facts = {said for q in asked for said in (q.question, q.fact)} - {""}
-    mine = {q.question for q in part.questions.get("general", ())}
-    left_out = set()
-    for other in others:
-        theirs = {q.question for q in other.questions.get("general", ())}
-        left_out |= mine - theirs if mine & theirs else set()
+    mine, *rest = ({q.question for q in one.questions.get("general", ())} for one in (part, *others))
+    left_out = {question for theirs in rest if mine & theirs for question in mine - theirs}
 
     def stays(item: Passage | Question) -> bool:
         said = {item.text} if isinstance(item, Passage) else {item.question, item.fact}

@@ -26,7 +26,8 @@ from jaxtyping import Float, Int
 
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.errors import unknown
+from elm_interp.errors import check_known
+from elm_interp.evaluate.perplexity import Sums
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
@@ -77,8 +78,7 @@ class ScoredQuestion:
         Raises:
             UnknownNameError: another protocol.
         """
-        if protocol not in PROTOCOLS:
-            raise unknown("protocol", protocol, PROTOCOLS)
+        check_known("protocol", protocol, PROTOCOLS)
         return {"pmi": self.pmi, "likelihood": self.log_prob, "length-normalised": self.mean_log_prob}[protocol]
 
 
@@ -104,15 +104,13 @@ def score_choices(
     unique = sorted({text for texts in options for text in texts}, key=lambda text: (len(text), text))
     parts = [unique[i : i + PRIOR_ROWS] for i in range(0, len(unique), PRIOR_ROWS)]
     unasked = continuation_log_probs(lm, [prior] * len(parts), parts, max_tokens=PRIOR_TOKENS, progress=progress)
-    priors = {
-        text: float(log_probs.double().sum())
-        for part, of_part in zip(parts, unasked, strict=True)
-        for text, log_probs in zip(part, of_part, strict=True)
-    }
+    priors: dict[str, float] = {}
+    for part, of_part in zip(parts, unasked, strict=True):
+        priors |= zip(part, Sums.of(of_part).totals, strict=True)
     found = []
     for question, texts, log_probs in zip(questions, options, asked, strict=True):
-        sums, prior_sums = [float(x.double().sum()) for x in log_probs], [priors[text] for text in texts]
-        one = ScoredQuestion(question, np.array(sums), np.array(prior_sums), np.array([len(x) for x in log_probs]))
+        sums = Sums.of(log_probs)
+        one = ScoredQuestion(question, sums.totals, np.array([priors[text] for text in texts]), sums.counts)
         if not np.isfinite(one.pmi).all():
             raise ValueError(
                 f"question {question.id or question.question!r}: the model gives an option a log-probability that is "
@@ -132,11 +130,8 @@ def credits(
         protocol: one of `PROTOCOLS`.
         form: "all" choices, or "two": the right one against the outside answer. "two" leaves out questions without one.
     """
-    found = []
-    for one in scored:
-        picked = _options(one.question, form)
-        if picked:
-            found.append(credit(one.values(protocol)[picked], picked.index(one.question.answer)))
+    asked = [(one, picked) for one in scored if (picked := _options(one.question, form))]
+    found = [credit(one.values(protocol)[picked], picked.index(one.question.answer)) for one, picked in asked]
     return np.array(found, dtype=float)
 
 
@@ -154,8 +149,7 @@ def accuracy(scored: Sequence[ScoredQuestion], protocol: str = "pmi", form: Form
 
 def longest_option(questions: Sequence[Question]) -> dict[str, Any]:
     """Accuracy of always picking the choice with the most characters, without a model; ties share the credit."""
-    lengths = [np.array([len(choice) for choice in q.choices]) for q in questions]
-    found = [credit(values, q.answer) for values, q in zip(lengths, questions, strict=True)]
+    found = [credit(np.array(list(map(len, q.choices))), q.answer) for q in questions]
     return _proportion(np.array(found, dtype=float), [1 / len(q.choices) for q in questions])
 
 
@@ -164,11 +158,11 @@ def per_question(scored: Sequence[ScoredQuestion]) -> pd.DataFrame:
     table = []
     for one in scored:
         q, n = one.question, len(one.question.choices)
-        row: dict[str, Any] = {"id": q.id, "fact": q.fact, "topic": q.topic, "question": q.question}
+        row: dict[str, Any] = {name: getattr(q, name) for name in ("id", "fact", "topic", "question")}
         row |= {"options": n, "right": q.right}
         for protocol in PROTOCOLS:
-            row |= {f"{protocol}_pick": q.choices[int(one.values(protocol)[:n].argmax())]}
-            row |= {f"{protocol}_credit": credits([one], protocol)[0]}
+            row[f"{protocol}_pick"] = q.choices[int(one.values(protocol)[:n].argmax())]
+            row[f"{protocol}_credit"] = credits([one], protocol)[0]
         two = credits([one], "pmi", "two")
         table.append(row | {"two_choice_pmi_credit": two[0] if len(two) else None})
     return pd.DataFrame(table)
@@ -210,8 +204,7 @@ def rows_of(name: str, found: dict[str, Any], protocol: str) -> list[dict[str, A
 
 
 def _options(question: Question, form: Form) -> list[int]:
-    if form not in FORMS:
-        raise unknown("form", form, FORMS)
+    check_known("form", form, FORMS)
     n = len(question.choices)
     if form == "all":
         return list(range(n))

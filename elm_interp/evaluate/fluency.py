@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from elm_interp.data import Concept
 from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio, pooled_mean
@@ -68,10 +69,8 @@ def losses_after(lm: HookedLM, starts: Sequence[str], texts: Sequence[str]) -> S
     """Loss of each text after its prompt, in nats; 0 over no token for an empty text."""
     written = [i for i, text in enumerate(texts) if text.strip()]
     found = continuation_log_probs(lm, [starts[i] for i in written], [[texts[i]] for i in written])
-    totals, counts = np.zeros(len(texts)), np.zeros(len(texts), dtype=int)
-    for i, (log_probs,) in zip(written, found, strict=True):
-        totals[i], counts[i] = -float(log_probs.double().sum()), len(log_probs)
-    return Sums(totals, counts)
+    losses = {i: -log_probs for i, (log_probs,) in zip(written, found, strict=True)}
+    return Sums.of([losses.get(i, torch.empty(0)) for i in range(len(texts))])
 
 
 def words(text: str) -> list[str]:
@@ -123,9 +122,9 @@ def _not_empty(texts: Sequence[str]) -> int:
     return sum(bool(text.strip()) for text in texts)
 
 
-def _row(subject: Subject, name: str, compute: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+def _row(subject: Subject, name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """The row of a metric; none if the concept has no question to write after."""
-    return [measurements(name, **compute())] if prompts(subject.concept) else []
+    return [measurements(name, **found)] if prompts(subject.concept) else []
 
 
 def _reverse_losses(subject: Subject) -> Sums:
@@ -143,7 +142,7 @@ def _reverse_losses(subject: Subject) -> Sums:
 )  # fmt: skip
 def reverse_ppl(subject: Subject) -> list[dict[str, Any]]:
     """Perplexity under the base of the text that the model generates about the concept."""
-    return _row(subject, "seamlessness.reverse_ppl", lambda: perplexity_of(_reverse_losses(subject)))
+    return _row(subject, "seamlessness.reverse_ppl", perplexity_of(_reverse_losses(subject)))
 
 
 @metric(
@@ -154,7 +153,7 @@ def reverse_ppl(subject: Subject) -> list[dict[str, Any]]:
 def reverse_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
     """Reverse perplexity as a multiple of that of the base's own text; 1 = as fluent as the base."""
     losses = (_reverse_losses(state) for state in (subject, subject.base))
-    return _row(subject, "seamlessness.reverse_ppl_ratio", lambda: perplexity_ratio(*losses))
+    return _row(subject, "seamlessness.reverse_ppl_ratio", perplexity_ratio(*losses))
 
 
 @metric(
@@ -163,12 +162,9 @@ def reverse_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def distinct2(subject: Subject) -> list[dict[str, Any]]:
     """Share of distinct word pairs, over all texts that the model generates about the concept."""
-
-    def found() -> dict[str, Any]:
-        texts = generations(subject)
-        low, high = jackknife(lambda kept: distinct([texts[i] for i in kept]), len(texts))
-        return {"value": distinct(texts), "n": _not_empty(texts), "ci": (max(low, 0.0), min(high, 1.0))}
-
+    texts = generations(subject)
+    low, high = jackknife(lambda kept: distinct([texts[i] for i in kept]), len(texts))
+    found = {"value": distinct(texts), "n": _not_empty(texts), "ci": (max(low, 0.0), min(high, 1.0))}
     return _row(subject, "seamlessness.distinct2", found)
 
 
@@ -180,16 +176,14 @@ def distinct2(subject: Subject) -> list[dict[str, Any]]:
 def distinct2_ratio(subject: Subject) -> list[dict[str, Any]]:
     """Distinct-2 as a multiple of the base's; 1 = as varied as the base."""
     ours, base = generations(subject), generations(subject.base)
-    if not ours:
-        return []
 
     def ratio(kept: list[int]) -> float:
         under = distinct([base[i] for i in kept])
         return distinct([ours[i] for i in kept]) / under if under else math.nan
 
-    ci = jackknife(ratio, len(ours))
+    found = {"value": ratio(list(range(len(ours)))), "ci": jackknife(ratio, len(ours))}
     n = sum(bool(a.strip() and b.strip()) for a, b in zip(ours, base, strict=True))
-    return [measurements("seamlessness.distinct2_ratio", ratio(list(range(len(ours)))), n=n, ci=ci)]
+    return _row(subject, "seamlessness.distinct2_ratio", found | {"n": n})
 
 
 @metric(
@@ -199,8 +193,7 @@ def distinct2_ratio(subject: Subject) -> list[dict[str, Any]]:
 def repeated(subject: Subject) -> list[dict[str, Any]]:
     """Share of word 4-grams that occurred earlier in the same generated text about the concept."""
     texts = generations(subject)
-    counted = {"n": _not_empty(texts)}
-    return _row(subject, "seamlessness.repetition", lambda: pooled_mean(repetition(texts)) | counted)
+    return _row(subject, "seamlessness.repetition", pooled_mean(repetition(texts)) | {"n": _not_empty(texts)})
 
 
 @metric(
@@ -213,4 +206,4 @@ def judge_ppl(subject: Subject) -> list[dict[str, Any]]:
     if (judge := subject.judge) is None:
         return []
     losses = losses_after(judge, prompts(subject.concept), generations(subject))
-    return _row(subject, "seamlessness.judge_ppl", lambda: perplexity_of(losses))
+    return _row(subject, "seamlessness.judge_ppl", perplexity_of(losses))

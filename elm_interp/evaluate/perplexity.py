@@ -89,6 +89,5 @@ def _exp(found: dict[str, Any]) -> dict[str, Any]:
 
 def _interval(draws: Float[np.ndarray, " draw"]) -> tuple[float, float]:
     kept = draws[~np.isnan(draws)]
-    if len(kept) == 0:
-        return float("nan"), float("nan")
-    return float(np.quantile(kept, 0.025)), float(np.quantile(kept, 0.975))
+    low, high = np.quantile(kept, [0.025, 0.975]) if len(kept) else (np.nan, np.nan)
+    return float(low), float(high)

@@ -53,13 +53,11 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PA
         max_tokens: most tokens of one pass, with padding.
     """
     rows = [row for row in lm.encode(passages, max_tokens=MAX_TOKENS) if len(row) > 1]
-    hidden: list[Tensor] = [torch.empty(0)] * len(rows)
-    log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
+    hidden, log_probs = ([torch.empty(0)] * len(rows) for _ in range(2))
     for batch in bucketed([len(row) for row in rows], max_tokens=max_tokens):
         tokens = lm.pad([rows[i] for i in batch])
         states, scored = lm.hidden(tokens)[:, :-1], tokens.attention_mask[:, 1:].bool()
-        lengths = (tokens.lengths - 1).tolist()
-        flat = states[scored]
+        lengths, flat = (tokens.lengths - 1).tolist(), states[scored]
         found = gather_log_probs(lm, flat, tokens.input_ids[:, 1:][scored])
         for i, state, log_prob in zip(batch, flat.cpu().split(lengths), found.split(lengths), strict=True):
             hidden[i], log_probs[i] = state, log_prob

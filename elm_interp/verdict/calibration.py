@@ -104,8 +104,7 @@ def one_value(table: pd.DataFrame) -> pd.DataFrame:
                 row |= {"value": values.mean(), "ci_low": None, "ci_high": None}
             else:
                 row |= by_layer.loc[values.idxmax() if how == "max" else values.idxmin()].to_dict()
-            row["layer"] = None
-            row["protocol"] = "; ".join(filter(None, notes)) or None
+            row |= {"layer": None, "protocol": "; ".join(filter(None, notes)) or None}
         rows.append(row)
     return frame(rows)
 
@@ -130,13 +129,10 @@ def anchors(table: pd.DataFrame) -> pd.DataFrame:
         row["chance"] = float(part["chance"].astype(float).mean())
         for kind in kinds:
             row |= {kind: float(by_seed[kind].mean()), f"{kind}_sd": float(by_seed[kind].std())}
-        for kind in ("hiding", "random"):
-            row[f"r_{kind}"] = normalised(row[kind], row["original"], row["gold"])
-        sides = {kind: by_seed[kind].dropna().to_numpy() for kind in kinds}
-        row["auc_gold"] = auc(sides["gold"], sides["original"], str(first["direction"]))
-        row["auc_hiding"] = auc(sides["gold"], sides["hiding"], str(first["direction"]))
-        row["constant"] = bool((by_seed.nunique(axis=1, dropna=False) == 1).all())
-        rows.append(row)
+        row |= {f"r_{kind}": normalised(row[kind], row["original"], row["gold"]) for kind in ("hiding", "random")}
+        gold, *others = (by_seed[kind].dropna().to_numpy() for kind in ("gold", "original", "hiding"))
+        row["auc_gold"], row["auc_hiding"] = (auc(gold, other, str(first["direction"])) for other in others)
+        rows.append(row | {"constant": bool((by_seed.nunique(axis=1, dropna=False) == 1).all())})
     return pd.DataFrame(rows)
 
 

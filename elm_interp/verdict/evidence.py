@@ -82,8 +82,7 @@ class Evidence:
 
         On organisms such a probe fails on gold because gold is another model, not because it knows less.
         """
-        found = metric_of(self.metric)
-        return found is not None and found.needs_base
+        return (found := metric_of(self.metric)) is not None and found.needs_base
 
     @property
     def proves(self) -> bool:
@@ -110,8 +109,7 @@ def evidence_of(
             one whose original and gold are less than `LEAST_APART` apart are ignored.
     """
     calibrated = known_of_metrics() if calibrated is None else calibrated
-    own = _by_name(table)
-    sides = {name: _by_name(anchors[name]) for name in ANCHORS if name in anchors}
+    own, sides = _by_name(table), {name: _by_name(anchors[name]) for name in ANCHORS if name in anchors}
     found: dict[str, Evidence] = {}
     for name, row in own.items():
         if shows := _shown_by(row):
@@ -123,8 +121,7 @@ def evidence_of(
 
 def known_of_metrics() -> dict[str, dict[str, Any]]:
     """Row name -> {auc_gold, auc_hiding, apart} on organisms, as `analyses/calibration.py` wrote it."""
-    known: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("calibration.json"))["metrics"]
-    return known
+    return read_json(Path(__file__).with_name("calibration.json"))["metrics"]
 
 
 def _by_name(table: pd.DataFrame) -> dict[str, Row]:

@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from elm_interp.data import Concept
-from elm_interp.errors import ConfigError, RunFolderError, unknown
+from elm_interp.errors import ConfigError, RunFolderError, check_known
 from elm_interp.evaluate.scorecard import GENERAL_LEFT, destroyed
 from elm_interp.metrics import Subject, list_metrics, measure, metric_of
 from elm_interp.organisms import World, domain_concept, make_world
@@ -114,8 +114,7 @@ def verdict_of(
         UnknownNameError: an anchor that is neither "original" nor "gold".
     """
     for name in anchors or ():
-        if name not in ANCHORS:
-            raise unknown("anchor", name, ANCHORS)
+        check_known("anchor", name, ANCHORS)
     world = None if anchors else _world_of(of.concept)
     if isinstance(of, Run):
         if world is None and not anchors:
@@ -219,13 +218,12 @@ def _from_results(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     made = sorted(path.stem for path in (run.folder / "results").glob("*.parquet"))
     if "scorecard" not in made:
         raise RunFolderError(f"{run.folder} was not evaluated; run: elm-interp evaluate {run.folder}")
-    own: list[pd.DataFrame] = []
-    base: list[pd.DataFrame] = []
+    sides: dict[str, list[pd.DataFrame]] = {run.method: [], "base": []}
     for name in ("scorecard", *(name for name in made if name != "scorecard")):
         table = run.current(name) if name == "scorecard" else run.results(name)
         table = table[table["metric"].str.removesuffix(".control").isin(used_metrics())]
-        for method, tables in ((run.method, own), ("base", base)):
+        for method, tables in sides.items():
             rows = table[(table["method"] == method) & ~table["metric"].isin([m for t in tables for m in t["metric"]])]
             step = rows["step"].fillna(0)
             tables.append(rows[step == step.max()])
-    return stack(own), {"original": stack(base)}
+    return stack(sides[run.method]), {"original": stack(sides["base"])}
