@@ -90,7 +90,7 @@ def plot_pareto(
             draw_points(ax, part[x], part[y], colour, marker, facecolor=colour if filled else "none")
         ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
         named += rows.to_dict("records")
-    points = pd.DataFrame(named, columns=[x, y], index=range(1, len(named) + 1))
+    points = pd.DataFrame(named, columns=[x, y], index=range(1, len(named) + 1), dtype=float)
     for numbers in _together(points):
         place = points.loc[points.loc[numbers, x].idxmax()]
         ax.annotate(", ".join(map(str, numbers)), place, xytext=(4, 3), textcoords="offset points", fontsize=8)
