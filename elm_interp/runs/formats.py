@@ -48,7 +48,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _from_format_1(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    objective, training = dict(raw.get("objective") or {}), dict(raw.get("training") or {})
+    if not all(isinstance(raw.get(part, {}), dict) for part in ("objective", "training")):
+        return raw  # `RunConfig.from_dict` says what is wrong
+    objective, training = dict(raw.get("objective", {})), dict(raw.get("training", {}))
     adapter = {f.name: objective.pop(f.name) for f in fields(Adapter) if f.name in objective}
     sizes = {name: training.pop(name) for name in ("fluency_batch", "answers_batch") if name in training}
     if (folder / "adopted.json").is_file():
