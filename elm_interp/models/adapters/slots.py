@@ -5,7 +5,6 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -37,7 +36,7 @@ class AdapterSlots:
         self._slots: dict[str, str] = {}  # adapter shape, as canonical JSON -> peft's name of the slot
         self._current: str | None = None  # the slot that is on
         self._in_slot: dict[str, str] = {}  # slot -> where its weights are from
-        self._names = (f"slot{i}" for i in count())  # of new slots
+        self._made = 0  # slots ever made
         self._fixed: dict[str, list[nn.Parameter]] = {}  # slot -> the identities of `WholeWeights`
         self._open: list[tuple[str | None, State]] = []  # what each open `use` restores, outermost first
         self._learning: str | None = None  # the slot in training, the only one with active dropout
@@ -175,7 +174,8 @@ class AdapterSlots:
             parameter.requires_grad_(flag)
 
     def _make_slot(self, config: PeftConfig) -> str:
-        slot = next(self._names)
+        slot = f"slot{self._made}"
+        self._made += 1
         if self._peft is None:
             self._grad_flags = {p: p.requires_grad for p in self._model.parameters()}
             # peft reads an attribute of transformers under its old name
