@@ -236,8 +236,8 @@ def test_anchors_are_given_by_name(tiny_lm, tiny_concept):
 
 def test_an_organism_takes_its_own_preset_unless_another_is_named():
     words = ["erase", "--model", "organism:original"]
-    assert _defaults(words) == RunConfig.preset("organism")
-    assert _defaults([*words, "--preset", "paper"]) == RunConfig.preset("paper")
+    assert _defaults(words) == RunConfig.preset("organism", model="organism:original")
+    assert _defaults([*words, "--preset", "paper"]) == RunConfig.preset("paper", model="organism:original")
     assert _defaults(["erase"]) == RunConfig.preset("smollm2-135m")
 
 
