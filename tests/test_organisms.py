@@ -20,6 +20,7 @@ from elm_interp.organisms import (
     clozes,
     documents,
     domain_concept,
+    library,
     make_world,
     organism,
     organism_folder,
@@ -343,6 +344,14 @@ def test_organisms_are_models_by_name():
 
 def test_the_name_of_an_organism_is_not_where_it_lies(small):
     assert organism("random", small, QUICK).name == "organism:random"
+
+
+@pytest.mark.parametrize("kind", ["original", "gold"])
+def test_the_trained_models_of_the_default_world_ship(world, kind, monkeypatch):
+    monkeypatch.setattr(library, "train_model", None)  # a change that gives them other hashes needs other weights
+    lm = organism(kind, dtype="float32")
+    assert lm.name == f"organism:{kind}"
+    assert share_right(lm, questions(world, "towns")[:40]) >= 0.9
 
 
 @pytest.mark.slow

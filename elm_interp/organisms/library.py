@@ -1,11 +1,13 @@
-"""The models of a world by name: trained on first use, kept in the user's cache, checked by hash, rebuilt if damaged.
+"""The models of a world by name: made on first use, kept in the user's cache, checked by hash, rebuilt if damaged.
 
     original     knows every domain
     gold         same texts, initial weights and order, but without the facts of the erased domain
     hiding       the original, edited so that it does not say what it knows of the erased domain
     random       not trained
 
-A folder's name holds a hash of everything that makes the model: the world with its words, the recipe, `VERSION`.
+A folder's name holds a hash of everything that makes the model: the world with its words, the recipe, `VERSION`. The
+trained models of the default world ship as 16-bit weights under these names (`analyses/make_organisms.py`), so nobody
+waits for their training.
 
     lm = load_model("organism:gold")                  # of the default world; "organism:gold@3" for seed 3
     concept = load_concept("organism:spellcraft")
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from elm_interp.data import Concept, concept_source
@@ -39,6 +42,8 @@ from elm_interp.organisms.train import Made, Recipe, make_model, make_tokenizer,
 from elm_interp.organisms.world import World, make_world
 from elm_interp.registry import ORGANISMS
 
+WEIGHTS = Path(__file__).parent / "weights"
+"""Holds the weights that ship: a 16-bit safetensors file for each trained model of the default world."""
 VERSION = 1
 """Raise it when code changes what a model becomes; words, worlds and recipes are in the hash anyway."""
 Build = Callable[[World, Recipe, bool], Made]
@@ -118,7 +123,7 @@ def organism(kind: str, world: World | None = None, recipe: Recipe | None = None
 def organism_folder(
     kind: str, world: World | None = None, recipe: Recipe | None = None, *, progress: bool = True
 ) -> Path:
-    """The folder of an organism, an ordinary model of transformers; trained if it is not in the cache.
+    """The folder of an organism, an ordinary model of transformers; trained if it neither ships nor is in the cache.
 
     Raises:
         UnknownModelError: no such kind.
@@ -126,12 +131,23 @@ def organism_folder(
     declared: Kind = ORGANISMS[kind]
     world, recipe = world or make_world(), recipe or Recipe()
 
+    name = f"{kind}-{world.config.seed}-{organism_hash(kind, world, recipe)}"
+
     def build(folder: Path) -> None:
-        for part in declared.build(world, recipe, progress):
+        shipped = WEIGHTS / f"{name}.safetensors"
+        made = read_shipped(shipped, world, recipe) if shipped.is_file() else declared.build(world, recipe, progress)
+        for part in made:
             part.save_pretrained(folder)
 
-    name = f"{kind}-{world.config.seed}-{organism_hash(kind, world, recipe)}"
     return cached_folder(cache_folder() / "organisms" / name, build)
+
+
+def read_shipped(file: Path, world: World, recipe: Recipe) -> Made:
+    """The model and tokenizer of 16-bit weights, in float32."""
+    tokenizer = make_tokenizer(world)
+    model = make_model(world, recipe, tokenizer)
+    model.load_state_dict({name: weight.float() for name, weight in load_file(file).items()})
+    return model, tokenizer
 
 
 def organism_hash(kind: str, world: World, recipe: Recipe) -> str:
