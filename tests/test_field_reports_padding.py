@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tiny import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from elm_interp.erase.guidance import Guidance, generate_guided, hidden_after
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.shared_prefix import branch
-from tiny import make_tokenizer
 
 SIZES = {
     "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "bos_token_id": 1,
@@ -110,3 +110,13 @@ def test_the_answer_does_not_depend_on_the_other_questions(lm):
     together = continuation_log_probs(lm, prompts, options)
     (alone,) = continuation_log_probs(lm, prompts[:1], options[:1])
     torch.testing.assert_close(together[0], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
+@pytest.mark.parametrize("lm", ["mistral", "gemma2"], indirect=True)
+def test_windows_are_the_same_on_every_back_end(lm, backend):
+    other = HookedLM(lm.model, lm.tokenizer, name=lm.name, backend=backend)
+    ours, theirs = (branch(one, ROWS, OPTIONS, prefix=PREFIX)[0] for one in (lm, other))
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+    prompts = [lm.tokenizer.decode(row) for row in ROWS]
+    assert other.generate(prompts, new_tokens=12, greedy=True) == lm.generate(prompts, new_tokens=12, greedy=True)
