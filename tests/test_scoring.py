@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from elm_interp.models.scoring import branch, continuation_log_probs, token_log_probs
+from elm_interp.models.scoring import continuation_log_probs, token_log_probs
+from elm_interp.models.shared_prefix import branch
 from elm_interp.models.unembedding import differentiable, log_prob
 
 PROMPTS = ["Question: Who keeps the lamp?\nAnswer:", "The cat is called", "A"]

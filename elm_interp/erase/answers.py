@@ -22,7 +22,8 @@ from elm_interp.data import Concept, Question
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.erase.guidance import Guidance
 from elm_interp.models import HookedLM
-from elm_interp.models.scoring import branch, split_continuations
+from elm_interp.models.scoring import split_continuations
+from elm_interp.models.shared_prefix import branch
 from elm_interp.models.unembedding import at_logits, differentiable, log_prob
 from elm_interp.training.objective import sample_kind
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.models import HookedLM
 from elm_interp.models.generation import end_ids
-from elm_interp.models.scoring import after_prefix
+from elm_interp.models.shared_prefix import after_prefix
 from elm_interp.models.unembedding import at_logits
 from elm_interp.training.objective import Teacher, TopK
 
@@ -119,11 +119,9 @@ def hidden_after(
     start = lm.encode([prefix])[0] if prefix else []
     batches = bucketed([len(row) for row in rows], max_tokens=max_tokens)
     for batch in tqdm(batches, desc="targets", leave=False, disable=not progress):
-        tokens = lm.pad([rows[i] for i in batch])
-        cache, mask = after_prefix(lm, start, tokens)
-        hidden, _ = lm.step(tokens.input_ids, mask, len(start) + tokens.position_ids, cache)
+        hidden, _, _ = after_prefix(lm, start, [rows[i] for i in batch])
         for row, i in enumerate(batch):
-            found[i] = hidden[row, : len(rows[i])].cpu().clone()
+            found[i] = hidden[row, -len(rows[i]) :].cpu().clone()
     return found
 
 

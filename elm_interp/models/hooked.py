@@ -40,6 +40,7 @@ from elm_interp.models.changed import changed
 from elm_interp.models.checks import check_passes
 from elm_interp.models.edits import PositionEdit, running
 from elm_interp.models.layout import Layout, find_layout
+from elm_interp.models.shared_prefix import full_cache
 from elm_interp.models.sites import Site, resolve_sites
 
 if TYPE_CHECKING:
@@ -241,11 +242,13 @@ class HookedLM:
     ) -> tuple[Float[Tensor, "batch new d_model"], Cache]:
         """Run new tokens after those in a key-value cache; returns hidden states (as `hidden`) and the longer cache.
 
-        The mask covers the cached tokens and the new ones; positions count each row's own real tokens.
+        The mask covers the cached tokens and the new ones; positions count each row's own real tokens. These must be one
+        unbroken run of the mask: padding inside a row pushes its first tokens out of a sliding window.
         """
         new = input_ids.shape[1]
         with torch.set_grad_enabled(grad), running(self._position_edits, attention_mask, new, cached=True):
-            return self._backend.step(input_ids, attention_mask, position_ids, cache)
+            past = full_cache(self.model.config) if cache is None else cache
+            return self._backend.step(input_ids, attention_mask, position_ids, past)
 
     def _run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         mask = batch.attention_mask

@@ -8,18 +8,16 @@ positions that are scored. So a question with five options costs little more tha
 """
 
 from collections.abc import Sequence
-from copy import copy
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Cache
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.models.batch import Batch
+from elm_interp.models.shared_prefix import branch
 from elm_interp.models.unembedding import at_logits
 
 if TYPE_CHECKING:
@@ -150,78 +148,3 @@ def split_continuations(lm: "HookedLM", prompt: str, continuations: Sequence[str
         if not continuation.strip() or len(whole) <= shared:
             raise ValueError(f"continuation {continuation!r} adds no token to {prompt!r}.")
     return context[:shared], [whole[shared:] for whole in wholes]
-
-
-def branch(
-    lm: "HookedLM",
-    prompts: Sequence[Sequence[int]],
-    options: Sequence[Sequence[Sequence[int]]],
-    *,
-    prefix: Sequence[int] = (),
-    grad: bool = False,
-) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]:
-    """Hidden states that predict each token of each option after its prompt, and these tokens, in order and flat.
-
-    Each prompt runs once: its options share its keys and values, and all prompts share those of the prefix.
-
-    Args:
-        lm: the model.
-        prompts: token ids of each prompt.
-        options: for each prompt, the token ids of the texts that may follow.
-        prefix: token ids before every prompt.
-        grad: record the graph, for training.
-    """
-    flat = [option for group in options for option in group]
-    owner = torch.tensor([i for i, group in enumerate(options) for _ in group], device=lm.device)
-    asked = lm.pad(prompts)
-    cache, mask = after_prefix(lm, prefix, asked, grad=grad)
-    hidden, cache = lm.step(asked.input_ids, mask, len(prefix) + asked.position_ids, cache, grad=grad)
-    last = hidden[torch.arange(len(asked), device=lm.device), asked.lengths - 1]
-    found, places = [last.index_select(0, owner)], [(i, 0) for i in range(len(flat))]
-    for group in _of_similar_length(flat):
-        rest = lm.pad([flat[i][:-1] for i in group])
-        whose = owner[group]
-        positions = len(prefix) + asked.lengths[whose, None] + rest.position_ids
-        whole = torch.cat([mask[whose], rest.attention_mask], 1)
-        after, _ = lm.step(rest.input_ids, whole, positions, _rows(cache, whose), grad=grad)
-        found.append(after[rest.attention_mask.bool()])
-        places += [(i, t) for i in group for t in range(1, len(flat[i]))]
-    order = sorted(range(len(places)), key=places.__getitem__)
-    ids = torch.tensor([token for option in flat for token in option], device=lm.device)
-    return torch.cat(found)[order], ids
-
-
-def _of_similar_length(options: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of the options of two tokens or more, in groups that pad none to more than about twice its length."""
-    groups: list[list[int]] = []
-    for i in sorted((i for i, option in enumerate(options) if len(option) > 1), key=lambda i: -len(options[i])):
-        if groups and 2 * (len(options[i]) - 1) >= len(options[groups[-1][0]]) - 1:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
-
-
-def _rows(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
-    """The keys and values of some rows, in a cache of their own.
-
-    The cache's own `batch_select_indices` indexes, and on a CPU the gradient of indexing adds up in any order. That of
-    `index_select` always adds up in the same order, so that a run repeats to the bit.
-    """
-    chosen = copy(cache)
-    chosen.layers = [copy(layer) for layer in cache.layers]
-    for layer in cast(list[Any], chosen.layers):
-        layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
-    return chosen
-
-
-def after_prefix(
-    lm: "HookedLM", prefix: Sequence[int], batch: Batch, *, grad: bool = False
-) -> tuple[Cache | None, Int[Tensor, "batch prefix_and_pos"]]:
-    """The keys and values of a prefix of every row, computed once, and the mask of prefix and rows."""
-    if not prefix:
-        return None, batch.attention_mask
-    alone = lm.pad([prefix])
-    _, cache = lm.step(alone.input_ids, alone.attention_mask, alone.position_ids, grad=grad)
-    cache.batch_repeat_interleave(len(batch))
-    return cache, torch.cat([alone.attention_mask.expand(len(batch), -1), batch.attention_mask], 1)

@@ -53,7 +53,7 @@ class Backend(Protocol):
             stops at the last of them, and the hidden states are None.
         """
 
-    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Run new tokens after cached ones, without the unembedding: their hidden states and the longer cache."""
 
     def hooks(self, edits: Mapping[Site, Edit]) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import BackendError
 from elm_interp.models.backends.contract import (
@@ -68,10 +68,9 @@ class NNsightBackend(KeptEdits):
         values = self._values(inputs, [self._visit(site, reads.get(site)) for site in sites])
         return dict(zip([site for site in sites if site in reads], values, strict=True)), None
 
-    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
         backbone = self.layout.backbone_of(self.model)
-        cache = DynamicCache(config=cast(Any, backbone.config)) if cache is None else cache
         inputs = step_inputs(backbone, ids, mask, positions, past_key_values=cache, use_cache=True)
         return self._hidden(inputs), cache
 

@@ -33,7 +33,7 @@ class TorchBackend:
         # hooks that read are registered after the edits of open `hooks` contexts, so they see edited activations
         return read_sites(lambda: run_backbone(self.layout.backbone_of(self.model), batch), self._hook, reads)
 
-    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
         return step_backbone(self.layout.backbone_of(self.model), ids, mask, positions, cache=cache)
 
@@ -80,7 +80,7 @@ def run_backbone(backbone: nn.Module, batch: Batch) -> Tensor:
     return cast(Tensor, backbone(**forward_inputs(backbone, batch)).last_hidden_state)
 
 
-def step_backbone(backbone: nn.Module, *inputs: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+def step_backbone(backbone: nn.Module, *inputs: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     """Hidden states of new tokens (ids, mask, positions) after cached ones, and the longer cache."""
     out = backbone(**step_inputs(backbone, *inputs, past_key_values=cache, use_cache=True))
     return out.last_hidden_state, out.past_key_values

@@ -50,7 +50,7 @@ class TransformerLensBackend(KeptEdits):
         with self._edited() as (found, backbone):
             return read_sites(lambda: run_backbone(backbone, batch), partial(hooked, found, self.layout), reads)
 
-    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
         with self._edited() as (_, backbone):
             return step_backbone(backbone, ids, mask, positions, cache=cache)
