@@ -46,7 +46,8 @@ ei.measure(base, ["innocence.*", "specificity.*"])[["metric", "value", "ci_low",
 # would continue. Low-rank adapters on chosen layers learn this target, and learn to leave other text unchanged.
 
 # %%
-settings = {"steps": 4, "save_every": 2} if QUICK else {}
+few = {"steps": 4, "save_every": 2, "fluency_samples": 4, "fluency_tokens": 8}
+settings = few if QUICK else {}
 run = ei.erase_concept(lm, concept, out=tempfile.mkdtemp(), **settings)
 plots.plot_training(pd.read_json(run.folder / "metrics.jsonl", lines=True));
 
