@@ -116,7 +116,6 @@ class ELM(Objective):
 
     not_in_targets = frozenset({"adapter", "fluency_batch", "answers_batch"})
     forget_pools = frozenset({"erase", "answers"})
-    optional_pools = frozenset({"answers", "kept_answers"})
 
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""
@@ -137,7 +136,7 @@ class ELM(Objective):
             "retain": training.retain_batch if self.retain_weight else 0,
             "fluency": self.fluency_batch if self.fluency_weight else 0,
             "answers": answers,
-            "kept_answers": answers,
+            "kept_answers": answers if self.retain_weight else 0,
         }
 
     def weights(self) -> dict[str, float]:

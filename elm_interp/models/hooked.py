@@ -242,8 +242,8 @@ class HookedLM:
     ) -> tuple[Float[Tensor, "batch new d_model"], Cache]:
         """Run new tokens after those in a key-value cache; returns hidden states (as `hidden`) and the longer cache.
 
-        The mask covers the cached tokens and the new ones; positions count each row's own real tokens. These must be one
-        unbroken run of the mask: padding inside a row pushes its first tokens out of a sliding window.
+        The mask covers the cached tokens and the new ones; positions count each row's own real tokens. These must be
+        one unbroken run of the mask: padding inside a row pushes its first tokens out of a sliding window.
         """
         new = input_ids.shape[1]
         with torch.set_grad_enabled(grad), running(self._position_edits, attention_mask, new, cached=True):

@@ -1,5 +1,6 @@
 """What figures of curves share: a line with its band, the level of chance, and axes by layer."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -43,9 +44,19 @@ def draw_curve(
         look: further properties of the line, such as `marker`.
     """
     table, look = table.astype({x: float}), {"zorder": 3, "markeredgecolor": colour, **look}
-    sns.lineplot(table, x=x, y="mean", color=colour, label=label, estimator=None, legend=False, ax=ax, **look)
     if band:
-        ax.fill_between(table[x], table["low"], table["high"], color=colour, alpha=band, linewidth=0, zorder=2)
+        # seaborn makes intervals from samples: of these three numbers the median is the mean, the range the interval
+        low, high = table[["low", "mean"]].min(axis=1), table[["high", "mean"]].max(axis=1)
+        table = table.assign(low=low, high=high).melt([x], ["low", "mean", "high"], value_name="mean")
+        look |= {"errorbar": ("pi", 100), "err_kws": {"alpha": band, "linewidth": 0, "zorder": 2}}
+    how = "median" if band else None
+    sns.lineplot(table, x=x, y="mean", color=colour, label=label, estimator=how, legend=False, ax=ax, **look)
+
+
+def draw_intervals(ax: Axes, table: pd.DataFrame, columns: Sequence[str], y: str, colour: str, **look: Any) -> None:
+    """A horizontal line for each row, from the least to the greatest of some columns; `look` as in `draw_curve`."""
+    ends = table[[y]].assign(row=range(len(table))).join(table[[*columns]]).melt(["row", y], columns, value_name="x")
+    sns.lineplot(ends, x="x", y=y, units="row", estimator=None, color=colour, legend=False, ax=ax, **look)
 
 
 def draw_by_layer(ax: Axes, rows: pd.DataFrame, label: str, colour: str, **look: Any) -> None:

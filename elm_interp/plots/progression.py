@@ -81,5 +81,4 @@ def _draw_metric(ax: Axes, rows: pd.DataFrame, scale: str, colour: str, marker: 
         # the base over itself, which nobody needs to measure
         table = pd.concat([pd.DataFrame({"step": [0], "mean": [1.0], "low": [1.0], "high": [1.0]}), table])
     label = f"{metric.split('.')[0]}: {name_of(metric)}".removesuffix(" ratio")
-    draw_curve(ax, table, "step", label, colour, marker=marker, band=0.1)
-    ax.plot(table["step"], table[["low", "high"]], color=colour, alpha=0.4, linewidth=0.7, zorder=2)
+    draw_curve(ax, table, "step", label, colour, marker=marker, band=0.12)

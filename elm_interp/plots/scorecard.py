@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from elm_interp.plots.curves import draw_points, sides_of
+from elm_interp.plots.curves import draw_intervals, draw_points, sides_of
 from elm_interp.plots.declared import by_group
 from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import chance_of, metrics_of, over_seeds, rows_of
@@ -75,7 +75,7 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: str) 
     for side, shift in zip(sides, (-SHIFT, SHIFT) if len(sides) > 1 else (0.0,), strict=True):
         table = over_seeds(side.rows, ["metric", "place"])
         table["y"] = table["place"] + shift
-        ax.hlines(table["y"], table["low"], table["high"], color=side.colour, linewidth=2.2, alpha=0.45, zorder=2)
+        draw_intervals(ax, table, ["low", "high"], "y", side.colour, linewidth=2.2, alpha=0.45, zorder=2)
         draw_points(ax, table["mean"], table["y"], side.colour, side.marker, s=45, zorder=4, label=side.label)
         ends.append(table.set_index("metric")[["mean", "y"]])
     if len(ends) > 1:

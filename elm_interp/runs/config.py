@@ -115,7 +115,8 @@ class RunConfig:
             n_layers = _attempt(problems, model_depth, self.model)
         if concept is None and not problems:
             concept = _attempt(problems, load_concept, self.concept)
-        problems += self.objective.problems(n_layers) + self.training.problems()
+        mistyped = _wrong_types(self.objective) + _wrong_types(self.training)
+        problems += mistyped or [*self.objective.problems(n_layers), *self.training.problems()]
         if concept is not None:
             problems += [
                 f"the concept has no {kind} passage in its training part"
@@ -134,9 +135,9 @@ def preset_for(model: str, method: str) -> str:
 
     A method without it gives its first preset.
     """
-    wanted = "organism" if str(model).startswith("organism:") else DEFAULT_MODEL
     known = list(METHODS[method].presets)
-    return wanted if wanted in known or not known else known[0]
+    wanted = "organism" if str(model).startswith("organism:") else DEFAULT_MODEL
+    return wanted if wanted in known else known[0]
 
 
 def differences(known: Mapping[str, Any], given: Mapping[str, Any], path: str = "") -> list[str]:
@@ -185,6 +186,15 @@ def _read(kind: Any, given: Any, prefix: str, problems: list[str]) -> Any:
             values[name] = tuple(value) if isinstance(value, list) else value
             problems += _wrong_type(f"{prefix}{name}", value, known[name].default)
     return None if problems else kind(**values)
+
+
+def _wrong_types(settings: Any) -> list[str]:
+    """What is wrong with the types of a dataclass's settings, and of the settings inside them."""
+    found: list[str] = []
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        found += _wrong_types(value) if is_dataclass(value) else _wrong_type(one.name, value, one.default)
+    return found
 
 
 def _wrong_type(name: str, value: Any, default: Any) -> list[str]:

@@ -17,7 +17,7 @@ import pandas as pd
 from elm_interp import results
 from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_datasets
 from elm_interp.activations.index import other_examples
-from elm_interp.errors import ConfigError, RunFolderError
+from elm_interp.errors import ConfigError, RunFolderError, check_known
 from elm_interp.evaluate import card_metrics, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
@@ -161,7 +161,9 @@ def run_stage(run: Run, name: str, *, progress: bool = True, **options: Any) -> 
 
     Raises:
         ConfigError: several processes, and a stage other than erase.
+        UnknownNameError: no such stage.
     """
+    check_known("stage", name, STAGES)
     if several_processes() and name != "erase":
         raise ConfigError(
             f"{name} runs in one process; under accelerate launch, run erase alone and then: "

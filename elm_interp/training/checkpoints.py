@@ -72,11 +72,11 @@ def write_checkpoint(
     return Checkpoint(step, final)
 
 
-def list_checkpoints(root: Path) -> list[Checkpoint]:
+def list_checkpoints(root: str | Path) -> list[Checkpoint]:
     """Every complete checkpoint, by step; damaged ones are left out (see `damage`)."""
     found = [
         Checkpoint(int(path.name.rpartition("-")[2]), path)
-        for path in root.glob("checkpoint-*")
+        for path in Path(root).glob("checkpoint-*")
         if path.name.rpartition("-")[2].isdigit()
     ]
     return sorted(c for c in found if not damage(c.path))

@@ -140,8 +140,6 @@ class Objective(ABC):
     """Set by `method`."""
     not_in_targets: ClassVar[frozenset[str]] = frozenset({"adapter"})
     """Settings that the prepared samples do not depend on; a change of these finds them in the cache."""
-    optional_pools: ClassVar[frozenset[str]] = frozenset()
-    """Pools that are left out where the concept has nothing for them; any other empty pool is an error."""
     forget_pools: ClassVar[frozenset[str]] = frozenset({"erase"})
     """Pools whose samples train to forget."""
 
@@ -177,7 +175,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Mean loss of each term, unweighted, on samples of one class. Terms and pools may have different names."""
+        """Mean loss of each term, unweighted. All samples are of one Python class, such as `Teacher`."""
 
     @classmethod
     def from_settings(cls, **settings: Any) -> Self:
@@ -231,7 +229,7 @@ class Objective(ABC):
             if name in kind.presets:
                 return kind
         raise unknown(
-            f"preset of method {cls.name}", name, [*cls.presets, *(n for kind in kinds for n in kind.presets)]
+            f"preset of method {cls.name}", name, dict.fromkeys(n for kind in (cls, *kinds) for n in kind.presets)
         )
 
 
@@ -240,11 +238,11 @@ def method(name: str, *, presets: Mapping[str, Preset] | None = None) -> Callabl
 
     Args:
         name: as in `--method` and in result tables.
-        presets: named settings, of the objective and of its training.
+        presets: named settings, of the objective and of its training; by default one, "default", of the defaults.
     """
 
     def declare(kind: T) -> T:
-        kind.name, kind.presets = name, dict(presets or {})  # type: ignore[attr-defined]
+        kind.name, kind.presets = name, dict(presets or {"default": Preset()})  # type: ignore[attr-defined]
         METHODS.add(name, kind)
         return kind
 

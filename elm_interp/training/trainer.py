@@ -113,7 +113,7 @@ def _check_pools(objective: Objective, samples: Mapping[str, Sequence[Example]],
         f'method {objective.name} asks for {size} samples of pool "{pool}" a step, but it is empty; the training part '
         "of the concept has nothing to make them of. Add passages or questions to the concept, or ask for 0 samples."
         for pool, size in objective.pools(training).items()
-        if size > 0 and not samples.get(pool) and pool not in objective.optional_pools
+        if size > 0 and not samples.get(pool)
     ]
     raise_all(problems, ConfigError, "these samples cannot be trained on:")
 

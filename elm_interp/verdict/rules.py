@@ -38,7 +38,6 @@ from elm_interp.verdict.evidence import ANCHORS, Evidence, evidence_of
 VERDICTS = INTACT, HIDDEN, GONE, DESTROYED = ("intact", "hidden", "gone as far as we can tell", "destroyed")
 HALF = 0.5
 """If the interval reaches this share of the original's distance, "intact" is not excluded."""
-ATTACKS = "attacks and relearning"
 SHORT = (
     "metric", "shows", "value", "original", "gold", "control", "chance", "left", "r", "direction", "auc_gold",
     "auc_hiding", "finding",
@@ -154,10 +153,8 @@ def verdict_from_rows(
     name, because, open_ = _decide(answers, inside, [*broken, why] if why else broken)
     if name in (HIDDEN, GONE) and not any(e.counts for e in kept):
         open_.append(DESTROYED)
-    rows = set(table["metric"])
-    measured = {one.name for one in map(metric_of, rows) if one is not None}
+    measured = {one.name for one in map(metric_of, set(table["metric"])) if one is not None}
     unmeasured = [name for name in used_metrics() if name not in measured]
-    unmeasured += [] if any(name.startswith("attack.") for name in rows) else [ATTACKS]
     missing = [anchor for anchor in ANCHORS if anchor not in anchors]
     return Verdict(name, because, tuple(found.values()), tuple(open_), tuple(unmeasured), tuple(missing))
 
@@ -214,16 +211,16 @@ def _world_of(concept: Concept) -> World | None:
 
 
 def _from_results(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """Rows of a run's last step and of its base, from all results of the run."""
+    """Rows of a run's last checkpoint and of its base, from all results of the run."""
     made = sorted(path.stem for path in (run.folder / "results").glob("*.parquet"))
     if "scorecard" not in made:
         raise RunFolderError(f"{run.folder} was not evaluated; run: elm-interp evaluate {run.folder}")
+    card = run.current("scorecard")
+    last = card["step"].max()
     sides: dict[str, list[pd.DataFrame]] = {run.method: [], "base": []}
-    for name in ("scorecard", *(name for name in made if name != "scorecard")):
-        table = run.current(name) if name == "scorecard" else run.results(name)
+    for table in (card, *(run.results(name) for name in made if name != "scorecard")):
         table = table[table["metric"].str.removesuffix(".control").isin(used_metrics())]
         for method, tables in sides.items():
             rows = table[(table["method"] == method) & ~table["metric"].isin([m for t in tables for m in t["metric"]])]
-            step = rows["step"].fillna(0)
-            tables.append(rows[step == step.max()])
+            tables.append(rows if method == "base" else rows[rows["step"] == last])
     return stack(sides[run.method]), {"original": stack(sides["base"])}
