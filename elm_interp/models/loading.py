@@ -227,8 +227,8 @@ def _read_model(name: str | Path, source: str, **settings: Any) -> PreTrainedMod
     """A model with exactly the weights of its source, whatever else is there."""
     if (Path(source) / CONFIG).is_file():
         warnings.warn(
-            f"{name} holds a whole model and {CONFIG}, which a merge left behind; the model is loaded as it is, without "
-            "that adapter. Delete the file, or give the base and adapter= if it was not merged.",
+            f"{name} holds a whole model and {CONFIG}, which a merge left behind; the model is loaded as it is, "
+            "without that adapter. Delete the file, or give the base and adapter= if it was not merged.",
             stacklevel=3,
         )
     # where there is no adapter: transformers would put one that it finds on top of the weights
@@ -250,8 +250,8 @@ def _read_model(name: str | Path, source: str, **settings: Any) -> PreTrainedMod
     raise_all(
         listed,
         UnknownModelError,
-        f"the weights of model {str(name)!r} are not those of its config, a {type(model).__name__}; expected every weight "
-        "once, after ties. Save the whole model again with its own save_pretrained. Found:",
+        f"the weights of model {str(name)!r} are not those of its config, a {type(model).__name__}; expected every "
+        "weight once, after ties. Save the whole model again with its own save_pretrained. Found:",
     )
     return cast(PreTrainedModel, model)
 

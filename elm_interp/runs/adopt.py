@@ -169,8 +169,8 @@ def _base_of(adopted: Sequence[Source], base: str | None) -> tuple[str, list[str
     if base is not None:
         others = [(source, name) for source, name in named.items() if not _same(name, base)]
         return base, [
-            f"the adapter {source} names {name} as its base, but --base is {base}; its numbers are those of the adapter "
-            f"on {base}."
+            f"the adapter {source} names {name} as its base, but --base is {base}; the numbers are those of the "
+            f"adapter on {base}."
             for source, name in others
         ]
     if lacking := [str(one.source) for one in adopted if not one.named]:

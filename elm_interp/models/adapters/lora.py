@@ -3,9 +3,9 @@
 config = lora_config(lm, [4, 5, 6], rank=4, alpha=16, modules="attn+mlp")        # or lm.lora([4, 5, 6], …)
 adapted_sizes(lm, config)                                                        # parameters of each matrix's adapter
 
-The matrices are found by structure, so a part is trained whole whatever its layers are called: every linear layer of the
-attention, every other one of the block, and the matrices of experts. Norms, biases, convolutions and routers of a class
-of their own are no projections and stay as they are.
+The matrices are found by structure, so a part is trained whole whatever its layers are called: every linear layer of
+the attention, every other one of the block, and the matrices of experts. Norms, biases, convolutions and routers of a
+class of their own are no projections and stay as they are.
 """
 
 import re
@@ -100,7 +100,7 @@ def adapted_sizes(lm: "HookedLM", config: LoraConfig) -> dict[str, int]:
     """How many parameters a new adapter of this config trains at each matrix of the blocks, by the matrix's name."""
     sizes = {}
     for name, weight, is_layer in (matrix for layer in range(lm.n_layers) for matrix in _matrices(lm, layer)):
-        if is_layer and check_target_module_exists(config, name) or name in (config.target_parameters or ()):
+        if (is_layer and check_target_module_exists(config, name)) or name in (config.target_parameters or ()):
             *experts, rows, columns = weight.shape
             trained = rows + columns
             sizes[name] = rows * columns if isinstance(config, WholeWeights) else config.r * trained * (*experts, 1)[0]
@@ -146,7 +146,7 @@ def _matrices(lm: "HookedLM", layer: int) -> Iterator[Matrix]:
         for attribute, weight in module.named_parameters(recurse=False):
             if weight.ndim < 2 or "bias" in attribute:
                 continue
-            if weight.ndim > 3 or weight.ndim == 2 and min(weight.shape) < 2:
+            if weight.ndim > 3 or (weight.ndim == 2 and min(weight.shape) < 2):
                 raise AdapterError(
                     f"{name}.{attribute} of shape {tuple(weight.shape)} would be left out: no LoRA sits on it; "
                     "expected linear layers and matrices of experts."

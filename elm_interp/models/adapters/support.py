@@ -1,7 +1,7 @@
 """Which adapters of peft can be switched off to the bit: the others are refused, with the reason and what fixes it.
 
-Refused are LoRAs that are made for another base than the one on disk (their start was subtracted from it, or layers were
-replicated), and those whose action depends on more than their own matrices.
+Refused are LoRAs that are made for another base than the one on disk (their start was subtracted from it, or layers
+were replicated), and those whose action depends on more than their own matrices.
 """
 
 from peft import LoraConfig

@@ -1,8 +1,8 @@
 """Whole tensors of the base that an adapter replaces: biases, saved modules and embeddings, trained tokens.
 
-peft writes them beside the LoRA matrices (`bias`, `modules_to_save`, `trainable_token_indices`, saved embeddings). Here
-each of them stands in for the base's own tensor while its adapter is on. The base's tensors are never written to, so the
-base comes back to the bit, and modules keep their place and class, so every back end follows.
+peft writes them beside the LoRA matrices (`bias`, `modules_to_save`, `trainable_token_indices`, saved embeddings).
+Here each of them stands in for the base's own tensor while its adapter is on. The base's tensors are never written to,
+so the base comes back to the bit, and modules keep their place and class, so every back end follows.
 """
 
 from collections.abc import Mapping
