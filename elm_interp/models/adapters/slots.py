@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import nn
 
@@ -67,6 +68,7 @@ class AdapterSlots:
         self._open: list[tuple[str | None, State]] = []  # what each open `use` restores, outermost first
         self._learning: str | None = None  # the slot in training, the only one with active dropout
         self._grad_flags: dict[nn.Parameter, bool] = {}  # from before peft froze the base
+        self._order: dict[nn.Module, list[str]] = {}  # of the parameters of modules that have several
 
     @property
     def current(self) -> str | None:
@@ -246,6 +248,7 @@ class AdapterSlots:
         with warnings.catch_warnings(action="ignore"), changed(settings, **parallel):
             if self._peft is None:
                 self._grad_flags = {p: p.requires_grad for p in self._model.parameters()}
+                self._order = {m: list(m._parameters) for m in self._model.modules() if len(m._parameters) > 1}
                 self._peft = PeftModel(self._model, config, adapter_name=slot, autocast_adapter_dtype=False)
             else:
                 self._peft.add_adapter(slot, config, autocast_adapter_dtype=False)
@@ -272,7 +275,8 @@ class AdapterSlots:
 
     def _lora_state(self, slot: str) -> dict[str, torch.Tensor]:
         """The LoRA matrices of a slot, under the keys of peft files."""
-        found = get_peft_model_state_dict(self._peft, adapter_name=slot, save_embedding_layers=False)
+        with warnings.catch_warnings(action="ignore"):  # it takes a bias of B for half a matrix
+            found = get_peft_model_state_dict(self._peft, adapter_name=slot, save_embedding_layers=False)
         return cast(dict[str, torch.Tensor], found)
 
     def _check_use(self, folder: str | Path, slot: str, whole: list[Replacement], trainable: bool) -> None:
@@ -331,11 +335,19 @@ class AdapterSlots:
             module.enable_adapters(slot is not None)
             if slot is not None:
                 module.set_adapter(slot)
+            if isinstance(module, ParamWrapper):
+                self._in_order(module.get_base_layer())
         for parameter in self._fixed.get(slot or "", ()):
             parameter.requires_grad_(False)
         if slot is not None and not trainable:
             self._model.requires_grad_(False)
         self._set_dropout(trainable)
+
+    def _in_order(self, module: nn.Module) -> None:
+        # peft takes a parameter out and puts it back, as the last one, in each pass
+        held = module._parameters
+        for name in self._order.get(module, ()):
+            held[name] = held.pop(name)
 
     def _set_dropout(self, trainable: bool = True) -> None:
         # peft makes its modules in training mode, in which the dropout of a loaded adapter would act
