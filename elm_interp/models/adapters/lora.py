@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -74,11 +75,15 @@ def lora_config(
     chosen = _chosen(lm, layers, modules)
     targets = {matrix.name: matrix.weight for matrix in chosen if matrix.is_layer}
     experts = sorted(matrix.name for matrix in chosen if not matrix.is_layer)
+    taken = [name for name in targets if _is_taken_for_experts(lm, name)]
+    for name in taken:
+        del targets[name]
+    experts += [f"{name}.weight" for name in sorted(taken)]
     if experts and (rank is None or dropout):
         setting = "rank=None (whole weights)" if rank is None else f"dropout={dropout}"
         raise AdapterError(
-            f"{len(experts)} weights of experts, such as {experts[0]}, would be left out: they take no {setting}; "
-            f"expected {'a rank' if rank is None else 'dropout=0'}, or modules without them."
+            f"{len(experts)} weights of experts or beside them, such as {experts[0]}, would be left out: they take no "
+            f"{setting}; expected {'a rank' if rank is None else 'dropout=0'}, or modules without them."
         )
     where: dict[str, Any] = {"bias": "none", "task_type": "CAUSAL_LM"}
     if experts:
@@ -100,10 +105,12 @@ def adapted_sizes(lm: "HookedLM", config: LoraConfig) -> dict[str, int]:
     """How many parameters a new adapter of this config trains at each matrix of the blocks, by the matrix's name."""
     sizes = {}
     for name, weight, is_layer in (matrix for layer in range(lm.n_layers) for matrix in _matrices(lm, layer)):
-        if (is_layer and check_target_module_exists(config, name)) or name in (config.target_parameters or ()):
+        targeted = f"{name}.weight" if is_layer else name
+        in_modules = is_layer and bool(check_target_module_exists(config, name))
+        if in_modules or targeted in (config.target_parameters or ()):
             *experts, rows, columns = weight.shape
-            trained = rows + columns
-            sizes[name] = rows * columns if isinstance(config, WholeWeights) else config.r * trained * (*experts, 1)[0]
+            trained = rows * columns if isinstance(config, WholeWeights) else config.r * (rows + columns)
+            sizes[name] = trained * (*experts, 1)[0]
     return sizes
 
 
@@ -152,6 +159,17 @@ def _matrices(lm: "HookedLM", layer: int) -> Iterator[Matrix]:
                     "expected linear layers and matrices of experts."
                 )
             yield Matrix(f"{name}.{attribute}", weight, is_layer=False)
+
+
+def _is_taken_for_experts(lm: "HookedLM", name: str) -> bool:
+    """Whether peft takes a linear layer's name for that of experts in files of transformers 4, and targets these."""
+    leaf = name.rpartition(".")[2]
+    config = LoraConfig(target_modules=[leaf])
+    try:
+        convert_peft_config_for_transformers(config, lm.model, None)
+    except ValueError:  # it wants the other half of a fused matrix too
+        return True
+    return leaf not in (config.target_modules or ())
 
 
 def _is_no_projection(module: nn.Module) -> bool:

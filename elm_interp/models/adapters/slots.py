@@ -47,6 +47,10 @@ State: TypeAlias = dict[str, tuple[dict[str, torch.Tensor], Held]]
 """Of slots: their LoRA matrices, and what else they hold."""
 
 
+_MISFITS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+"""What peft raises for a config that does not fit a model."""
+
+
 class AdapterSlots:
     """The adapters on one base model.
 
@@ -86,7 +90,12 @@ class AdapterSlots:
         """
         check_trainable(config)
         with self._undone_on_error():
-            self._learning = slot = self._make_slot(config)
+            try:
+                self._learning = slot = self._make_slot(config)
+            except AdapterError:
+                raise
+            except _MISFITS as error:
+                raise AdapterError(f"this configuration does not fit the model: {error}") from error
             self._held[slot] = Held("new")
             self._check_head(slot)
         if isinstance(config, WholeWeights):
@@ -123,7 +132,7 @@ class AdapterSlots:
                 whole, problems = replacements(self._model, config, weights)
             except AdapterError as error:
                 raise AdapterError(f"the adapter in {folder} cannot be put on: {error}") from error
-            except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            except _MISFITS as error:
                 raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
             matrices = self._lora_state(slot)
             problems = [*_mismatch(lora, matrices), *problems]
