@@ -98,7 +98,7 @@ def load_model(
     spread = {"device_map": place} if place == "balanced" else {}
     own_code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     tokenizer = _read(AutoTokenizer, name, source, **own_code)
-    model = _read_model(name, source, dtype=weights, **own_code, **spread)
+    model: Any = _read_model(name, source, dtype=weights, **own_code, **spread)
     if place != "balanced" and not sharded():
         model.to(place)
     model.eval().requires_grad_(False)

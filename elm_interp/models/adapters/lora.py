@@ -205,7 +205,7 @@ def _form(lm: "HookedLM", layers: list[int], targets: set[str], *, by_path: bool
     in_layers = {"layers_to_transform": layers, "layers_pattern": pattern}
     bare = [name for name in (bare_name(path) for path, _ in lm.model.named_modules()) if name]
     for given in (inside,) if by_path else (names, inside):
-        form = {"target_modules": given, **in_layers}
+        form: dict[str, Any] = {"target_modules": given, **in_layers}
         config = LoraConfig(**form)
         if {name for name in bare if check_target_module_exists(config, name)} == targets:
             return form

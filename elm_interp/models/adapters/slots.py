@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
@@ -145,7 +145,7 @@ class AdapterSlots:
             # an open `use` restores this slot: keep its weights
             kept = {key: tensor.clone() for key, tensor in matrices.items()}
             self._open[-1][1].setdefault(slot, (kept, self._held[slot]))
-        set_peft_model_state_dict(self._peft, lora, adapter_name=slot)
+        self._fill(slot, lora)
         saved = {key: tensor for key, tensor in weights.items() if not is_lora(key)}
         self._held[slot] = Held(str(folder), "" if trainable else state, config, tuple(whole), saved)
         return slot
@@ -168,7 +168,7 @@ class AdapterSlots:
         finally:
             before, kept = self._open.pop()
             for slot, (matrices, held) in kept.items():
-                set_peft_model_state_dict(self._peft, matrices, adapter_name=slot)
+                self._fill(slot, matrices)
                 self._held[slot] = held
             self._switch(before)
             for parameter, flag in grads.items():
@@ -287,6 +287,12 @@ class AdapterSlots:
         with warnings.catch_warnings(action="ignore"):  # it takes a bias of B for half a matrix
             found = get_peft_model_state_dict(self._peft, adapter_name=slot, save_embedding_layers=False)
         return cast(dict[str, torch.Tensor], found)
+
+    @torch.no_grad()
+    def _fill(self, slot: str, matrices: dict[str, torch.Tensor]) -> None:
+        # peft's own way renames some keys for models whose experts were renamed, and then loads nothing for them
+        for key, own in self._lora_state(slot).items():
+            own.copy_(matrices[key])
 
     def _check_use(self, folder: str | Path, slot: str, whole: list[Replacement], trainable: bool) -> None:
         if whole and sharded():
