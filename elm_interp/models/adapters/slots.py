@@ -1,8 +1,6 @@
 """The adapters on one loaded base: attached, loaded from peft files, switched on and off, swapped, saved."""
 
 import copy
-import json
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from elm_interp.errors import AdapterError
 from elm_interp.models.adapters.bare import check_same, merge_copy, probe, rebuilt_on_error
 from elm_interp.models.adapters.files import WEIGHTS, file_state, no_effect, read_adapter
 from elm_interp.models.adapters.lora import WholeWeights
+from elm_interp.models.adapters.matching import listed, lora_alone, mismatch, shape_key
 from elm_interp.models.adapters.support import check_trainable
 from elm_interp.models.adapters.whole import Replacement, is_lora, replacements
 from elm_interp.models.changed import changed
@@ -123,8 +122,8 @@ class AdapterSlots:
         """Read an adapter's files into a slot of its shape, which stays off."""
         config, weights = read_adapter(folder)
         lora = {key: tensor for key, tensor in weights.items() if is_lora(key)}
-        bare = _lora_alone(config)
-        shape = _shape_key(bare)
+        bare = lora_alone(config)
+        shape = shape_key(bare)
         with self._undone_on_error():
             slot = self._slots.get(shape)
             try:
@@ -135,9 +134,9 @@ class AdapterSlots:
             except _MISFITS as error:
                 raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
             matrices = self._lora_state(slot)
-            problems = [*_mismatch(lora, matrices), *problems]
+            problems = [*mismatch(lora, matrices), *problems]
             if problems:
-                raise AdapterError(f"the adapter in {folder} does not fit this model: {_listed(problems)}")
+                raise AdapterError(f"the adapter in {folder} does not fit this model: {listed(problems)}")
             if not whole and (why := no_effect(lora)) and not config.use_dora:
                 raise AdapterError(f"the adapter in {folder} has no effect: {why}, and all else is as in the base.")
             self._check_use(folder, slot, whole, trainable)
@@ -246,7 +245,7 @@ class AdapterSlots:
         Raises:
             AdapterError: with it off, the model would not be the base any more.
         """
-        slot, shape = f"slot{self._made}", _shape_key(config)  # peft changes the config
+        slot, shape = f"slot{self._made}", shape_key(config)  # peft changes the config
         self._made += 1
         self._switch(None)
         before = probe(self._model)
@@ -372,43 +371,3 @@ class AdapterSlots:
 
     def _tuned(self) -> list[LoraLayer]:
         return [module for module in self._model.modules() if isinstance(module, LoraLayer)]
-
-
-def _lora_alone(config: LoraConfig) -> LoraConfig:
-    """The config of an adapter's LoRA matrices, without the whole tensors that it brings along.
-
-    The matrices come from a file, so they start plainly.
-    """
-    bare = copy.deepcopy(config)
-    bare.init_lora_weights = True
-    if config.modules_to_save:
-        # peft puts no LoRA into modules that it saves
-        saved = rf"(.*\.)?({'|'.join(config.modules_to_save)})(\..*)?"
-        given = config.exclude_modules or []
-        others = [given] if isinstance(given, str) else [rf"(.*\.)?{re.escape(name)}" for name in given]
-        bare.exclude_modules = "|".join(f"({pattern})" for pattern in (saved, *others))
-    bare.bias, bare.modules_to_save, bare.trainable_token_indices = "none", None, None
-    return bare
-
-
-def _shape_key(config: LoraConfig) -> str:
-    """Canonical JSON of what makes the modules of an adapter: adapters with the same key share a slot."""
-    irrelevant = ("inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "task_type", "peft_version")
-    kept = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items() if k not in irrelevant}
-    return json.dumps(kept, sort_keys=True, default=str)
-
-
-def _mismatch(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
-    """How the keys and shapes of loaded weights differ from those of a slot."""
-    lost, missing = weights.keys() - expected.keys(), expected.keys() - weights.keys()
-    problems = {"keys find no place": lost, "expected keys are missing": missing}
-    parts = [f"{len(keys)} {problem}, such as {min(keys)}" for problem, keys in problems.items() if keys]
-    if wrong := sorted(key for key in weights.keys() & expected.keys() if weights[key].shape != expected[key].shape):
-        found, wanted = (tuple(state[wrong[0]].shape) for state in (weights, expected))
-        parts.append(f"{len(wrong)} have another shape, such as {wrong[0]}: {found}, expected {wanted}")
-    return parts
-
-
-def _listed(problems: list[str], most: int = 5) -> str:
-    rest = len(problems) - most
-    return "; ".join(problems[:most]) + (f"; and {rest} more" if rest > 0 else "")
