@@ -1,4 +1,4 @@
-"""Does an adapter's file match a slot? Configs without what is not LoRA, the shape that slots share, keys that differ."""
+"""Whether an adapter's file matches a slot: the LoRA of its config alone, the shape of a slot, keys that differ."""
 
 import copy
 import json
