@@ -140,9 +140,10 @@ def adopt(
     """Make a run of a model that somebody else erased, for every other command to work on.
 
     Args:
-        sources: LoRA folders, merged models or hub ids of either; several are steps 1, 2, … of one training.
+        sources: LoRA folders, whole models (merged or fine-tuned) or hub ids of either; several are steps 1, 2, … of
+            one training.
         out: run folder to make.
-        base: the model before erasure; by default what the adapter names.
+        base: the model before erasure; by default what the adapters name.
         concept: what was erased.
         method: its name in tables and figures.
         dtype: of the base's weights.

@@ -95,7 +95,7 @@ def paired(
 
 
 def answer_directions(lm: HookedLM, answers: Sequence[str]) -> Float[Tensor, "example d_model"]:
-    """Mean of the unembedding's rows over the tokens of each answer, as it follows a prompt; float32, on the CPU.
+    """Mean of the base's unembedding rows over the tokens of each answer, as it follows a prompt; float32, on the CPU.
 
     Raises:
         BackendError: the weights of the unembedding are on another machine.
@@ -104,7 +104,8 @@ def answer_directions(lm: HookedLM, answers: Sequence[str]) -> Float[Tensor, "ex
     if lm.is_remote:
         raise BackendError("a remote model's unembedding is not here; leave out datasets with answers, such as truth.")
     rows = {a: split_continuations(lm, "Answer:", [f" {a.strip()}"])[1][0] for a in dict.fromkeys(answers)}
-    found = {answer: lm.unembedding.weight[ids].float().mean(0).cpu() for answer, ids in rows.items()}
+    with lm.adapter(None):  # all states are paired with the same directions
+        found = {answer: lm.unembedding.weight[ids].float().mean(0).cpu() for answer, ids in rows.items()}
     return torch.stack([found[answer] for answer in answers])
 
 

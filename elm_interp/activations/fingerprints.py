@@ -59,12 +59,13 @@ def origin(lm: HookedLM, adapter: str | Path | None) -> Origin:
         AdapterError: an adapter that cannot be used.
     """
     digest = sha256()
-    for name, weight in lm.model.named_parameters():
-        if "lora_" not in name and not weight.is_meta:
-            step = max(1, weight.numel() // 64)
-            # peft wraps the modules that it adapts, which adds ".base_layer" to the names of their weights
-            digest.update(name.replace(".base_layer", "").encode())
-            digest.update(weight.detach().flatten()[::step].float().cpu().numpy().tobytes())
+    with lm.adapter(None):  # an adapter may replace whole weights of the base
+        for name, weight in lm.model.named_parameters():
+            if "lora_" not in name and not weight.is_meta:
+                step = max(1, weight.numel() // 64)
+                # peft wraps the modules that it adapts, which adds ".base_layer" to the names of their weights
+                digest.update(name.replace(".base_layer", "").encode())
+                digest.update(weight.detach().flatten()[::step].float().cpu().numpy().tobytes())
     return Origin(digest.hexdigest()[:16], _adapter_hash(adapter))
 
 
@@ -73,7 +74,8 @@ def _adapter_hash(adapter: str | Path | None) -> str:
         return "none"
     config, weights = read_adapter(adapter)
     settings = (config.r, config.lora_alpha, config.use_rslora, config.rank_pattern, config.alpha_pattern)
-    digest = sha256("|".join(map(str, settings)).encode())
+    tokens = (config.trainable_token_indices,) if config.trainable_token_indices else ()
+    digest = sha256("|".join(map(str, (*settings, *tokens))).encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())

@@ -12,6 +12,7 @@ erased versions. Passages are cut to `MAX_TOKENS`; those of one token are left o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +67,12 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PA
 
 @torch.no_grad()
 def kl_divergences(
-    lm: HookedLM, base: Sequence[Tensor], other: Sequence[Tensor], *, base_lm: HookedLM | None = None
+    lm: HookedLM,
+    base: Sequence[Tensor],
+    other: Sequence[Tensor],
+    *,
+    base_lm: HookedLM | None = None,
+    adapters: tuple[str | Path | None, str | Path | None] | None = None,
 ) -> list[Float[Tensor, " pos"]]:
     """KL(base ‖ other) in nats at each position, from hidden states after the final norm.
 
@@ -75,6 +81,7 @@ def kl_divergences(
         base: states of the base, (pos, d_model) for each passage.
         other: states of the other model at the same positions.
         base_lm: the model whose unembedding turns `base` into logits; by default `lm`.
+        adapters: those under which `base` and `other` were read, for their unembeddings; by default the one that is on.
     """
     if not base:
         return []
@@ -83,7 +90,8 @@ def kl_divergences(
         p, q = ours.float().log_softmax(-1), theirs.float().log_softmax(-1)
         return (torch.nn.functional.kl_div(q, p.to(q), log_target=True, reduction="none").sum(-1).cpu(),)
 
-    (found,) = at_logits(of, (base_lm or lm, torch.cat(list(base))), (lm, torch.cat(list(other))))
+    streams = (base_lm or lm, torch.cat(list(base))), (lm, torch.cat(list(other)))
+    (found,) = at_logits(of, *streams, adapters=adapters)
     return list(found.split([len(h) for h in base]))
 
 
@@ -132,7 +140,8 @@ def kl_to_base(subject: Subject) -> list[dict[str, Any]]:
     ours, base = reading(subject, "retain"), reading(subject.base, "retain")
     if not ours.rows:
         return []
-    found = kl_divergences(subject.lm, base.hidden, ours.hidden, base_lm=subject.base.lm)
+    adapters = (subject.base.adapter, subject.adapter)
+    found = kl_divergences(subject.lm, base.hidden, ours.hidden, base_lm=subject.base.lm, adapters=adapters)
     return [measurements("specificity.kl_to_base", **pooled_mean(Sums.of(found)))]
 
 

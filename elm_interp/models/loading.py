@@ -13,6 +13,7 @@ A name with a prefix, such as `organism:gold`, is made by a model source, which 
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from hashlib import sha256
 from importlib.util import find_spec
@@ -22,8 +23,9 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_interp.errors import UnknownModelError, closest
+from elm_interp.errors import UnknownModelError, closest, raise_all
 from elm_interp.files import file_hash, hash_of, read_json, write_json
+from elm_interp.models.adapters.files import CONFIG
 from elm_interp.models.backends import nnsight
 from elm_interp.models.distributed import own_gpu, shard, sharded
 from elm_interp.models.hooked import HookedLM
@@ -79,8 +81,11 @@ def load_model(
         remote: with backend="nnsight" and a hub id, run every pass on NDIF and load no weights; the adapter is then a
             hub id too. Passed on to nnsight, which also takes an address, or "local" for a dry run.
 
+    A merged folder that still holds the config of its adapter is loaded as it is, with a warning.
+
     Raises:
-        UnknownModelError: no such alias, folder or loadable hub id; the message gives the closest alias.
+        UnknownModelError: no such alias, folder or loadable hub id; the message gives the closest alias. Or weights
+            that are not those of the architecture: all that are missing, left over or of another shape are listed.
         AdapterError: the adapter does not fit or has no effect.
         ImportError: the library of the back end is not installed; the message names the extra.
         ValueError: an unknown back end, dtype or device, or `remote` with a model that NDIF cannot run.
@@ -93,7 +98,7 @@ def load_model(
     spread = {"device_map": place} if place == "balanced" else {}
     own_code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     tokenizer = _read(AutoTokenizer, name, source, **own_code)
-    model = _read(AutoModelForCausalLM, name, source, dtype=weights, **own_code, **spread)
+    model: Any = _read_model(name, source, dtype=weights, **own_code, **spread)
     if place != "balanced" and not sharded():
         model.to(place)
     model.eval().requires_grad_(False)
@@ -210,11 +215,68 @@ def model_depth(name: str | Path) -> int:
 
 def _read(part: Any, name: str | Path, source: str, **settings: Any) -> Any:
     """What a class of transformers loads from the source of a model of this name."""
+    _refuse_adapter(name, Path(source))
     try:
         return part.from_pretrained(source, **settings)
     except (OSError, ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
         raise UnknownModelError(f"cannot load model {str(name)!r} ({reason}).{closest(str(name), ALIASES)}") from error
+
+
+def _read_model(name: str | Path, source: str, **settings: Any) -> PreTrainedModel:
+    """A model with exactly the weights of its source, whatever else is there."""
+    if (Path(source) / CONFIG).is_file():
+        warnings.warn(
+            f"{name} holds a whole model and {CONFIG}, which a merge left behind; the model is loaded as it is, "
+            "without that adapter. Delete the file, or give the base and adapter= if it was not merged.",
+            stacklevel=3,
+        )
+    # where there is no adapter: transformers would put one that it finds on top of the weights
+    alone = {"adapter_kwargs": {"subfolder": "no-adapter"}}
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, info = _read(AutoModelForCausalLM, name, source, **told, **alone, **settings)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UnknownModelError(f"the weights of model {str(name)!r} cannot be converted ({error}).") from error
+    shapes = [f"{key}: {tuple(found)}, expected {tuple(own)}" for key, found, own in info["mismatched_keys"]]
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "left over": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(shapes),
+    }
+    listed = [f"{len(found)} {what}: {_some(found)}" for what, found in problems.items() if found]
+    raise_all(
+        listed,
+        UnknownModelError,
+        f"the weights of model {str(name)!r} are not those of its config, a {type(model).__name__}; expected every "
+        "weight once, after ties. Save the whole model again with its own save_pretrained. Found:",
+    )
+    return cast(PreTrainedModel, model)
+
+
+def _refuse_adapter(name: str | Path, folder: Path) -> None:
+    """Refuse the folder of an adapter in the place of a model."""
+    if not (folder / CONFIG).is_file():
+        return
+    weights = any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"))
+    own = [p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".gguf") and "adapter" not in p.name]
+    if (folder / "config.json").is_file() and (own or not weights):
+        return
+    try:
+        base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    raise UnknownModelError(
+        f"{str(name)!r} is an adapter, not a model; expected its base, with the adapter on it: "
+        f"load_model({base or 'BASE'!r}, adapter={str(name)!r}), or elm-interp adopt --sources {name}"
+        f"{'' if base else ' --base BASE'}."
+    )
+
+
+def _some(names: list[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" … and {len(names) - most} more" if len(names) > most else "")
 
 
 def resolve_device(device: str | torch.device) -> str:

@@ -9,6 +9,8 @@ the unembedding runs on `UNEMBED_ROWS` positions, and the rest on a few of them 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,7 +28,9 @@ CACHE_ROWS = 16
 
 @torch.no_grad()
 def at_logits(
-    of: Callable[..., Sequence[Tensor]], *streams: tuple["HookedLM", Float[Tensor, "pos d_model"]]
+    of: Callable[..., Sequence[Tensor]],
+    *streams: tuple["HookedLM", Float[Tensor, "pos d_model"]],
+    adapters: Sequence[str | Path | None] | None = None,
 ) -> list[Tensor]:
     """Compute `of` at each position, from the logits of one or several streams of hidden states.
 
@@ -34,13 +38,18 @@ def at_logits(
         of: takes a slice of the positions and the logits of each stream there, (rows, d_vocab); returns tensors with
             one row a position.
         streams: each a model and the hidden states that its unembedding reads; all of one length.
+        adapters: those under which the streams were read, since an adapter may sit on the unembedding too; by default
+            the one that is on.
 
     Returns:
         The tensors of `of`, joined over all positions.
     """
     parts: list[Sequence[Tensor]] = []
     for start in range(0, len(streams[0][1]), UNEMBED_ROWS):
-        logits = [lm.unembed(h[start : start + UNEMBED_ROWS].to(lm.device, lm.dtype)) for lm, h in streams]
+        logits = []
+        for i, (lm, h) in enumerate(streams):
+            with nullcontext() if adapters is None else lm.adapter(adapters[i]):
+                logits.append(lm.unembed(h[start : start + UNEMBED_ROWS].to(lm.device, lm.dtype)))
         for rows in _pieces(logits[0]):
             parts.append(of(slice(start + rows.start, start + rows.stop), *(x[rows] for x in logits)))
     return [torch.cat(part) for part in zip(*parts, strict=True)]

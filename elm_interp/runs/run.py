@@ -11,6 +11,7 @@ run.results("scorecard")                # a tidy frame
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from elm_interp.errors import ConfigError, RunFolderError, StoreError, UnknownMo
 from elm_interp.files import read_json, write_json
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
+from elm_interp.models.adapters.files import MODEL
+from elm_interp.models.adapters.lora import adapted_sizes
 from elm_interp.models.distributed import first_process
 from elm_interp.models.loading import model_hash
 from elm_interp.runs.config import RunConfig, differences
@@ -196,8 +199,21 @@ class Run:
             )
         # kept, so that later stages reuse what one stage scored or generated
         if chosen.path not in self._subjects:
-            self._subjects[chosen.path] = self._base.at(chosen.path, method=self.method, step=chosen.step)
+            self._subjects[chosen.path] = self._erased(self._base, chosen)
         return self._subjects[chosen.path]
+
+    def _erased(self, base: Subject, checkpoint: Checkpoint) -> Subject:
+        """The base with a checkpoint's adapter; or the whole model that it names, beside the base."""
+        if not is_whole_model(checkpoint.path):
+            return base.at(checkpoint.path, method=self.method, step=checkpoint.step)
+        named = read_json(checkpoint.path / MODEL)
+        if model_hash(named["model"]) != named["hash"]:
+            raise RunFolderError(
+                f"{named['model']} changed since {self.folder} was adopted from it; adopt it again into another folder."
+            )
+        lm = load_model(named["model"], dtype=self.config.dtype, device=self.config.device)
+        state: dict[str, Any] = {"method": self.method, "step": checkpoint.step, "seed": self.config.seed}
+        return Subject(lm, self.concept, **state, base=base, judge=base.judge, store=base.store)
 
     def subjects(self) -> list[Subject]:
         """The base and every checkpoint, by step."""
@@ -296,11 +312,20 @@ class Run:
         if first_process():
             write_json(self.folder / "config.json", {"format": FORMAT, **self.config.to_dict()})
 
-    def write_manifest(self) -> None:
-        """Record models, data, versions and machine, so that the numbers can be understood years later."""
+    def write_manifest(self, *, adapted: Mapping[str, int] | None = None, told: Sequence[str] = ()) -> None:
+        """Record models, data, versions and machine, so that the numbers can be understood years later.
+
+        Args:
+            adapted: how many parameters of an adapter each module has; by default of the adapter that is trained.
+            told: warnings for a reader of the numbers.
+        """
+        if adapted is None:
+            adapted = adapted_sizes(self.lm, self.config.objective.adapter.config(self.lm))
         if first_process():
             about = {"format": FORMAT, "model": self.lm.name, "concept": self.concept.name, **self._inputs()}
             about |= {"dtype": str(self.lm.dtype).removeprefix("torch."), "device": str(self.lm.device)}
+            about |= {"adapted": dict(adapted), "adapted_parameters": sum(adapted.values())}
+            about |= {"warnings": list(told)} if told else {}
             write_json(self.folder / "manifest.json", about | surroundings())
 
     def __repr__(self) -> str:
@@ -324,6 +349,11 @@ class Run:
             else "no checkpoint",
             "results": ", ".join(made) or "none",
         }
+
+
+def is_whole_model(checkpoint: Path) -> bool:
+    """Whether a checkpoint of an adopted run names a whole model, and is no adapter."""
+    return (checkpoint / MODEL).is_file()
 
 
 def _own_concept(folder: Path, config: RunConfig) -> Concept | None:

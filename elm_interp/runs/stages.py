@@ -29,7 +29,7 @@ from elm_interp.probes.datasets import LEAST_FACTS
 from elm_interp.probes.tasks import with_baselines
 from elm_interp.registry import PROBE_TASKS
 from elm_interp.runs.progression import follow_metrics
-from elm_interp.runs.run import Run
+from elm_interp.runs.run import Run, is_whole_model
 from elm_interp.training import train
 from elm_interp.training.memory import peak_gb, trim
 from elm_interp.training.target_cache import prepared
@@ -82,11 +82,15 @@ def collect(run: Run, *, progress: bool = True) -> None:
     Damaged and outdated activations are read again.
     """
     store = ActivationStore(run.folder / "activations", repair=True)
-    states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in run.checkpoints()}
+    there = run.checkpoints()
+    whole = [c.step for c in there if is_whole_model(c.path)]
+    states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in there if c.step not in whole}
     datasets = concept_datasets(run.concept, PROBE_TASKS)
     for name in _outdated(store, datasets):
         store.drop(name)
     collect_datasets(run.lm, store, datasets, states, progress=progress)
+    for step in whole:
+        collect_datasets(run.subject(step).lm, store, datasets, {checkpoint_name(step): None}, progress=progress)
     if datasets:
         collect_baselines(run.lm, store, datasets, progress=progress)
 

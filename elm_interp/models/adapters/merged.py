@@ -9,7 +9,9 @@ comes back with rank 4.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from elm_interp.models.hooked import HookedLM
 
 
-def write_difference(before: "HookedLM", after: "HookedLM", folder: str | Path) -> Path:
+ALIKE = 0.5
+"""Cosine of the weights of a model and of its base, at least; of unrelated models it is about 0."""
+
+
+def write_difference(before: "HookedLM", after: "HookedLM", folder: str | Path) -> Path | None:
     """Write the peft folder that turns one model into another of the same architecture.
 
     Args:
@@ -35,10 +41,11 @@ def write_difference(before: "HookedLM", after: "HookedLM", folder: str | Path) 
         folder: gets the peft files.
 
     Returns:
-        The folder.
+        The folder; None if an adapter cannot hold the difference, or only one as large as the weights themselves: a
+        model that was trained whole.
 
     Raises:
-        AdapterError: the models differ in shape, do not differ, or differ outside the linear layers of their blocks.
+        AdapterError: the models differ in shape, do not differ, or are not of one origin.
     """
     layers = {n: m for n, m in before.blocks.named_modules(prefix=before.layout.blocks) if type(m) is nn.Linear}
     old, new = before.model.state_dict(), after.model.state_dict()
@@ -47,18 +54,16 @@ def write_difference(before: "HookedLM", after: "HookedLM", folder: str | Path) 
         raise AdapterError(
             f"{after.name} and {before.name} differ in architecture: {len(odd)} weights do not match, such as {odd[0]}."
         )
-    changed = [key for key in old if not torch.equal(old[key].float(), new[key].float())]
-    beyond = [key for key in changed if key.removesuffix(".weight") not in layers]
-    if beyond:
-        raise AdapterError(
-            f"{after.name} differs from {before.name} in {', '.join(beyond[:3])}{' …' if len(beyond) > 3 else ''}; "
-            "expected differences in linear layers of the blocks alone, which an adapter can hold. "
-            f"Is {before.name} the model that it was made from?"
-        )
+    changed = changed_weights(before, after)
+    _check_origin(before, after, changed)
+    if any(key.removesuffix(".weight") not in layers for key in changed):
+        return None
     factors = {key.removesuffix(".weight"): factorise(old[key], new[key]) for key in changed}
     factors = {name: ab for name, ab in factors.items() if len(ab[0])}
     if not factors:
         raise AdapterError(f"{after.name} has the weights of {before.name} up to rounding; there is nothing to adopt.")
+    if sum(a.numel() + b.numel() for a, b in factors.values()) >= sum(old[key].numel() for key in changed):
+        return None
     ranks = {f"^{re.escape(name)}$": len(a) for name, (a, _) in factors.items()}
     folder = Path(folder)
     config = LoraConfig(**unscaled(ranks), target_modules=sorted(factors), bias="none", task_type="CAUSAL_LM")
@@ -70,6 +75,29 @@ def write_difference(before: "HookedLM", after: "HookedLM", folder: str | Path) 
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def changed_weights(before: "HookedLM", after: "HookedLM") -> dict[str, int]:
+    """The weights in which two models of one architecture differ, and how many numbers each has."""
+    old, new = before.model.state_dict(), after.model.state_dict()
+    return {key: old[key].numel() for key in old if not torch.equal(old[key].float(), new[key].float())}
+
+
+def _check_origin(before: "HookedLM", after: "HookedLM", changed: Iterable[str]) -> None:
+    """Refuse a model whose weights do not point where its base's do."""
+    old, new = before.model.state_dict(), after.model.state_dict()
+    cosines = {
+        key: float(torch.cosine_similarity(old[key].float().flatten(), new[key].float().flatten(), dim=0))
+        for key in changed
+        if old[key].ndim > 1
+    }
+    if cosines and median(cosines.values()) < ALIKE:
+        key = min(cosines, key=lambda name: cosines[name])
+        raise AdapterError(
+            f"{after.name} differs from {before.name} in {len(cosines)} matrices as an unrelated model would (the "
+            f"weights of {key} have cosine {cosines[key]:.2f}, expected near 1). "
+            f"Is {before.name} the model that it was made from?"
+        )
 
 
 def factorise(

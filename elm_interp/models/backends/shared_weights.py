@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 Wrapped = TypeVar("Wrapped")
 
@@ -34,15 +34,15 @@ class Followed(Generic[Wrapped]):
 
     def __init__(self, model: nn.Module, wrap: Callable[[nn.Module], Wrapped]) -> None:
         self._model, self._wrap = model, wrap
-        self._weights: list[nn.Parameter] = []
+        self._weights: list[Tensor] = []
         self._copy: nn.Module
         self._adapted: list[tuple[BaseTunerLayer, BaseTunerLayer]] = []
         self._wrapped: Wrapped
 
     def get(self) -> Wrapped:
         """The wrapped copy, in the state of the model."""
-        weights = list(self._model.parameters())
-        # a new adapter slot, or a released one, changes the parameters
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        # a new adapter slot, a released one, or an adapter that replaces whole tensors of the base changes them
         if len(weights) != len(self._weights) or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
             self._copy = copy_modules(self._model)
             pairs = zip(self._model.modules(), self._copy.modules(), strict=True)

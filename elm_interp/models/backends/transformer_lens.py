@@ -78,7 +78,10 @@ def bridge(model: PreTrainedModel, layout: Layout) -> "TransformerBridge":
     """
     from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 
-    adapted = {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    # the unembedding is run by the model itself
+    tuned = ((path, module) for path, module in model.named_modules() if module is not head)
+    adapted = {path: module for path, module in tuned if isinstance(module, BaseTunerLayer)}
     # the bridge computes attention itself, from masks in the form that the eager function takes
     model.config._attn_implementation = "eager"
     found = _build()(model, type(model).__name__, hf_config=model.config)
