@@ -11,6 +11,7 @@ run.results("scorecard")                # a tidy frame
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -296,12 +297,27 @@ class Run:
         if first_process():
             write_json(self.folder / "config.json", {"format": FORMAT, **self.config.to_dict()})
 
-    def write_manifest(self) -> None:
-        """Record models, data, versions and machine, so that the numbers can be understood years later."""
+    def write_manifest(self, **more: Any) -> None:
+        """Record models, data, versions and machine, so that the numbers can be understood years later; and `more`."""
         if first_process():
             about = {"format": FORMAT, "model": self.lm.name, "concept": self.concept.name, **self._inputs()}
             about |= {"dtype": str(self.lm.dtype).removeprefix("torch."), "device": str(self.lm.device)}
-            write_json(self.folder / "manifest.json", about | surroundings())
+            write_json(self.folder / "manifest.json", about | surroundings() | more)
+
+    def note_beyond_context(self, stage: str, left_out: Mapping[str, Sequence[str]]) -> None:
+        """Record in the manifest which texts a stage left out because the model's context is shorter than they are."""
+        path = self.folder / "manifest.json"
+        known = read_json(path) if path.is_file() else {}
+        noted = {s: found for s, found in known.get("beyond_context", {}).items() if s != stage}
+        if left_out:
+            noted[stage] = {name: list(texts) for name, texts in left_out.items()}
+        if noted != known.get("beyond_context", {}):
+            write_json(path, known | {"beyond_context": noted})
+
+    def beyond_context(self, stage: str) -> dict[str, list[str]]:
+        """What a stage left out, see `note_beyond_context`."""
+        path = self.folder / "manifest.json"
+        return dict(read_json(path).get("beyond_context", {}).get(stage, {})) if path.is_file() else {}
 
     def __repr__(self) -> str:
         about = self._about()
