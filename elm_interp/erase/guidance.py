@@ -110,6 +110,8 @@ def stream(lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]]) -> tuple[li
     if not prefix:
         return [], [list(row) for row in rows]
     (ids,), start = lm.encode([prefix]), lm.start_ids
+    if not ids:
+        raise ValueError(f'the class prompt {prefix!r} has no token; give a prompt of text, or "" for none.')
     return ids[:-1], [[ids[-1], *row[_own(row, start) :]] for row in rows]
 
 
