@@ -1,4 +1,5 @@
-# Two commands: `make demo` runs the main job into runs/demo, `make test` checks everything.
+# Two commands: `make demo` runs the main job into runs/demo, `make test` checks everything. `make fuzz` draws ten times
+# as many random cases as the tests do, new ones each time.
 # Both set up .venv first if it is missing. The stamp file is removed before an installation and written after it, so an
 # interrupted installation starts again from an empty environment.
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: demo test setup format
+.PHONY: demo test fuzz setup format
 
 demo: $(STAMP)
 	$(BIN)/elm-interp run --out runs/demo $(if $(wildcard runs/demo),--resume)
@@ -21,6 +22,9 @@ test: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 	if [ -d notebooks ]; then $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks; fi
+
+fuzz: $(STAMP)
+	ELM_INTERP_FUZZ=1 $(BIN)/pytest -n 2 tests/test_fuzz_*.py
 
 setup: $(STAMP)
 

@@ -73,7 +73,7 @@ def write(
     """Token ids sampled from P_erased after the opening, each stream by itself, without the end-of-text token."""
     guidance = objective.guidance
     generator, stop = torch.Generator().manual_seed(seed), end_ids(lm)
-    new = [[*_start(lm, prefix), *opening] for prefix in ("", *classes)]
+    new = [stream(lm, prefix, opening) for prefix in ("", *classes)]
     caches: list[Any] = [None] * len(new)
     written: list[int] = []
     with lm.adapter(None):
@@ -105,8 +105,17 @@ def _learn(lm: HookedLM, ids: Sequence[int], target: Float[Tensor, "pos d_vocab"
 def _frozen(lm: HookedLM, prefix: str, ids: Sequence[int]) -> Float[Tensor, "pos d_vocab"]:
     """The base's logits after each token, with a prefix before the text."""
     with lm.adapter(None):
-        return lm.logits(lm.pad([[*_start(lm, prefix), *ids]]), positions="all")[0, -len(ids) :].float()
+        whole = torch.tensor([stream(lm, prefix, ids)], device=lm.device)
+        return lm.model(whole, use_cache=False).logits[0, -len(ids) :].float()
 
 
-def _start(lm: HookedLM, prefix: str) -> list[int]:
-    return lm.encode([prefix])[0] if prefix else []
+def stream(lm: HookedLM, prefix: str, ids: Sequence[int]) -> list[int]:
+    """Token ids of a text after a class prompt: one beginning of text, at the start, and no end between the two."""
+    if not prefix:
+        return list(ids)
+    tokenizer = lm.tokenizer
+    start = list(tokenizer(prefix)["input_ids"])
+    if start[-1] == tokenizer.eos_token_id:
+        start.pop()
+    begun = start[0] == ids[0] == tokenizer.bos_token_id
+    return [*start, *ids[1 if begun else 0 :]]

@@ -29,6 +29,7 @@ from elm_interp.errors import check_known, unknown
 from elm_interp.models import HookedLM
 from elm_interp.models.backends.contract import Edit
 from elm_interp.models.sites import resolve_sites
+from elm_interp.models.tokens import fitting
 from elm_interp.registry import METRICS
 from elm_interp.results import frame, stack
 
@@ -131,12 +132,14 @@ class Subject:
         """Activations at every layer on passages of the concept ("forget" or "retain"), float32, on the CPU.
 
         `skip` leaves out the first tokens of each text (the first one attracts attention and has a huge norm).
+        Passages beyond the model's context are left out; a warning lists them.
         """
         from elm_interp.activations.collect import collect_texts
 
         def compute() -> Tensor:
             passages = texts(self.concept.passages(text, split))
             with self.on() as lm:
+                passages = [passages[i] for i in fitting(lm, passages, f"{text} passages")]
                 return collect_texts(lm, passages, site=site, positions=positions, skip=skip)
 
         return self.memo(("activations", text, split, site, str(positions), skip), compute)

@@ -15,12 +15,18 @@ from pathlib import Path
 import matplotlib
 import pytest
 import tiny
+from hypothesis import HealthCheck, settings
 
 from elm_interp.data import Concept
 from elm_interp.models import HookedLM, load_model
 from elm_interp.registry import METRICS
 
 matplotlib.use("Agg")
+# the same cases in every run of the tests; `make fuzz` draws new ones, ten times as many
+_shared = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("default", max_examples=1000, derandomize=True, **_shared)
+settings.register_profile("fuzz", max_examples=10_000, **_shared)
+settings.load_profile("fuzz" if os.environ.get("ELM_INTERP_FUZZ") == "1" else "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -40,14 +40,16 @@ def test_continuations_score_the_same_in_a_batch_and_alone(tiny_lm):
             torch.testing.assert_close(score, alone)
 
 
-def test_a_border_inside_a_token_is_scored_from_the_last_token_that_all_share(tiny_lm):
+def test_a_border_inside_a_token_is_scored_from_the_last_token_that_each_text_shares_with_the_prompt(tiny_lm):
     prompt, options = "the town of Marrow", ["gate", " and bread"]
-    whole = [tiny_lm.encode([prompt + option])[0] for option in options]
-    assert whole[0][: len(tiny_lm.encode([prompt])[0])] != tiny_lm.encode([prompt])[0]  # " Marrowgate" is a token
-    shared = next(i for i, (a, b) in enumerate(zip(*whole, strict=False)) if a != b)
+    start, *whole = tiny_lm.encode([prompt, *(prompt + option for option in options)])
+    shared = [next(i for i, (a, b) in enumerate(zip(start, row, strict=False)) if a != b) for row in whole[:1]]
+    shared.append(len(start))
+    assert shared[0] < shared[1]  # " Marrowgate" is a token
+    assert whole[1][: len(start)] == start
     (scores,) = continuation_log_probs(tiny_lm, [prompt], [options])
-    for option, score in zip(options, scores, strict=True):
-        torch.testing.assert_close(score, plain(tiny_lm, prompt + option)[shared - 1 :])
+    for option, score, first in zip(options, scores, shared, strict=True):
+        torch.testing.assert_close(score, plain(tiny_lm, prompt + option)[first - 1 :])
 
 
 def test_continuations_of_one_token_each_need_one_pass(tiny_lm):

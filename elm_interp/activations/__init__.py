@@ -1,6 +1,13 @@
 """Activations: collected once from many checkpoints, kept on disk, read lazily."""
 
-from elm_interp.activations.collect import answer_directions, checkpoint_name, collect_datasets, collect_texts, paired
+from elm_interp.activations.collect import (
+    answer_directions,
+    checkpoint_name,
+    collect_datasets,
+    collect_texts,
+    paired,
+    within_context,
+)
 from elm_interp.activations.dataset import Dataset
 from elm_interp.activations.fingerprints import fingerprint
 from elm_interp.activations.index import Entry
@@ -16,4 +23,5 @@ __all__ = [
     "collect_texts",
     "fingerprint",
     "paired",
+    "within_context",
 ]

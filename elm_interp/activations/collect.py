@@ -33,6 +33,7 @@ from elm_interp.models.batch import real_tokens
 from elm_interp.models.scoring import split_continuations
 from elm_interp.models.shared_blocks import reuse_blocks, shared_below
 from elm_interp.models.sites import resolve_sites
+from elm_interp.models.tokens import fitting
 
 SITE = "resid_post"
 SHARED_BYTES = 128 * 2**20
@@ -67,6 +68,7 @@ def collect_texts(
 
     Raises:
         DataError: a text with too few tokens; the message names it.
+        ValueError: a text beyond the context.
         UnknownSiteError: no such site.
     """
     check_positions(positions, skip)
@@ -103,7 +105,7 @@ def answer_directions(lm: HookedLM, answers: Sequence[str]) -> Float[Tensor, "ex
     """
     if lm.is_remote:
         raise BackendError("a remote model's unembedding is not here; leave out datasets with answers, such as truth.")
-    rows = {a: split_continuations(lm, "Answer:", [f" {a.strip()}"])[1][0] for a in dict.fromkeys(answers)}
+    rows = {a: split_continuations(lm, "Answer:", [f" {a.strip()}"]).rests[0] for a in dict.fromkeys(answers)}
     with lm.adapter(None):  # all states are paired with the same directions
         found = {answer: lm.unembedding.weight[ids].float().mean(0).cpu() for answer, ids in rows.items()}
     return torch.stack([found[answer] for answer in answers])
@@ -135,13 +137,14 @@ def collect_datasets(
         progress: show a bar.
 
     Returns:
-        The store.
+        The store. It holds no text beyond the model's context, see `within_context`.
 
     Raises:
         AdapterError: a checkpoint that cannot be used; all are checked before the first pass.
         DataError: a text with too few tokens.
         StoreError: the store holds a dataset of this name with other examples.
     """
+    datasets = {name: kept for name, of in datasets.items() if (kept := within_context(lm, of)) is not None}
     origins = {checkpoint: origin(lm, folder) for checkpoint, folder in checkpoints.items()}
     made_from = {c: fingerprints(lm, datasets, weights, site=site) for c, weights in origins.items()}
     further = {
@@ -165,6 +168,13 @@ def collect_datasets(
         for plan in plans:
             _carry_out(lm, plan, {c: checkpoints[c] for c in plan.checkpoints}, writer, site, bar)
     return store
+
+
+def within_context(lm: HookedLM, dataset: Dataset) -> Dataset | None:
+    """The dataset without the texts beyond the model's context, which a warning lists; None if no text is left."""
+    named = [str(name) for name in dataset.examples["id"]] if "id" in dataset.examples else ()
+    fits = fitting(lm, dataset.texts, f"texts of dataset {dataset.name!r}", names=named)
+    return dataset if len(fits) == len(dataset.texts) else dataset.only(fits)
 
 
 def checkpoint_name(step: int | None) -> str:

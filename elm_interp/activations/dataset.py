@@ -3,7 +3,8 @@
 dataset = Dataset("mine", texts, pd.DataFrame({"id": ids, "label": labels}), positions="last")
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from html import escape
 
@@ -47,6 +48,17 @@ class Dataset:
         """The examples with a hash of each text and answer, by which a store tells other texts with the same ids."""
         said = self.texts if self.answers is None else map("\n".join, zip(self.texts, self.answers, strict=True))
         return self.examples.assign(text_sha256=[sha256(text.encode()).hexdigest()[:16] for text in said])
+
+    def without(self, hashes: Collection[str]) -> "Dataset | None":
+        """The dataset without the texts of these `text_sha256` (see `stored_examples`); None if no text is left."""
+        stored = self.stored_examples["text_sha256"]
+        return self.only([i for i, one in enumerate(stored) if one not in hashes]) if hashes else self
+
+    def only(self, rows: Sequence[int]) -> "Dataset | None":
+        """The dataset of some of its texts, by index; None of no text."""
+        texts, examples = tuple(self.texts[i] for i in rows), self.examples.iloc[list(rows)].reset_index(drop=True)
+        answers = None if self.answers is None else tuple(self.answers[i] for i in rows)
+        return replace(self, texts=texts, examples=examples, answers=answers) if rows else None
 
     def __repr__(self) -> str:
         columns = ", ".join(map(str, self.examples))

@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.erase.guidance import Guidance
+from elm_interp.erase.guidance import Guidance, room_of, stream
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import split_continuations
 from elm_interp.models.shared_prefix import branch
+from elm_interp.models.tokens import fitting
 from elm_interp.models.unembedding import at_logits, differentiable, log_prob
 from elm_interp.training.objective import sample_kind
 
@@ -134,16 +135,21 @@ def _samples(
     classes: tuple[str, ...],
     progress: bool,
 ) -> list[Options]:
-    """Samples of (id, prompt, answers), with each token's log-probability under the target, or under the base."""
-    split = [split_continuations(lm, prompt, [f" {a}" for a in answers]) for _, prompt, answers in questions]
-    cut = [(prompt, [option[:ANSWER_TOKENS] for option in options]) for prompt, options in split]
-    prefixes = [[], *(lm.encode([prefix])[0] for prefix in classes)]
+    """Samples of (id, prompt, answers), with each token's log-probability under the target, or under the base.
+
+    Questions beyond the context are left out; a warning lists them.
+    """
+    room = room_of(lm, classes)
+    whole = [[f"{prompt} {a}" for a in answers] for _, prompt, answers in questions]
+    fits = fitting(lm, whole, f'questions of the term "{term}"', more=room, names=[name for name, _, _ in questions])
+    cut = [part for i in fits for part in _split(lm, *questions[i])]
+    streams = [stream(lm, prefix, [prompt for _, prompt, _ in cut]) for prefix in ("", *classes)]
     goals: list[Tensor] = [torch.empty(0)] * len(cut)
     # the keys and values of a prompt are copied for each of its options: they, not the tokens, fill the memory
-    cost = [(max(map(len, prefixes)) + len(prompt)) * len(options) for prompt, options in cut]
+    cost = [(room + len(prompt)) * len(options) for _, prompt, options in cut]
     for batch in tqdm(bucketed(cost, max_tokens=8 * PASS_TOKENS), desc=term, leave=False, disable=not progress):
-        rows = [cut[i] for i in batch]
-        passes = [branch(lm, [p for p, _ in rows], [o for _, o in rows], prefix=prefix) for prefix in prefixes]
+        rows = [cut[i][2] for i in batch]
+        passes = [branch(lm, [prompts[i] for i in batch], rows, prefix=shared) for shared, prompts in streams]
         ids = passes[0][1]
 
         def goal(piece: slice, *logits: Tensor, ids: Tensor = ids) -> tuple[Tensor]:
@@ -151,9 +157,24 @@ def _samples(
             return (log_probs.gather(1, ids[piece, None])[:, 0].clamp(min=UNLIKELY),)
 
         found = at_logits(goal, *((lm, states) for states, _ in passes))[0].cpu()
-        for i, part in zip(batch, found.split([sum(map(len, options)) for _, options in rows]), strict=True):
+        for i, part in zip(batch, found.split([sum(map(len, options)) for options in rows]), strict=True):
             goals[i] = part
     return [
         Options(term, name, tuple(prompt), tuple(map(tuple, options)), goal)
-        for (name, _, _), (prompt, options), goal in zip(questions, cut, goals, strict=True)
+        for (name, prompt, options), goal in zip(cut, goals, strict=True)
     ]
+
+
+def _split(
+    lm: HookedLM, name: str, prompt: str, answers: Sequence[str]
+) -> list[tuple[str, list[int], list[list[int]]]]:
+    """A question as ids: its name, the prompt and the first tokens of the answers that share the prompt's last token.
+
+    One for nearly every question; several if some answers merge with the end of the prompt.
+    """
+    found = split_continuations(lm, prompt, [f" {answer}" for answer in answers])
+    parts: dict[int, tuple[str, list[int], list[list[int]]]] = {}
+    for rest, inside in zip(found.rests, found.inside, strict=True):
+        _, _, options = parts.setdefault(inside, (name, found.prompt + rest[:inside], []))
+        options.append(rest[inside:][:ANSWER_TOKENS])
+    return list(parts.values())

@@ -35,18 +35,30 @@ blocks only hide it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from elm_interp.data import Concept, texts
 from elm_interp.erase.answers import Options, answer_samples, likelihood_loss
-from elm_interp.erase.guidance import Guidance, generate_guided, hidden_after, hidden_after_each, random_targets
+from elm_interp.erase.guidance import (
+    Guidance,
+    borders,
+    generate_guided,
+    hidden_after,
+    hidden_after_each,
+    random_targets,
+    room_of,
+)
 from elm_interp.erase.losses import distribution_loss
+from elm_interp.errors import ConfigError
 from elm_interp.models import HookedLM
+from elm_interp.models.tokens import fitting
 from elm_interp.training.adapter import Adapter
 from elm_interp.training.objective import Objective, Preset, Sample, Teacher, TopK, method
+from elm_interp.training.passages import cut_at, first_target, passage_counts, passage_rows
 from elm_interp.training.settings import CONSTANT, Training, number_problems
 
 LEAST = {
@@ -178,26 +190,49 @@ class ELM(Objective):
                 samples["fluency"] = self._fluency(lm, concept, seed, progress)
         return {pool: found for pool, found in samples.items() if found}
 
-    def _erase(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample | Options]:
+    def tokenised(self, lm: HookedLM, concept: Concept, *, seed: int = 0) -> dict[str, Any]:
+        """What tokenising the training passages cuts, leaves out and joins otherwise than running text.
+
+        "borders" counts the forget passages that running text would tokenise otherwise after a class prompt.
+        """
         passages = concept.passages("forget")
-        rows = lm.encode(texts(passages), max_tokens=self.max_tokens)
-        starts = [0] * len(rows)
+        pairs = self._prompt_pairs(concept, len(passages), seed)
+        room = room_of(lm, chain(*pairs))
+        cut = cut_at(lm, self.max_tokens, room=room)
+        experts, novices = [expert for expert, _ in pairs], [novice for _, novice in pairs]
+        return {
+            "forget": passage_counts(lm, passages, self.max_tokens, room=room),
+            "retain": passage_counts(lm, concept.passages("retain"), self.max_tokens),
+            "borders": {
+                "expert": borders(lm, experts, texts(passages), cut),
+                "novice": borders(lm, novices, texts(passages), cut),
+                "of": len(passages),
+            },
+        }
+
+    def _erase(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample | Options]:
+        given = concept.passages("forget")
+        by_id = dict(zip((p.id for p in given), self._prompt_pairs(concept, len(given), seed), strict=True))
+        passages, rows = passage_rows(lm, given, self.max_tokens, room=room_of(lm, chain(*by_id.values())))
+        start = first_target(lm)
+        starts = [start] * len(rows)
         if self.erase_target == "random":
-            targets = random_targets(lm.d_vocab, self.top_k, [len(row) - 1 for row in rows], seed)
+            targets = random_targets(lm.d_vocab, self.top_k, [len(row) - 1 - start for row in rows], seed)
         else:
-            targets = self._guided(lm, rows, starts, self._prompt_pairs(concept, len(rows), seed), progress)
+            targets = self._guided(lm, rows, starts, [by_id[p.id] for p in passages], progress)
         return _samples("erase", [p.id for p in passages], rows, starts, targets)
 
     def _retain(self, lm: HookedLM, concept: Concept, progress: bool) -> list[Sample | Options]:
-        passages = concept.passages("retain")
-        rows = lm.encode(texts(passages), max_tokens=self.max_tokens)
-        states = [Teacher(hidden[:-1]) for hidden in hidden_after(lm, "", rows, progress=progress)]
-        return _samples("retain", [p.id for p in passages], rows, [0] * len(rows), self._kept(lm, states))
+        passages, rows = passage_rows(lm, concept.passages("retain"), self.max_tokens)
+        start = first_target(lm)
+        states = [Teacher(hidden[start:-1]) for hidden in hidden_after(lm, "", rows, progress=progress)]
+        return _samples("retain", [p.id for p in passages], rows, [start] * len(rows), self._kept(lm, states))
 
     def _fluency(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample | Options]:
         """Text that the base generates under the target, with the target along it."""
-        ids, prompts = self._fluency_prompts(lm, concept)
-        pairs = self._prompt_pairs(concept, self.fluency_samples, seed + 1)[: len(prompts)]
+        pairs = self._prompt_pairs(concept, self.fluency_samples, seed + 1)
+        ids, prompts = self._fluency_prompts(lm, concept, room_of(lm, chain(*pairs)))
+        pairs = pairs[: len(prompts)]
         written = generate_guided(
             lm,
             self._writing_guidance,
@@ -213,11 +248,26 @@ class ELM(Objective):
         targets = self._fluency_targets(lm, rows, starts, [pairs[i] for i in kept], progress)
         return _samples("fluency", [ids[i] for i in kept], rows, starts, targets)
 
-    def _fluency_prompts(self, lm: HookedLM, concept: Concept) -> tuple[list[str], list[list[int]]]:
-        """Questions of the training part and openings of forget passages, in turn, as many as asked for."""
+    def _fluency_prompts(self, lm: HookedLM, concept: Concept, room: int) -> tuple[list[str], list[list[int]]]:
+        """Questions of the training part and openings of forget passages, in turn, as many as asked for.
+
+        Those that leave no room in the context for a class prompt and the new tokens are left out.
+
+        Raises:
+            ConfigError: no prompt leaves room.
+        """
         asked = [(q.id, q.prompt) for q in concept.ask("forget", "train")]
         opened = [(p.id, " ".join(p.text.split()[:8])) for p in concept.passages("forget")]
         mixed = [pair for pairs in zip(asked, opened, strict=False) for pair in pairs] or opened
+        names, said = [name for name, _ in mixed], [text for _, text in mixed]
+        fits = fitting(lm, said, "prompts of fluency text", more=room + self.fluency_tokens, names=names)
+        if mixed and not fits:
+            raise ConfigError(
+                f"no fluency text can be written: a class prompt ({room} tokens) and fluency_tokens "
+                f"({self.fluency_tokens}) leave no room for a prompt in the {lm.n_ctx} tokens that {lm.name} reads; "
+                "lower fluency_tokens, shorten the class prompts, or set fluency_weight to 0."
+            )
+        mixed = [mixed[i] for i in fits]
         mixed = (mixed * (self.fluency_samples // max(len(mixed), 1) + 1))[: self.fluency_samples]
         return [name for name, _ in mixed], lm.encode([text for _, text in mixed])
 

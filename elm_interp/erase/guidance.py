@@ -12,7 +12,7 @@ of a class prompt. Only the hidden states before the unembedding are kept of a p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.models import HookedLM
 from elm_interp.models.generation import end_ids
 from elm_interp.models.shared_prefix import after_prefix
+from elm_interp.models.tokens import check_length, unchecked
 from elm_interp.models.unembedding import at_logits
 from elm_interp.training.objective import Teacher, TopK
 
@@ -99,6 +100,50 @@ def _log_softmax(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Floa
     return (logits.float() / temperature if temperature != 1 else logits.float()).log_softmax(-1)
 
 
+def stream(lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """Token ids of rows after a class prompt: the ids that all share, and each row with the prompt's last id before it.
+
+    A row's own beginning of text is dropped, since the prompt has one. The row's other ids stay as they are, though
+    running text may tokenise the border otherwise (see `borders`): so the targets of all streams are for the same
+    tokens. Without a prompt, nothing is shared and rows are as they were.
+    """
+    if not prefix:
+        return [], [list(row) for row in rows]
+    (ids,), start = lm.encode([prefix]), lm.start_ids
+    if not ids:
+        raise ValueError(f'the class prompt {prefix!r} has no token; give a prompt of text, or "" for none.')
+    return ids[:-1], [[ids[-1], *row[_own(row, start) :]] for row in rows]
+
+
+def room_of(lm: HookedLM, prompts: Iterable[str]) -> int:
+    """Tokens that the longest of some class prompts adds to a text."""
+    return max((len(ids) for ids in lm.encode(list(dict.fromkeys(prompts)))), default=len(lm.start_ids)) - len(
+        lm.start_ids
+    )
+
+
+def borders(lm: HookedLM, prefixes: Sequence[str], texts: Sequence[str], max_tokens: int) -> int:
+    """How many texts, each after its prefix, running text would tokenise otherwise than `stream` does.
+
+    Args:
+        lm: the model.
+        prefixes: a class prompt for each text.
+        texts: passages.
+        max_tokens: where each is cut.
+    """
+    running = unchecked(lm, [prefix + text for prefix, text in zip(prefixes, texts, strict=True)])
+    own, found = lm.start_ids, 0
+    for whole, start, row in zip(running, unchecked(lm, prefixes), unchecked(lm, texts), strict=True):
+        joined = [*start, *row[_own(row, own) : max_tokens]]
+        found += whole[: len(joined)] != joined
+    return found
+
+
+def _own(row: Sequence[int], start: list[int]) -> int:
+    """How many of a row's first ids are the tokenizer's own."""
+    return len(start) if list(row[: len(start)]) == start else 0
+
+
 @torch.no_grad()
 def hidden_after(
     lm: HookedLM, prefix: str, rows: Sequence[Sequence[int]], *, max_tokens: int = PASS_TOKENS, progress: bool = False
@@ -113,15 +158,24 @@ def hidden_after(
         progress: show a bar.
 
     Returns:
-        The state after each token of the row, on the CPU in the model's dtype.
+        The state after each token of the row, on the CPU in the model's dtype. After a prefix, the state at a row's
+        beginning of text is that after the prefix's last token: both predict the first token of the text.
+
+    Raises:
+        ValueError: prefix and row together are beyond the context.
     """
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    start = lm.encode([prefix])[0] if prefix else []
-    batches = bucketed([len(row) for row in rows], max_tokens=max_tokens)
+    shared, behind = stream(lm, prefix, rows)
+    start = lm.start_ids
+    batches = bucketed([len(row) for row in behind], max_tokens=max_tokens)
     for batch in tqdm(batches, desc="targets", leave=False, disable=not progress):
-        hidden, _, _ = after_prefix(lm, start, [rows[i] for i in batch])
-        for row, i in enumerate(batch):
-            found[i] = hidden[row, -len(rows[i]) :].cpu().clone()
+        hidden, _, _ = after_prefix(lm, shared, [behind[i] for i in batch])
+        for k, i in enumerate(batch):
+            states = hidden[k, -len(behind[i]) :].cpu()
+            if prefix:
+                own = _own(rows[i], start)
+                states = torch.cat([states[:1].expand(own, -1), states[1:]])
+            found[i] = states.clone()
     return found
 
 
@@ -153,7 +207,7 @@ def generate_guided(
 ) -> list[list[int]]:
     """Sample text from P_erased after each prompt, with all prompts and all three streams in one batch.
 
-    Every stream sees its class prompt, the prompt and the tokens generated so far.
+    Every stream sees its class prompt, the prompt and the tokens generated so far, after one beginning of text.
 
     Args:
         lm: the model.
@@ -167,12 +221,19 @@ def generate_guided(
 
     Returns:
         New token ids for each prompt, without the end-of-text token.
+
+    Raises:
+        ValueError: class prompt, prompt and new tokens together are beyond the context; nothing is run then.
     """
     if not prompts:
         return []
-    classes = [[c] * len(prompts) if isinstance(c, str) else list(c) for c in (expert, novice)]
-    streams: list[list[list[int]]] = [[[]] * len(prompts), *map(lm.encode, classes)]
-    rows = [[*prefix, *prompt] for stream in streams for prefix, prompt in zip(stream, prompts, strict=True)]
+    classes = [[c] * len(prompts) if isinstance(c, str) else list(c) for c in ("", expert, novice)]
+    rows = []
+    for prefixes in classes:
+        for prefix, prompt in zip(prefixes, prompts, strict=True):
+            shared, (rest,) = stream(lm, prefix, [prompt])
+            rows.append(shared + rest)
+            check_length(lm, len(rows[-1]), f"a prompt after {prefix[:40]!r}", more=new_tokens)
     batch = lm.pad(rows, side="left")
     mask, positions, tokens, cache = batch.attention_mask, batch.position_ids, batch.input_ids, None
     generator = torch.Generator().manual_seed(seed)

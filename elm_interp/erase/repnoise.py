@@ -25,18 +25,20 @@ Data are pairs of a forget text and a harmless one. A mask says which tokens of 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from elm_interp.data import Concept, texts
+from elm_interp.data import Concept
 from elm_interp.erase.losses import token_loss
 from elm_interp.errors import DataError
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import split_continuations
+from elm_interp.models.tokens import unchecked
 from elm_interp.training.objective import Objective, Preset, method
+from elm_interp.training.passages import cut_at, first_target, passage_rows
 from elm_interp.training.settings import UNCLIPPED, Training, number_problems
 
 KERNELS = 5
@@ -147,27 +149,41 @@ class RepNoise(Objective):
             "ascent": -token_loss(lm, seen.flatten(0, 1), ids[:n, 1:][counts].repeat(len(seen))).log(),
         }
 
+    def tokenised(self, lm: HookedLM, concept: Concept, *, seed: int = 0) -> dict[str, Any]:
+        """What tokenising the training passages and questions cuts and leaves out, for the manifest."""
+        found = super().tokenised(lm, concept, seed=seed) if self.pairs != "questions" else {}
+        if self.pairs != "passages":
+            asked, most = concept.ask("forget", "train"), cut_at(lm, self.max_tokens)
+            whole = unchecked(lm, [q.prompt + said for q in asked for said in (f" {q.right}", REFUSAL)])
+            pairs = zip(whole[::2], whole[1::2], strict=True)
+            cut = sum(max(map(len, pair)) > most for pair in pairs)
+            found["questions"] = {"questions": len(asked), "cut": cut, "cut_at": most}
+        return found
+
     def _of_passages(self, lm: HookedLM, concept: Concept) -> list[Pair]:
-        forget, retain = concept.passages("forget"), concept.passages("retain")
-        rows = [lm.encode(texts(passages), max_tokens=self.max_tokens) for passages in (forget, retain)]
-        found = []
+        forget, of_forget = passage_rows(lm, concept.passages("forget"), self.max_tokens)
+        retain, of_retain = passage_rows(lm, concept.passages("retain"), self.max_tokens)
+        found, start = [], first_target(lm) + 1
         # the longer list is used once, the shorter one repeatedly
         for k in range(max(len(forget), len(retain))):
             i, j = k % len(forget), k % len(retain)
-            mask = (False,) + (True,) * (len(rows[0][i]) - 1)
+            mask = (False,) * start + (True,) * (len(of_forget[i]) - start)
             ids = f"{forget[i].id} with {retain[j].id}"
-            found.append(Pair("erase", ids, tuple(rows[0][i]), tuple(rows[1][j]), mask, 1))
+            found.append(Pair("erase", ids, tuple(of_forget[i]), tuple(of_retain[j]), mask, start))
         return found
 
     def _of_questions(self, lm: HookedLM, concept: Concept) -> list[Pair]:
-        found = []
+        found, most, first = [], cut_at(lm, self.max_tokens), lm.start_ids
         for question in concept.ask("forget", "train"):
-            prompt = question.prompt
-            start, (answer, refusal) = split_continuations(lm, prompt, [f" {question.right}", REFUSAL])
+            start, rests, inside = split_continuations(lm, question.prompt, [f" {question.right}", REFUSAL])
             # a long question is cut at its beginning, since the answer is what counts
-            start = start[-max(1, self.max_tokens - max(len(answer), len(refusal))) :]
-            forget, harmless = (tuple((start + rest)[: self.max_tokens]) for rest in (answer, refusal))
-            found.append(Pair("erase", question.id, forget, harmless, differing(forget, harmless), len(start)))
+            room = max(1, most - max(map(len, rests)))
+            if len(start) > room:
+                start = [*first, *start[-max(1, room - len(first)) :]]
+            forget, harmless = (tuple((start + rest)[:most]) for rest in rests)
+            differ = differing(forget, harmless)
+            mask = tuple(d and i >= len(start) + inside[0] for i, d in enumerate(differ))
+            found.append(Pair("erase", question.id, forget, harmless, mask, len(start) + inside[1]))
         return found
 
 

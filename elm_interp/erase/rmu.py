@@ -39,6 +39,7 @@ from elm_interp.errors import ConfigError
 from elm_interp.models import HookedLM
 from elm_interp.training.adapter import Adapter
 from elm_interp.training.objective import Objective, Preset, method, sample_kind
+from elm_interp.training.passages import cut_at
 from elm_interp.training.settings import CONSTANT, UNCLIPPED, number_problems
 
 
@@ -147,7 +148,8 @@ class RMU(Objective):
         share = 1.0 if self.retain_weights is None or not most else self.retain_weights[concept.name] / most
         forget, retain = concept.passages("forget"), concept.passages("retain")
         vector = steering * direction(lm.d_model, concept.name, seed)[None]
-        rows = lm.encode(texts(retain), max_tokens=self.max_tokens)
+        most = cut_at(lm, self.max_tokens)
+        rows = lm.encode(texts(retain), max_tokens=most)
         kept: list[Tensor] = [torch.empty(0)] * len(rows)
         with lm.adapter(None):
             for batch in tqdm(bucketed([len(row) for row in rows]), desc="targets", leave=False, disable=not progress):
@@ -156,7 +158,7 @@ class RMU(Objective):
         return {
             "erase": [
                 Steered("erase", p.id, tuple(row), vector)
-                for p, row in zip(forget, lm.encode(texts(forget), max_tokens=self.max_tokens), strict=True)
+                for p, row in zip(forget, lm.encode(texts(forget), max_tokens=most), strict=True)
             ],
             "retain": [
                 Steered("retain", p.id, tuple(row), h, share) for p, row, h in zip(retain, rows, kept, strict=True)

@@ -28,6 +28,7 @@ from its names.
     inference_logits(lm, batch, reinforced="reinforced/")      # without training: two models at every token
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,10 +44,11 @@ from elm_interp.data import Concept, texts
 from elm_interp.erase.guidance import hidden_after
 from elm_interp.erase.losses import distribution_loss, token_loss
 from elm_interp.erase.translation import Translated, make_dictionary, position_map, translate
-from elm_interp.errors import ConfigError
 from elm_interp.models import Batch, HookedLM
+from elm_interp.models.tokens import bare_ids, ids_and_ends
 from elm_interp.models.unembedding import at_logits
 from elm_interp.training.objective import Objective, Preset, Sample, TopK, method, sample_kind
+from elm_interp.training.passages import passage_rows
 from elm_interp.training.settings import CONSTANT, UNCLIPPED, Training, number_problems
 
 LOWERED = 10.0
@@ -133,16 +135,18 @@ class WHP(Objective):
 
         Raises:
             ConfigError: the tokenizer gives no character offsets.
+            DataError: no forget passage has two tokens.
         """
-        dictionary, passages = self.dictionary_for(concept), concept.passages("forget")
+        dictionary = self.dictionary_for(concept)
+        passages, rows = passage_rows(lm, concept.passages("forget"), self.max_tokens)
         translated = [translate(p.text, dictionary) for p in passages]
-        rows, ends = _tokens(lm, texts(passages), self.max_tokens)
-        new_rows, new_ends = _tokens(lm, [t.text for t in translated], None)
+        ends = [end[: len(row)] for row, end in zip(rows, ids_and_ends(lm, texts(passages))[1], strict=True)]
+        new_rows, new_ends = self._translations(lm, translated)
         with lm.adapter(None):
             base = hidden_after(lm, "", new_rows, progress=progress)
         with self.reinforced(lm, rows, seed=seed, progress=progress):
             reinforced = hidden_after(lm, "", rows, progress=progress)
-        firsts = {term: _first_tokens(lm, generic) for term, generic in dictionary.items()}
+        firsts = {term: {row[0] for row in bare_ids(lm, [g, f" {g}"]) if row} for term, g in dictionary.items()}
         found = []
         for k, passage in enumerate(passages):
             places = position_map(ends[k], new_ends[k], translated[k])
@@ -153,6 +157,17 @@ class WHP(Objective):
             target = self._labels(lm, base[k][[places[i] for i in kept]], reinforced[k][kept], used)
             found.append(Labelled("erase", passage.id, tuple(rows[k]), kept[0], target, tuple(kept)))
         return {"erase": found}
+
+    def _translations(self, lm: HookedLM, translated: Sequence[Translated]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of translated texts and the character at which each ends, cut at the context."""
+        rows, ends = ids_and_ends(lm, [t.text for t in translated])
+        if long := sum(lm.n_ctx is not None and len(row) > lm.n_ctx for row in rows):
+            warnings.warn(
+                f"{long} of {len(rows)} passages are longer than the context of {lm.name} ({lm.n_ctx} tokens) when "
+                "their terms are replaced; what lies beyond it has no labels.",
+                stacklevel=3,
+            )
+        return [row[: lm.n_ctx] for row in rows], [end[: lm.n_ctx] for end in ends]
 
     @contextmanager
     def reinforced(
@@ -230,21 +245,3 @@ def _next_token_loss(lm: HookedLM, rows: Sequence[Sequence[int]]) -> Tensor:
 def _again(translated: Translated, ends: Sequence[int], i: int) -> bool:
     """Whether the token after index i belongs to a term that occurred in the text before."""
     return any(span.again and ends[i] < span.end and ends[i + 1] > span.start for span in translated.spans)
-
-
-def _tokens(lm: HookedLM, given: Sequence[str], max_tokens: int | None) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each text, and the character at which each token ends."""
-    if not lm.tokenizer.is_fast:
-        raise ConfigError(
-            f"{type(lm.tokenizer).__name__} gives no character offsets, which WHP needs; use a fast tokenizer."
-        )
-    found = lm.tokenizer(list(given), return_offsets_mapping=True)
-    return (
-        [ids[:max_tokens] for ids in found["input_ids"]],
-        [[end for _, end in offsets[:max_tokens]] for offsets in found["offset_mapping"]],
-    )
-
-
-def _first_tokens(lm: HookedLM, text: str) -> list[int]:
-    rows = lm.tokenizer([text, f" {text}"], add_special_tokens=False)["input_ids"]
-    return [row[0] for row in rows if row]

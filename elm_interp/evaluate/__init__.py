@@ -10,12 +10,13 @@ from elm_interp.evaluate.choices import (
 )
 from elm_interp.evaluate.fluency import generations, samples
 from elm_interp.evaluate.knowledge import scores
-from elm_interp.evaluate.scorecard import card_metrics, destroyed, score_card, summary
+from elm_interp.evaluate.scorecard import beyond_context, card_metrics, destroyed, score_card, summary
 from elm_interp.evaluate.specificity import kl_divergences, read_passages
 
 __all__ = [
     "ScoredQuestion",
     "accuracy",
+    "beyond_context",
     "card_metrics",
     "destroyed",
     "evaluate_questions",

@@ -31,6 +31,7 @@ from elm_interp.evaluate.perplexity import Sums
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
+from elm_interp.models.tokens import fitting
 from elm_interp.results import frame, measurements, wilson
 
 PRIOR = "Answer:"
@@ -94,11 +95,16 @@ def score_choices(
         prior: the prompt without a question, for PMI. An option of several questions is scored once.
         progress: show a bar.
 
+    Returns:
+        One for each question, without those that are longer than the model's context: a warning lists them.
+
     Raises:
         ValueError: a log-probability is not finite, or an option adds no token to the prompt.
     """
-    options = [[f" {option.strip()}" for option in q.options] for q in questions]
-    prompts = [q.put(template) for q in questions]
+    whole = [[start + option for start in (q.put(template), prior) for option in spaced(q)] for q in questions]
+    fits = fitting(lm, whole, "questions", names=[q.id or repr(q.question[:40]) for q in questions])
+    questions = [questions[i] for i in fits]
+    options, prompts = list(map(spaced, questions)), [q.put(template) for q in questions]
     asked = continuation_log_probs(lm, prompts, options, progress=progress)
     # sorted by length, so that little time is spent on padding
     unique = sorted({text for texts in options for text in texts}, key=lambda text: (len(text), text))
@@ -118,6 +124,11 @@ def score_choices(
             )
         found.append(one)
     return found
+
+
+def spaced(question: Question) -> list[str]:
+    """The options as they follow a prompt, each after a space."""
+    return [f" {option.strip()}" for option in question.options]
 
 
 def credits(
@@ -183,7 +194,7 @@ def evaluate_questions(subject: Subject, questions: Sequence[Question], name: st
         metric = f"custom.{protocol.replace('-', '_')}"
         found += rows_of(metric, accuracy(scored, protocol), protocol_of(protocol, "all"))
     found += rows_of("custom.two_choice_pmi", accuracy(scored, "pmi", "two"), protocol_of("pmi", "two"))
-    found += rows_of("custom.longest_option", longest_option(questions), LONGEST)
+    found += rows_of("custom.longest_option", longest_option([one.question for one in scored]), LONGEST)
     state = {"model": subject.lm.name, "method": subject.method, "step": subject.step, "seed": subject.seed}
     return frame([row | state | {"direction": "neither", "protocol": f"{name}: {row['protocol']}"} for row in found])
 

@@ -28,6 +28,7 @@ from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.models.generation import generate
 from elm_interp.models.scoring import continuation_log_probs
+from elm_interp.models.tokens import fitting
 from elm_interp.results import measurements
 
 PROMPTS = 48
@@ -48,11 +49,18 @@ def prompts(concept: Concept) -> list[str]:
 
 
 def generations(subject: Subject) -> list[str]:
-    """The text that this state generates after each of `prompts`, sampled once with the subject's seed."""
+    """The text that this state generates after each of `prompts`, sampled once with the subject's seed.
+
+    Empty after a prompt that leaves no room for it in the model's context; a warning lists these.
+    """
 
     def write() -> list[str]:
+        asked = prompts(subject.concept)
         with subject.on() as lm:
-            return generate(lm, prompts(subject.concept), new_tokens=NEW_TOKENS, seed=subject.seed)
+            fits = fitting(lm, asked, "prompts of generated text", more=NEW_TOKENS)
+            found = generate(lm, [asked[i] for i in fits], new_tokens=NEW_TOKENS, seed=subject.seed)
+        written = dict(zip(fits, found, strict=True))
+        return [written.get(i, "") for i in range(len(asked))]
 
     return subject.memo(("generations", PROMPTS, NEW_TOKENS, subject.seed), write)
 
@@ -66,8 +74,9 @@ def samples(subject: Subject, n: int = 4) -> list[dict[str, str]]:
 
 
 def losses_after(lm: HookedLM, starts: Sequence[str], texts: Sequence[str]) -> Sums:
-    """Loss of each text after its prompt, in nats; 0 over no token for an empty text."""
+    """Loss of each text after its prompt, in nats; 0 over no token for a text that is empty or beyond the context."""
     written = [i for i, text in enumerate(texts) if text.strip()]
+    written = [written[k] for k in fitting(lm, [starts[i] + texts[i] for i in written], "generated texts")]
     found = continuation_log_probs(lm, [starts[i] for i in written], [[texts[i]] for i in written])
     losses = {i: -log_probs for i, (log_probs,) in zip(written, found, strict=True)}
     return Sums.of([losses.get(i, torch.empty(0)) for i in range(len(texts))])

@@ -6,9 +6,9 @@ concept without a question set has no row for it.
     table = measure(subject, ["innocence.*_choice_*", "specificity.*_pmi"])
 """
 
-from itertools import compress
 from typing import Any, NamedTuple
 
+from elm_interp.data import Question
 from elm_interp.evaluate import choices
 from elm_interp.metrics import Shows, Subject, metric
 
@@ -75,11 +75,13 @@ def longest_forget_option(subject: Subject) -> list[dict[str, Any]]:
 def _declare(row: Accuracy) -> None:
     protocol = choices.protocol_of(row.protocol, row.form)
 
+    def wanted(question: Question) -> bool:
+        return not row.four or len(question.choices) == 4
+
     def compute(subject: Subject) -> list[dict[str, Any]]:
-        wanted = [not row.four or len(q.choices) == 4 for q in subject.concept.ask(row.asked)]
-        if not any(wanted):
+        if not any(wanted(q) for q in subject.concept.ask(row.asked)):
             return []
-        scored = list(compress(scores(subject, row.asked), wanted))
+        scored = [one for one in scores(subject, row.asked) if wanted(one.question)]
         return choices.rows_of(row.name, choices.accuracy(scored, row.protocol, row.form), protocol)
 
     against = "the right answer against one from outside" if row.form == "two" else "over all choices"

@@ -6,11 +6,17 @@ destroyed(table)                        # None, or why the run is "destroyed, no
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from elm_interp.data import Concept
+from elm_interp.data.concept import QUESTION_SETS
+from elm_interp.evaluate import choices, fluency
 from elm_interp.metrics import Subject, list_metrics, measure
+from elm_interp.models import HookedLM
+from elm_interp.models.tokens import too_long
 from elm_interp.results import stack
 
 GENERAL_LEFT = 0.25
@@ -36,6 +42,22 @@ def score_card(subject: Subject, progress: bool = False) -> pd.DataFrame:
     """
     states = [subject.base] if subject.is_base else [subject.base, subject]
     return stack([measure(state, card_metrics(), progress=progress) for state in states])
+
+
+def beyond_context(lm: HookedLM, concept: Concept) -> dict[str, list[str]]:
+    """Ids of the held-out questions, passages and prompts that the card leaves out, since they exceed the context."""
+    prompts = [(prompt, prompt) for prompt in fluency.prompts(concept)]
+    found = {"prompts of generated text": _long(lm, prompts, fluency.NEW_TOKENS)}
+    for name in QUESTION_SETS:
+        asked = [(q.id, [q.prompt + option for option in choices.spaced(q)]) for q in concept.ask(name)]
+        found[f"{name} questions"] = _long(lm, asked)
+    for kind in ("forget", "retain"):
+        found[f"{kind} passages"] = _long(lm, [(p.id, p.text) for p in concept.passages(kind, "held_out")])
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def _long(lm: HookedLM, named: Sequence[tuple[str, str | list[str]]], more: int = 0) -> list[str]:
+    return [named[i][0] for i in too_long(lm, [text for _, text in named], more=more)]
 
 
 def summary(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int | None]]]:

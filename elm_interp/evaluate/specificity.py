@@ -5,7 +5,8 @@ text is still predicted. The KL divergence from the base measures how far the pr
 only for the one that came next. On forget passages the perplexity should rise.
 
 Each state reads the passages once. The base's hidden states are kept (tokens × d_model numbers) and serve all its
-erased versions. Passages are cut to `MAX_TOKENS`; those of one token are left out, since nothing in them is predicted.
+erased versions. Passages are cut to `MAX_TOKENS`; those of one token are left out, since nothing in them is predicted,
+and those beyond the model's context.
 
     table = measure(subject, ["specificity.retain_*", "specificity.kl_to_base"])
 """
@@ -25,6 +26,7 @@ from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import gather_log_probs
+from elm_interp.models.tokens import fitting
 from elm_interp.models.unembedding import at_logits
 from elm_interp.results import measurements
 
@@ -50,9 +52,10 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PA
 
     Args:
         lm: the model.
-        passages: texts; those of fewer than two tokens are left out.
+        passages: texts; those of fewer than two tokens are left out, and those beyond the context with a warning.
         max_tokens: most tokens of one pass, with padding.
     """
+    passages = [passages[i] for i in fitting(lm, passages, "passages")]
     rows = [row for row in lm.encode(passages, max_tokens=MAX_TOKENS) if len(row) > 1]
     hidden, log_probs = ([torch.empty(0)] * len(rows) for _ in range(2))
     for batch in bucketed([len(row) for row in rows], max_tokens=max_tokens):

@@ -23,6 +23,7 @@ from elm_interp.data.batching import PASS_TOKENS
 from elm_interp.errors import DataError
 from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.models import HookedLM
+from elm_interp.models.tokens import fitting
 from elm_interp.probes.datasets import passage_dataset
 from elm_interp.results import bootstrap, measurements
 
@@ -149,6 +150,11 @@ def _read(subject: Subject, kind: str, reader: Callable[..., Tensor], **options:
 
     def read() -> Tensor:
         with subject.on() as lm:
-            return reader(lm, dataset.texts, skip=dataset.skip, **options)
+            fits = fitting(lm, dataset.texts, f"{kind} passages")
+            if not fits:
+                raise DataError(
+                    f"no {kind} passage of {subject.concept.name} fits into {lm.n_ctx} tokens, the context."
+                )
+            return reader(lm, [dataset.texts[i] for i in fits], skip=dataset.skip, **options)
 
     return subject.memo((reader.__name__, kind), read)

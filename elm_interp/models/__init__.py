@@ -3,6 +3,7 @@
 hooked        HookedLM, the one model type that other packages use
 loading       models by alias, folder, hub id or prefix
 sites         the places in a model that can be read and edited; layout finds their modules
+tokens        text as token ids, as a model expects them; its context
 batch, cache  token batches with positions per row, and the activations of a pass
 edits         edits of chosen positions
 scoring       log-probabilities of answers and texts; unembedding works on logits in pieces

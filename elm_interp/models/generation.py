@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from elm_interp.errors import ConfigError
 from elm_interp.models.batch import Batch
+from elm_interp.models.tokens import check_length
 
 if TYPE_CHECKING:
     from elm_interp.models.hooked import HookedLM
@@ -61,10 +62,14 @@ def generate(
 
     Raises:
         ConfigError: settings that cannot work.
-        ValueError: a prompt without a token, or a model whose logits are not finite.
+        ValueError: a prompt without a token, one that leaves no room for the new tokens in the context, or a model
+            whose logits are not finite.
     """
     _check(new_tokens=new_tokens, temperature=temperature, top_p=top_p, max_rows=max_rows)
-    rows = lm.encode([prompts] if isinstance(prompts, str) else prompts)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    rows = lm.encode(prompts)
+    for prompt, row in zip(prompts, rows, strict=True):
+        check_length(lm, len(row), repr(prompt[:40]), more=new_tokens)
     noise = torch.rand(len(rows), new_tokens, generator=torch.Generator().manual_seed(seed))
     training = lm.model.training
     written: list[list[int]] = []

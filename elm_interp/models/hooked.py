@@ -16,12 +16,12 @@
 The numbers do not depend on the padding side or, beyond rounding, on the rest of the batch. See `sites` for names.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import BackendError
-from elm_interp.models import generation, scoring
+from elm_interp.models import generation, scoring, tokens
 from elm_interp.models.adapters.lora import lora_config
 from elm_interp.models.adapters.slots import AdapterSlots
 from elm_interp.models.backends import nnsight, transformer_lens
 from elm_interp.models.backends.contract import Backend, Edit, Keep, make_backend
-from elm_interp.models.batch import Batch, Positions, pad, pick, pick_pattern
+from elm_interp.models.batch import Batch, Positions, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
 from elm_interp.models.changed import changed
 from elm_interp.models.checks import check_passes
@@ -152,29 +152,12 @@ class HookedLM:
 
     # -- tokens ---------------------------------------------------------------------------------------------------
 
-    def tokenize(self, texts: str | Sequence[str], *, max_tokens: int | None = None) -> Batch:
-        """Token ids and mask of texts, with the tokenizer's special tokens, padded on the right, on the model's device.
-
-        Raises:
-            ValueError: a text without a token.
-        """
-        return self.pad(self.encode([texts] if isinstance(texts, str) else texts, max_tokens=max_tokens))
-
-    def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> list[list[int]]:
-        """Token ids of each text, unpadded, with the tokenizer's special tokens."""
-        if not texts:
-            return []
-        rows = self.tokenizer(list(texts), padding=False, truncation=False)["input_ids"]
-        return [ids[:max_tokens] for ids in rows]
-
-    def pad(self, rows: Sequence[Sequence[int]], *, side: Literal["left", "right"] = "right") -> Batch:
-        """A batch of lists of token ids, on the model's device."""
-        return pad(rows, self.pad_id, side=side).to(self.device)
-
-    @property
-    def pad_id(self) -> int:
-        """The id of padding; its value never matters, because padding is always masked."""
-        return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+    tokenize = tokens.tokenize
+    encode = tokens.encode
+    pad = tokens.pad
+    pad_id = property(tokens.pad_id)
+    start_ids = property(tokens.start_ids)
+    n_ctx = property(tokens.n_ctx)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -246,12 +229,14 @@ class HookedLM:
         one unbroken run of the mask: padding inside a row pushes its first tokens out of a sliding window.
         """
         new = input_ids.shape[1]
+        tokens.check_mask(self, attention_mask)
         with torch.set_grad_enabled(grad), running(self._position_edits, attention_mask, new, cached=True):
             past = full_cache(self.model.config) if cache is None else cache
             return self._backend.step(input_ids, attention_mask, position_ids, past)
 
     def _run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         mask = batch.attention_mask
+        tokens.check_mask(self, mask)
         with running(self._position_edits, mask, mask.shape[1], cached=False):
             return self._backend.run(batch, reads)
 

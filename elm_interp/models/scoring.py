@@ -8,8 +8,7 @@ positions that are scored. So a question with five options costs little more tha
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
 from elm_interp.models.shared_prefix import branch
+from elm_interp.models.tokens import check_length, unchecked
 from elm_interp.models.unembedding import at_logits
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def log_probs(
         Of one prompt a float32 tensor (answer,) on the CPU; of several a list of such tensors.
 
     Raises:
-        ValueError: a prompt without a token, an empty answer, a prompt without answers, or a string for a list.
+        ValueError: a prompt without a token, an empty answer, a prompt without answers, a string for a list, or a text
+            beyond the context.
     """
     asked = [prompts] if isinstance(prompts, str) else prompts
     groups = cast(Sequence[Sequence[str]], [answers] if isinstance(prompts, str) else answers)
@@ -67,7 +68,7 @@ def continuation_log_probs(
     """Log-probability (nats) of each token of each continuation after its prompt.
 
     A continuation is tokenised together with its prompt, as in running text. If that merges tokens across the border,
-    scoring starts after the last token that all of a prompt's continuations share.
+    its scoring starts after the last token that it shares with the prompt alone, whatever the other continuations are.
 
     Args:
         lm: the model.
@@ -80,18 +81,22 @@ def continuation_log_probs(
         For each prompt and each of its continuations a vector with one entry a scored token.
 
     Raises:
-        ValueError: a prompt without a token, or a continuation that adds none.
+        ValueError: a prompt without a token, a continuation that adds none, or both together beyond the context.
     """
     items = [split_continuations(lm, p, c) for p, c in zip(prompts, continuations, strict=True)]
+    for prompt, item in zip(prompts, items, strict=True):
+        check_length(
+            lm, len(item.prompt) + max(map(len, item.rests), default=0), f"{prompt[:40]!r} with a continuation"
+        )
     found: list[list[Tensor]] = [[] for _ in items]
-    cost = [len(prefix) + sum(map(len, rests)) for prefix, rests in items]
+    cost = [len(item.prompt) + sum(map(len, item.rests)) for item in items]
     batches = bucketed(cost, max_tokens=max_tokens)
     for batch in tqdm(batches, desc="scoring", leave=False, disable=not progress):
-        prefixes, rests = zip(*(items[i] for i in batch), strict=True)
-        flat = gather_log_probs(lm, *branch(lm, prefixes, rests))
+        rests = [items[i].rests for i in batch]
+        flat = gather_log_probs(lm, *branch(lm, [items[i].prompt for i in batch], rests))
         scores = iter(flat.split([len(option) for group in rests for option in group]))
         for i in batch:
-            found[i] = [next(scores) for _ in items[i][1]]
+            found[i] = [next(scores)[inside:] for inside in items[i].inside]
     return found
 
 
@@ -102,7 +107,7 @@ def token_log_probs(
     """Log-probability (nats) of each token of each text given those before it; the first token is not scored.
 
     Raises:
-        ValueError: a text of fewer than two tokens.
+        ValueError: a text of fewer than two tokens, or beyond the context.
     """
     rows = lm.encode(texts)
     for text, row in zip(texts, rows, strict=True):
@@ -131,20 +136,37 @@ def gather_log_probs(lm: "HookedLM", hidden: Float[Tensor, "n d_model"], ids: In
     return at_logits(of, (lm, hidden))[0].cpu() if len(ids) else torch.empty(0)
 
 
-def split_continuations(lm: "HookedLM", prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-    """Token ids of a prompt and of each text that may follow it, tokenised as running text.
+class Split(NamedTuple):
+    """A prompt and the texts that may follow it, as token ids of running text."""
+
+    prompt: list[int]
+    """What the prompt and all the whole texts begin with."""
+    rests: list[list[int]]
+    """What comes after that in each whole text."""
+    inside: list[int]
+    """First tokens of each rest that belong to the prompt still, since only another text merges them across the
+    border."""
+
+
+def split_continuations(lm: "HookedLM", prompt: str, continuations: Sequence[str]) -> Split:
+    """Split each text at the last token that it shares with its prompt alone; the others do not move this border.
+
+    Lengths are not checked.
 
     Raises:
         ValueError: a prompt without a token, or a continuation that adds none.
     """
-    context, *wholes = lm.encode([prompt, *(prompt + c for c in continuations)])
-    columns = zip(context, *(whole[:-1] for whole in wholes), strict=False)
-    shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
-    if shared < 1:
-        raise ValueError(
-            f"cannot score after {prompt!r}: it shares no first token with its continuations {list(continuations)!r}."
-        )
-    for continuation, whole in zip(continuations, wholes, strict=True):
-        if not continuation.strip() or len(whole) <= shared:
+    context, *wholes = unchecked(lm, [prompt, *(prompt + c for c in continuations)])
+    borders = [_shared(context, whole) for whole in wholes]
+    for continuation, whole, border in zip(continuations, wholes, borders, strict=True):
+        if border < 1:
+            raise ValueError(f"cannot score after {prompt!r}: it shares no first token with {prompt + continuation!r}.")
+        if not continuation.strip() or len(whole) <= border:
             raise ValueError(f"continuation {continuation!r} adds no token to {prompt!r}.")
-    return context[:shared], [whole[shared:] for whole in wholes]
+    first = min(borders, default=len(context))
+    return Split(context[:first], [whole[first:] for whole in wholes], [border - first for border in borders])
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of first ids that two rows have in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -24,6 +24,7 @@ from torch import Tensor
 from elm_interp.activations import collect_texts
 from elm_interp.data import Question
 from elm_interp.metrics import Rows, Subject, metric
+from elm_interp.models.tokens import fitting
 from elm_interp.probes.layers import probe_layers
 from elm_interp.results import frame, measurements, stack, wilson
 
@@ -98,21 +99,35 @@ def _rows(subject: Subject, name: str) -> Rows:
     asked = _asked(subject)
     if not asked:
         return []
-    source = _activations(subject.base) if name == TRANSFERRED else None
+    names = [question.id for question in asked]
+    source = _activations(subject.base, names) if name == TRANSFERRED else None
     where = {"site": "resid_post", "position": "last"}
-    return probe_values(_activations(subject), asked, metric=name, fitted_to=source, **where)
+    return probe_values(_activations(subject, names), asked, metric=name, fitted_to=source, **where)
 
 
 def _asked(subject: Subject) -> list[Question]:
-    return [q for questions in topics(subject.concept.ask("forget", "all")).values() for q in questions]
+    """The questions of all topics within the context of this state and its base; a warning lists the others."""
+
+    def choose() -> list[Question]:
+        fits: list[set[str]] = []
+        for state in (subject, subject.base):
+            prompts = {q.id: q.prompt for q in state.concept.ask("forget", "all")}
+            names = list(prompts)
+            kept = fitting(state.lm, list(prompts.values()), "questions", names=names)
+            fits.append({names[i] for i in kept})
+        asked = [q for q in subject.concept.ask("forget", "all") if q.id in fits[0] & fits[1]]
+        return [q for questions in topics(asked).values() for q in questions]
+
+    return subject.memo(("probe", "asked"), choose)
 
 
-def _activations(subject: Subject) -> Float[Tensor, "question layer d_model"]:
+def _activations(subject: Subject, names: Sequence[str]) -> Float[Tensor, "question layer d_model"]:
     def read() -> Tensor:
+        prompts = {q.id: q.prompt for q in subject.concept.ask("forget", "all")}
         with subject.on() as lm:
-            return collect_texts(lm, [q.prompt for q in _asked(subject)], positions="last")
+            return collect_texts(lm, [prompts[name] for name in names], positions="last")
 
-    return subject.memo(("probe", "values"), read)
+    return subject.memo(("probe", "values", *names), read)
 
 
 def _pooled(part: pd.DataFrame) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from elm_interp.data import Concept
 from elm_interp.errors import BackendError, unknown
 from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.models import HookedLM
+from elm_interp.models.tokens import fitting
 from elm_interp.probes.layers import probe_layers
 from elm_interp.probes.linear_erasure import count_directions, probe_after_leace
 from elm_interp.probes.sparse import probe_sparse
@@ -251,7 +252,7 @@ def _probe(
     transferred: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    dataset, of_base = task.dataset(subject.concept), task.dataset(subject.base.concept)
+    dataset, of_base = _datasets(subject, task)
     if dataset is None or of_base is None:
         return frame([])
     positions = dataset.positions if positions is None else positions
@@ -259,6 +260,20 @@ def _probe(
         options["fitted_to"] = _activations(subject.base, of_base, site, positions)
     x, examples = _activations(subject, dataset, site, positions), dataset.examples
     return probe(x, examples["label"], examples["fact"], metric=name, site=site, position=str(positions), **options)
+
+
+def _datasets(subject: Subject, task: ProbeTask) -> tuple[Dataset | None, Dataset | None]:
+    """The task's datasets of a state and of its base: the same rows, those within the context of both."""
+
+    def make() -> tuple[Dataset | None, Dataset | None]:
+        ours, base = (task.dataset(state.concept) for state in (subject, subject.base))
+        if ours is None or base is None:
+            return None, None
+        what = f"texts of dataset {task.name!r}"
+        both = set(fitting(subject.lm, ours.texts, what)) & set(fitting(subject.base.lm, base.texts, what))
+        return ours.only(sorted(both)), base.only(sorted(both))
+
+    return subject.memo(("datasets", task.name), make)
 
 
 def _activations(

@@ -312,12 +312,15 @@ class Run:
         if first_process():
             write_json(self.folder / "config.json", {"format": FORMAT, **self.config.to_dict()})
 
-    def write_manifest(self, *, adapted: Mapping[str, int] | None = None, told: Sequence[str] = ()) -> None:
+    def write_manifest(
+        self, *, adapted: Mapping[str, int] | None = None, told: Sequence[str] = (), **more: Any
+    ) -> None:
         """Record models, data, versions and machine, so that the numbers can be understood years later.
 
         Args:
             adapted: how many parameters of an adapter each module has; by default of the adapter that is trained.
             told: warnings for a reader of the numbers.
+            more: further entries.
         """
         if adapted is None:
             adapted = adapted_sizes(self.lm, self.config.objective.adapter.config(self.lm))
@@ -326,7 +329,22 @@ class Run:
             about |= {"dtype": str(self.lm.dtype).removeprefix("torch."), "device": str(self.lm.device)}
             about |= {"adapted": dict(adapted), "adapted_parameters": sum(adapted.values())}
             about |= {"warnings": list(told)} if told else {}
-            write_json(self.folder / "manifest.json", about | surroundings())
+            write_json(self.folder / "manifest.json", about | surroundings() | more)
+
+    def note_beyond_context(self, stage: str, left_out: Mapping[str, Sequence[str]]) -> None:
+        """Record in the manifest which texts a stage left out because the model's context is shorter than they are."""
+        path = self.folder / "manifest.json"
+        known = read_json(path) if path.is_file() else {}
+        noted = {s: found for s, found in known.get("beyond_context", {}).items() if s != stage}
+        if left_out:
+            noted[stage] = {name: list(texts) for name, texts in left_out.items()}
+        if noted != known.get("beyond_context", {}):
+            write_json(path, known | {"beyond_context": noted})
+
+    def beyond_context(self, stage: str) -> dict[str, list[str]]:
+        """What a stage left out, see `note_beyond_context`."""
+        path = self.folder / "manifest.json"
+        return dict(read_json(path).get("beyond_context", {}).get(stage, {})) if path.is_file() else {}
 
     def __repr__(self) -> str:
         about = self._about()

@@ -15,10 +15,11 @@ from typing import Any
 import pandas as pd
 
 from elm_interp import results
-from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_datasets
+from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_datasets, within_context
 from elm_interp.activations.index import other_examples
+from elm_interp.data import Mixture
 from elm_interp.errors import ConfigError, RunFolderError, check_known
-from elm_interp.evaluate import card_metrics, destroyed, samples, score_card
+from elm_interp.evaluate import beyond_context, card_metrics, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
@@ -40,8 +41,9 @@ def erase(run: Run, *, progress: bool = True) -> None:
     if run.finished:
         return
     run.check_inputs()
-    run.write_manifest()
     config = run.config
+    parts = run.concept.parts if isinstance(run.concept, Mixture) else (run.concept,)
+    run.write_manifest(tokens={part.name: config.objective.tokenised(run.lm, part, seed=config.seed) for part in parts})
     targets, seconds = prepared(
         run.lm, config.objective, run.concept, model_hash=run.model_hash(), seed=config.seed, progress=progress
     )
@@ -70,6 +72,7 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
                 stacklevel=2,
             )
     subject = run.subject()
+    run.note_beyond_context("evaluate", beyond_context(subject.lm, concept))
     if judge is not None:
         subject.judge = subject.base.judge = load_model(judge, dtype=run.config.dtype, device=run.config.device)
     run.save_results("scorecard", score_card(subject, progress=progress))
@@ -85,7 +88,10 @@ def collect(run: Run, *, progress: bool = True) -> None:
     there = run.checkpoints()
     whole = [c.step for c in there if is_whole_model(c.path)]
     states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in there if c.step not in whole}
-    datasets = concept_datasets(run.concept, PROBE_TASKS)
+    every = concept_datasets(run.concept, PROBE_TASKS)
+    datasets = {name: kept for name, of in every.items() if (kept := within_context(run.lm, of)) is not None}
+    left_out = {name: _texts(of) - _texts(datasets.get(name)) for name, of in every.items()}
+    run.note_beyond_context("collect", {name: sorted(texts) for name, texts in left_out.items() if texts})
     for name in _outdated(store, datasets):
         store.drop(name)
     collect_datasets(run.lm, store, datasets, states, progress=progress)
@@ -101,7 +107,9 @@ def probe(run: Run, *, progress: bool = True) -> None:
     Raises:
         RunFolderError: activations of a checkpoint, or of the concept's present questions, were not collected.
     """
-    datasets = concept_datasets(run.concept, PROBE_TASKS)
+    long = run.beyond_context("collect")
+    every = concept_datasets(run.concept, PROBE_TASKS)
+    datasets = {name: kept for name, of in every.items() if (kept := of.without(long.get(name, ()))) is not None}
     if not datasets:
         warnings.warn(
             f"{run.concept.name} has neither {LEAST_FACTS} facts asked about nor {LEAST_FACTS} passages of each kind; "
@@ -225,6 +233,11 @@ def _outdated(store: ActivationStore, datasets: Mapping[str, Dataset]) -> list[s
         for name, dataset in with_baselines(datasets).items()
         if name in held and other_examples(name, store.examples(name), dataset.stored_examples.reset_index(drop=True))
     ]
+
+
+def _texts(dataset: Dataset | None) -> set[str]:
+    """The hashes of a dataset's texts."""
+    return set() if dataset is None else set(dataset.stored_examples["text_sha256"])
 
 
 def _collected(run: Run) -> ActivationStore:

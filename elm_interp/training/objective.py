@@ -28,6 +28,7 @@ from elm_interp.errors import unknown
 from elm_interp.models import HookedLM
 from elm_interp.registry import METHODS, SAMPLE_KINDS
 from elm_interp.training.adapter import Adapter
+from elm_interp.training.passages import passage_counts
 from elm_interp.training.settings import Training
 
 T = TypeVar("T", bound=type)
@@ -79,6 +80,13 @@ class Sample:
     """First index with a target; earlier tokens are context only."""
     target: "TopK | Teacher"
     """Target distributions at indices start .. len(ids) - 1 (or len(ids) - 2 where the last token predicts nothing)."""
+
+    def __post_init__(self) -> None:
+        if not len(self.target) or self.start < 0 or self.start + len(self.target) > len(self.ids):
+            raise ValueError(
+                f"sample {self.id!r} of term {self.term!r} has {len(self.ids)} tokens and {len(self.target)} targets "
+                f"from index {self.start}; expected at least one target, and none after the last token."
+            )
 
     @property
     def positions(self) -> int:
@@ -172,6 +180,11 @@ class Objective(ABC):
             seed: of whatever is drawn.
             progress: show bars.
         """
+
+    def tokenised(self, lm: HookedLM, concept: Concept, *, seed: int = 0) -> dict[str, Any]:
+        """What tokenising the training passages cuts and leaves out, for the manifest; {} without `max_tokens`."""
+        most = getattr(self, "max_tokens", None)
+        return {kind: passage_counts(lm, concept.passages(kind), most) for kind in ("forget", "retain")} if most else {}
 
     @abstractmethod
     def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
