@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from elm_interp.errors import ConfigError
+from elm_interp.errors import ConfigError, DataError
 
 COLUMNS = {
     "model": "string",
@@ -78,8 +78,18 @@ def write(table: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Read a frame that `write` wrote."""
-    return frame(pd.read_parquet(path))
+    """Read a frame that `write` wrote.
+
+    Raises:
+        DataError: the file is broken; the message names it.
+        FileNotFoundError: there is none.
+    """
+    try:
+        return frame(pd.read_parquet(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is broken ({type(error).__name__}: {error}); run again what wrote it.") from error
 
 
 def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:

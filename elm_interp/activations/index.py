@@ -167,6 +167,24 @@ def write_table(folder: Path, dataset: str, examples: pd.DataFrame) -> str:
     return table
 
 
+def read_table(folder: Path, table: str) -> pd.DataFrame:
+    """Read the examples of a dataset.
+
+    Raises:
+        StoreError: the file is broken; the message names it.
+        FileNotFoundError: there is none.
+    """
+    try:
+        return pd.read_parquet(folder / table)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"the examples {folder / table} are broken ({error}); restore the file, or delete the store and collect "
+            "again."
+        ) from error
+
+
 def texts_hash(examples: pd.DataFrame) -> str:
     """A hash of the texts of examples, made from the hashes of their rows; "" if rows have none."""
     if "text_sha256" not in examples:

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.errors import check_known
+from elm_interp.errors import check_known, not_finite
 from elm_interp.evaluate.perplexity import Sums
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
@@ -77,9 +77,13 @@ class ScoredQuestion:
 
         Raises:
             UnknownNameError: another protocol.
+            NotFiniteError: a score is NaN or infinite; the best of them would be no answer.
         """
         check_known("protocol", protocol, PROTOCOLS)
-        return {"pmi": self.pmi, "likelihood": self.log_prob, "length-normalised": self.mean_log_prob}[protocol]
+        found = {"pmi": self.pmi, "likelihood": self.log_prob, "length-normalised": self.mean_log_prob}[protocol]
+        if not np.isfinite(found).all():
+            raise not_finite(f"{protocol} of question {self.question.id or self.question.question!r}")
+        return found
 
 
 def score_choices(
@@ -95,7 +99,8 @@ def score_choices(
         progress: show a bar.
 
     Raises:
-        ValueError: a log-probability is not finite, or an option adds no token to the prompt.
+        NotFiniteError: a log-probability is not finite; the message names the question.
+        ValueError: an option adds no token to the prompt.
     """
     options = [[f" {option.strip()}" for option in q.options] for q in questions]
     prompts = [q.put(template) for q in questions]
@@ -112,9 +117,9 @@ def score_choices(
         sums = Sums.of(log_probs)
         one = ScoredQuestion(question, sums.totals, np.array([priors[text] for text in texts]), sums.counts)
         if not np.isfinite(one.pmi).all():
-            raise ValueError(
-                f"question {question.id or question.question!r}: the model gives an option a log-probability that is "
-                "not finite; its weights are broken, or the dtype overflows (try float32)."
+            name = question.id or question.question
+            raise not_finite(
+                f"question {name!r}: the model gives an option a log-probability that is not finite", lm.dtype
             )
         found.append(one)
     return found
@@ -136,7 +141,13 @@ def credits(
 
 
 def credit(values: Float[np.ndarray, " option"], right: int) -> float:
-    """1 if the right option has the highest value, 1/k if k options have it, else 0."""
+    """1 if the right option has the highest value, 1/k if k options have it, else 0.
+
+    Raises:
+        NotFiniteError: a value is NaN.
+    """
+    if np.isnan(values).any():
+        raise not_finite("the values of the options")
     best = values == values.max()
     return float(best[right] / best.sum())
 

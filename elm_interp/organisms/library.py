@@ -31,7 +31,7 @@ from elm_interp.data import Concept, concept_source
 from elm_interp.errors import UnknownModelError, UnknownNameError, unknown
 from elm_interp.files import hash_of
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.loading import cache_folder, cached_folder, model_source
+from elm_interp.models.loading import cache_folder, cached_or_spare, model_source
 from elm_interp.organisms import words
 from elm_interp.organisms.asking import domain_concept
 from elm_interp.organisms.hiding import hide
@@ -126,12 +126,15 @@ def organism_folder(
     declared: Kind = ORGANISMS[kind]
     world, recipe = world or make_world(), recipe or Recipe()
 
+    made: list[Any] = []
+
     def build(folder: Path) -> None:
-        for part in declared.build(world, recipe, progress):
+        made[:] = made or declared.build(world, recipe, progress)  # trained once, even if it must be written twice
+        for part in made:
             part.save_pretrained(folder)
 
     name = f"{kind}-{world.config.seed}-{organism_hash(kind, world, recipe)}"
-    return cached_folder(cache_folder() / "organisms" / name, build)
+    return cached_or_spare(cache_folder() / "organisms" / name, build)
 
 
 def organism_hash(kind: str, world: World, recipe: Recipe) -> str:
