@@ -30,9 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all; a path in it that the locale could not decode becomes what it is."""
     with replacing(path) as half:
-        half.write_text(text, encoding="utf-8")
+        half.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, values: Any) -> None:

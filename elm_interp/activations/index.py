@@ -162,8 +162,8 @@ def write_table(folder: Path, dataset: str, examples: pd.DataFrame) -> str:
     """Write the examples of a dataset under a name that no other table has; returns it, relative to the folder."""
     tables = (f"{dataset}/examples{f'.{i}' if i else ''}.parquet" for i in range(10**6))
     table = next(table for table in tables if not (folder / table).exists())
-    with replacing(folder / table) as half:
-        examples.to_parquet(half, index=False)
+    with replacing(folder / table) as half, half.open("wb") as file:
+        examples.to_parquet(file, index=False)
     return table
 
 
@@ -175,7 +175,8 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
         FileNotFoundError: there is none.
     """
     try:
-        return pd.read_parquet(folder / table)
+        with (folder / table).open("rb") as file:
+            return pd.read_parquet(file)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

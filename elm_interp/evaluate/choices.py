@@ -31,7 +31,7 @@ from elm_interp.evaluate.perplexity import Sums
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
-from elm_interp.results import frame, measurements, wilson
+from elm_interp.results import frame, measurements, spelled, wilson
 
 PRIOR = "Answer:"
 PROTOCOLS = ("pmi", "likelihood", "length-normalised")
@@ -195,8 +195,10 @@ def evaluate_questions(subject: Subject, questions: Sequence[Question], name: st
         found += rows_of(metric, accuracy(scored, protocol), protocol_of(protocol, "all"))
     found += rows_of("custom.two_choice_pmi", accuracy(scored, "pmi", "two"), protocol_of("pmi", "two"))
     found += rows_of("custom.longest_option", longest_option(questions), LONGEST)
-    state = {"model": subject.lm.name, "method": subject.method, "step": subject.step, "seed": subject.seed}
-    return frame([row | state | {"direction": "neither", "protocol": f"{name}: {row['protocol']}"} for row in found])
+    state = {"model": spelled(subject.lm.name), "method": subject.method, "step": subject.step, "seed": subject.seed}
+    return frame(
+        [row | state | {"direction": "neither", "protocol": f"{spelled(name)}: {row['protocol']}"} for row in found]
+    )
 
 
 def protocol_of(protocol: str, form: Form) -> str:

@@ -117,7 +117,9 @@ def probe(run: Run, *, progress: bool = True) -> None:
     tables = []
     for step in [0, *(c.step for c in run.checkpoints())]:
         rows = probes_from_store(store, checkpoint_name(step or None), list(PROBE_TASKS), progress=progress)
-        tables.append(rows.assign(model=run.config.model, method=run.method if step else "base", step=step))
+        tables.append(
+            rows.assign(model=results.spelled(run.config.model), method=run.method if step else "base", step=step)
+        )
     run.save_results("probes", results.stack(tables))
 
 
