@@ -104,7 +104,8 @@ def _one_of(ways: Readings, clear: Mapping[str, int]) -> int | str:
 
 
 def _readings_of_text(answer: str, choices: Sequence[Any], labels: Labels) -> Readings:
-    said, found = same_text(answer), {}
+    found: Readings = {}
+    said = same_text(answer)
     letter = said.strip("().: ")
     if labels is not None:
         found |= {"letter": labels.index(letter)} if letter in labels else {}
