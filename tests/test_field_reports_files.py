@@ -21,6 +21,7 @@ from elm_interp.errors import DataError, NotFiniteError, RunFolderError, StoreEr
 from elm_interp.evaluate import ScoredQuestion, kl_divergences, per_question, read_passages, score_choices
 from elm_interp.evaluate.choices import credits
 from elm_interp.evaluate.fluency import losses_after
+from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio, pooled_mean
 from elm_interp.files import hash_of, read_json, write_json
 from elm_interp.internals import cka, token_norms
 from elm_interp.metrics import Subject, measure
@@ -119,6 +120,8 @@ def test_a_model_of_nan_gives_no_answer_no_text_and_no_perplexity(tiny_lm, overf
             read_passages(lm, TEXTS)
         with pytest.raises(NotFiniteError, match=r"generated text ' and so on'"):
             losses_after(lm, ["The cat"], [" and so on"])
+        with pytest.raises(NotFiniteError, match="the answers after 'The cat'"):
+            lm.log_probs("The cat", ["sat", "ran"])
         for greedy in (True, False):
             with pytest.raises(NotFiniteError, match="logits are not finite"):
                 generate(lm, ["The cat"], new_tokens=2, greedy=greedy)
@@ -137,6 +140,10 @@ def test_divergences_probes_targets_and_weight_changes_of_nan_are_told(tiny_lm, 
     broken[1][3] = torch.nan
     with pytest.raises(NotFiniteError, match="KL divergence on passage 1 at position 3"):
         kl_divergences(tiny_lm, found.hidden, broken)
+    sums = Sums(np.array([1.0, np.nan]), np.array([2, 2]))
+    for use in (lambda: pooled_mean(sums), lambda: perplexity_of(sums), lambda: perplexity_ratio(sums, sums)):
+        with pytest.raises(NotFiniteError, match="text 1"):
+            use()
     x = torch.randn(40, 3, 8)
     x[11, 2, 0] = torch.inf
     for given in ({"activations": x}, {"activations": torch.randn(40, 3, 8), "fitted_to": x}):

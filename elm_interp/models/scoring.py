@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import Cache
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
+from elm_interp.errors import not_finite
 from elm_interp.models.batch import Batch
 from elm_interp.models.unembedding import at_logits
 
@@ -42,6 +43,7 @@ def log_probs(
 
     Raises:
         ValueError: a prompt without a token, an empty answer, a prompt without answers, or a string for a list.
+        NotFiniteError: a log-probability is NaN; the likeliest of several would be no answer.
     """
     asked = [prompts] if isinstance(prompts, str) else prompts
     groups = cast(Sequence[Sequence[str]], [answers] if isinstance(prompts, str) else answers)
@@ -54,6 +56,9 @@ def log_probs(
         spaced = prompt[-1:].isspace()
         texts.append([answer if spaced or answer[:1].isspace() else f" {answer}" for answer in group])
     found = [torch.stack([tokens.sum() for tokens in group]) for group in continuation_log_probs(lm, asked, texts)]
+    for prompt, one in zip(asked, found, strict=True):
+        if bool(one.isnan().any()):
+            raise not_finite(f"the log-probabilities of the answers after {prompt[:40]!r}", lm.dtype)
     return found[0] if isinstance(prompts, str) else found
 
 

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from elm_interp.errors import not_finite
 from elm_interp.probes.estimators import STRENGTH
 from elm_interp.probes.layers import SEEDS, accuracy_rows, check_inputs
 from elm_interp.probes.solver import fit_probes
@@ -53,7 +54,12 @@ def fit_leace(x: Float[Tensor, "layer example d_model"], y: Int[Tensor, " exampl
     Args:
         x: the rows to fit to.
         y: labels 0, 1, ….
+
+    Raises:
+        NotFiniteError: values that are NaN or infinite.
     """
+    if not bool(x.isfinite().all()):
+        raise not_finite("the activations to fit LEACE to", x.dtype)
     mean = x.mean(1, keepdim=True)
     n, d = x.shape[1:]
     one_hot = torch.nn.functional.one_hot(y).to(x)
