@@ -11,6 +11,7 @@ elm-interp calibrate --seeds 5                         # what every metric shows
 elm-interp list                                        # every method, metric, figure, attack … declared
 """
 
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from elm_interp.errors import ConfigError
 from elm_interp.registry import ATTACKS, ORGANISMS, Registry
 from elm_interp.runs.config import DEFAULT_METHOD, DEFAULT_MODEL, RunConfig
 from elm_interp.runs.run import Run
-from elm_interp.training import NotFiniteError, UnmovedError
+from elm_interp.training import UnmovedError
 
 Folder = Annotated[Path, tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
@@ -34,12 +35,14 @@ Flat = tyro.conf.OmitArgPrefixes
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `elm-interp` command; exits with 2 on what the user can mend, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without some character must not end what is finished
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         commands = _commands(_defaults(words))
         tyro.extras.subcommand_cli_from_dict(
             commands, args=words, description=__doc__, prog="elm-interp", config=(Flat, tyro.conf.AvoidSubcommands)
         )
-    except (ValueError, NotFiniteError, UnmovedError) as error:
+    except (ValueError, UnmovedError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -154,14 +157,22 @@ def adopt(
     print(adopt_models(out, sources, base=base, concept=concept, method=method, dtype=dtype, device=device))
 
 
-def evaluate(run: Folder, questions: Path | None = None, step: int | None = None, judge: str | None = None) -> None:
+def evaluate(
+    run: Folder,
+    questions: Path | None = None,
+    step: int | None = None,
+    judge: str | None = None,
+    strict: bool = False,
+) -> None:
     """Score the base and the erased model on the concept's questions and texts, or on a question file of yours.
 
     Args:
         run: run folder.
-        questions: JSON Lines (or a JSON list) of {question, choices, answer}; only these are scored then.
+        questions: JSON Lines, JSON, CSV or parquet of {question, choices, answer}, or as WMDP, MMLU, ARC and TOFU have
+            it; only these are scored then. Rows that cannot be asked are left out and listed.
         step: checkpoint to score on your questions; the last by default.
         judge: another model that scores the generated texts as well (seamlessness.judge_ppl).
+        strict: refuse a question file with a row that cannot be asked.
     """
     from elm_interp.data import load_questions
     from elm_interp.evaluate import evaluate_questions
@@ -171,19 +182,23 @@ def evaluate(run: Folder, questions: Path | None = None, step: int | None = None
 
     opened = Run.open(run)
     if questions is None:
-        if step is not None:
-            raise ConfigError("--step goes with --questions; the score card is always of the last checkpoint.")
+        if step is not None or strict:
+            flag = "--step" if step is not None else "--strict"
+            raise ConfigError(f"{flag} goes with --questions; the score card is always of the last checkpoint.")
         run_stage(opened, "evaluate", judge=judge)
         _print_summary(opened)
         return
     if judge is not None:
         raise ConfigError("--judge scores generated texts; leave out --questions to have some generated.")
-    asked = load_questions(questions)
+    asked = load_questions(questions, strict=strict)
     subject = opened.subject(step)
     states = [subject] if subject.is_base else [subject.base, subject]
     table = stack([evaluate_questions(state, asked, questions.stem) for state in states])
     path = opened.save_results(f"questions-{questions.stem}", table)
+    opened.note_questions(questions, asked)
     _print_table(summarise(table))
+    if asked.dropped:
+        print(f"\n{len(asked)} questions were asked, {len(asked.dropped)} rows left out; manifest.json lists them")
     print(f"\nwritten to {path}")
 
 

@@ -47,6 +47,10 @@ class StoreError(ValueError):
     """An activation store that is damaged, or asked to combine activations that do not belong together."""
 
 
+class NotFiniteError(ValueError):
+    """NaN or infinite numbers where a result is made of them; the message says where, and which dtype helps."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint such as " Did you mean 'resid_post'?"; an empty string where no name is close."""
     near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.5)
@@ -66,6 +70,21 @@ def check_known(kind: str, name: str, known: Collection[str], error: type[Unknow
     """Raise the error of `unknown` for a name that is not among those that exist."""
     if name not in known:
         raise unknown(kind, name, known, error)
+
+
+def not_finite(where: str, dtype: object = "") -> NotFiniteError:
+    """The error for numbers that are NaN or infinite.
+
+    Args:
+        where: what is not finite, and where, such as "resid_post of text 3 at layer 7".
+        dtype: of the model or tensor; it decides the advice.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name == "float16":
+        advice = 'A float16 overflows above 65,504; load the model with dtype="bfloat16" or dtype="float32".'
+    else:
+        advice = 'The weights are broken, or a number overflows; check the adapter, and try dtype="float32".'
+    return NotFiniteError(f"{where}: found NaN or infinity, expected finite numbers. {advice}")
 
 
 def raise_all(problems: list[str], error: type[ValueError], head: str) -> None:

@@ -7,10 +7,14 @@ with replacing(path) as half:                # a temporary name beside `path`, r
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which cannot be written as UTF-8."""
 
 
 @contextmanager
@@ -26,27 +30,38 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all; a path in it that the locale could not decode becomes what it is."""
     with replacing(path) as half:
-        half.write_text(text, encoding="utf-8")
+        half.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write plain data as JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=1, ensure_ascii=False))
+    said = json.dumps(values, indent=1, ensure_ascii=False)
+    # a path that the locale could not decode has halves of surrogate pairs, which UTF-8 cannot hold
+    write_text(path, said if HALF_CHARACTER.search(said) is None else json.dumps(values, indent=1))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: type = object) -> Any:
     """Read a JSON file.
 
+    Args:
+        path: the file.
+        kind: what it must hold, such as dict.
+
     Raises:
-        ValueError: the file is broken; the message names it.
+        ValueError: the file is broken or holds something else; the message names it.
         FileNotFoundError: there is none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}); expected JSON.") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is broken ({error}); expected JSON. Restore it, or delete it and run again what wrote it."
+        ) from error
+    if not isinstance(found, kind):
+        raise ValueError(f"{path} holds {type(found).__name__}, expected {kind.__name__}; restore or delete it.")
+    return found
 
 
 def file_hash(path: Path) -> str:
@@ -58,4 +73,4 @@ def file_hash(path: Path) -> str:
 def hash_of(values: Any, digits: int = 16) -> str:
     """SHA-256 of plain data (what JSON can hold), as hexadecimal digits; the order of keys does not matter."""
     said = json.dumps(values, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(said.encode()).hexdigest()[:digits]
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:digits]

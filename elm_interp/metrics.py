@@ -31,7 +31,7 @@ from elm_interp.models.backends.contract import Edit
 from elm_interp.models.sites import resolve_sites
 from elm_interp.models.tokens import fitting
 from elm_interp.registry import METRICS
-from elm_interp.results import frame, stack
+from elm_interp.results import frame, spelled, stack
 
 T = TypeVar("T")
 Rows = pd.DataFrame | Sequence[Mapping[str, Any]]
@@ -273,7 +273,7 @@ def measure(
     tables = []
     for m in tqdm(chosen, desc=f"measuring {subject.method}", leave=False, disable=not progress):
         defaults = {
-            "model": subject.lm.name, "method": subject.method, "step": subject.step, "seed": subject.seed,
+            "model": spelled(subject.lm.name), "method": subject.method, "step": subject.step, "seed": subject.seed,
             "chance": m.chance, "direction": m.better, "protocol": m.protocol,
         }  # fmt: skip
         tables.append(frame(m.compute(subject)).fillna({k: v for k, v in defaults.items() if v is not None}))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from elm_interp.errors import ConfigError
+from elm_interp.errors import ConfigError, DataError
 
 COLUMNS = {
     "model": "string",
@@ -72,14 +72,31 @@ def write(table: pd.DataFrame, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.half")
-    frame(table).to_parquet(half, index=False)
+    with half.open("wb") as file:  # pyarrow opens no path that the locale cannot spell
+        frame(table).to_parquet(file, index=False)
     half.replace(path)
     return path
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Read a frame that `write` wrote."""
-    return frame(pd.read_parquet(path))
+    """Read a frame that `write` wrote.
+
+    Raises:
+        DataError: the file is broken; the message names it.
+        FileNotFoundError: there is none.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return frame(pd.read_parquet(file))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is broken ({type(error).__name__}: {error}); run again what wrote it.") from error
+
+
+def spelled(name: str) -> str:
+    """The name of a file or folder as text that a frame can hold, also where the locale could not decode it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:

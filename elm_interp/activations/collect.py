@@ -27,7 +27,7 @@ from elm_interp.activations.index import Key, for_examples, not_further, other_e
 from elm_interp.activations.shards import ShardWriter
 from elm_interp.activations.store import ActivationStore
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.errors import BackendError, DataError
+from elm_interp.errors import BackendError, DataError, not_finite
 from elm_interp.models import Batch, HookedLM
 from elm_interp.models.batch import real_tokens
 from elm_interp.models.scoring import split_continuations
@@ -68,6 +68,7 @@ def collect_texts(
 
     Raises:
         DataError: a text with too few tokens; the message names it.
+        NotFiniteError: an activation is NaN or infinite; the message names site, layer and text.
         ValueError: a text beyond the context.
         UnknownSiteError: no such site.
     """
@@ -76,10 +77,32 @@ def collect_texts(
     out = torch.empty(0, lm.n_layers, lm.d_model)
     for rows, batch in tqdm(batches, desc="reading", leave=False, disable=not progress):
         found = _read(lm, batch, site, positions, skip).float().cpu()
+        check_finite(found, [texts[row] for row in rows], site, lm)
         if not len(out):
             out = torch.empty(len(texts), *found.shape[1:])
         out[rows] = found
     return out
+
+
+def check_finite(
+    values: Float[Tensor, "example layer ..."], texts: Sequence[str], site: str, lm: HookedLM, what: str = ""
+) -> None:
+    """Check that what was read of texts is finite.
+
+    Args:
+        values: for each text and layer.
+        texts: what was read.
+        site: where.
+        lm: the model, whose dtype decides the advice.
+        what: of the activations, such as "norm of ".
+
+    Raises:
+        NotFiniteError: something is NaN or infinite; names the lowest layer and the text.
+    """
+    broken = ~values.flatten(2).isfinite().all(-1) if values.ndim > 2 else ~values.isfinite()
+    if bool(broken.any()):
+        layer, row = broken.T.nonzero()[0].tolist()
+        raise not_finite(f"{what}{site} of the text {texts[row][:40]!r} at layer {layer}", lm.dtype)
 
 
 def paired(
@@ -142,6 +165,7 @@ def collect_datasets(
     Raises:
         AdapterError: a checkpoint that cannot be used; all are checked before the first pass.
         DataError: a text with too few tokens.
+        NotFiniteError: an activation is NaN or infinite; names site, layer and text. Finished checkpoints are kept.
         StoreError: the store holds a dataset of this name with other examples.
     """
     datasets = {name: kept for name, of in datasets.items() if (kept := within_context(lm, of)) is not None}
@@ -191,6 +215,7 @@ class _Plan:
 
     datasets: dict[str, Dataset]
     checkpoints: list[str]
+    texts: list[str]
     batches: Batches
     rows: dict[str, dict[int, list[int]]]
     """For each dataset, the rows of each text in it."""
@@ -255,7 +280,7 @@ def _plan(lm: HookedLM, datasets: dict[str, Dataset], checkpoints: list[str], ma
             rows[name].setdefault(numbers[text], []).append(row)
     batches = prepare_batches(lm, list(numbers), skip=next(iter(datasets.values())).skip, max_tokens=max_tokens)
     directions = {n: None if d.answers is None else answer_directions(lm, d.answers) for n, d in datasets.items()}
-    return _Plan(datasets, checkpoints, batches, rows, directions)
+    return _Plan(datasets, checkpoints, list(numbers), batches, rows, directions)
 
 
 def _carry_out(
@@ -282,6 +307,7 @@ def _carry_out(
                 with lm.adapter(folder):
                     for (texts, batch), lower in zip(group, shared, strict=True):
                         values = lower.read(lm, batch, site, plan.like.positions, plan.like.skip)
+                        check_finite(values, [plan.texts[i] for i in texts], f"{checkpoint}: {site}", lm)
                         plan.hand_out(texts, values, writers[checkpoint])
                         bar.update()
                 if group is groups[-1]:

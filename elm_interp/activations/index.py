@@ -162,9 +162,28 @@ def write_table(folder: Path, dataset: str, examples: pd.DataFrame) -> str:
     """Write the examples of a dataset under a name that no other table has; returns it, relative to the folder."""
     tables = (f"{dataset}/examples{f'.{i}' if i else ''}.parquet" for i in range(10**6))
     table = next(table for table in tables if not (folder / table).exists())
-    with replacing(folder / table) as half:
-        examples.to_parquet(half, index=False)
+    with replacing(folder / table) as half, half.open("wb") as file:
+        examples.to_parquet(file, index=False)
     return table
+
+
+def read_table(folder: Path, table: str) -> pd.DataFrame:
+    """Read the examples of a dataset.
+
+    Raises:
+        StoreError: the file is broken; the message names it.
+        FileNotFoundError: there is none.
+    """
+    try:
+        with (folder / table).open("rb") as file:
+            return pd.read_parquet(file)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"the examples {folder / table} are broken ({error}); restore the file, or delete the store and collect "
+            "again."
+        ) from error
 
 
 def texts_hash(examples: pd.DataFrame) -> str:

@@ -19,6 +19,7 @@ from elm_interp.activations.index import (
     joined,
     not_further,
     other_examples,
+    read_table,
     same_weights,
     write_table,
 )
@@ -54,7 +55,7 @@ class Plan:
             index.entries[key] = joined(sources[0][1], shards, self.tables[key[0]])
         before = dict(index.tables)
         for dataset, examples in self.tables.items():
-            n = len(pd.read_parquet(root / before[dataset])) if dataset in before else -1
+            n = len(read_table(root, before[dataset])) if dataset in before else -1
             if n != len(examples):
                 index.tables[dataset] = write_table(root, dataset, examples)
         return [table for dataset, table in before.items() if index.tables[dataset] != table]
@@ -70,7 +71,7 @@ def plan(parts: Sequence[tuple[Path, Index]], append: bool) -> Plan:
     made = Plan()
     for folder, index in parts:
         for dataset, table in index.tables.items():
-            examples, entries = pd.read_parquet(folder / table), index.of(dataset)
+            examples, entries = read_table(folder, table), index.of(dataset)
             if dataset not in made.tables:
                 made.tables[dataset] = examples
                 made.sources |= {key: [(folder, entry)] for key, entry in entries.items()}

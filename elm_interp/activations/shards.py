@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from elm_interp.errors import StoreError
+from elm_interp.errors import StoreError, not_finite
 from elm_interp.files import file_hash
 
 SHARD_BYTES = 64 * 2**20
@@ -80,7 +80,7 @@ class ShardWriter:
 
         Raises:
             StoreError: rows out of range or added before, or values of another shape or dtype than earlier ones.
-                Nothing is added then.
+            NotFiniteError: values that are NaN or infinite; names row and layer. Nothing is added in either case.
         """
         if self._folder is None:
             raise StoreError("the writer is not open; use it as `with store.writer(...) as w`.")
@@ -121,6 +121,10 @@ class ShardWriter:
         self._like = self._like or like
         if like != self._like:
             raise StoreError(f"(layers, d_model, dtype) changed within {self._name}: {like}, before {self._like}.")
+        broken = ~values.isfinite().all(-1)
+        if bool(broken.any()):
+            at, layer = broken.nonzero()[0].tolist()
+            raise not_finite(f"row {int(index[at])} of {self._name} at layer {layer}", values.dtype)
 
     def _finish(self) -> None:
         if self._like is None or not bool(self._seen.all()):

@@ -25,11 +25,21 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from elm_interp.activations import merging, views
-from elm_interp.activations.index import INDEX, Entry, Index, changing, joined, not_further, same_examples, write_table
+from elm_interp.activations.index import (
+    INDEX,
+    Entry,
+    Index,
+    changing,
+    joined,
+    not_further,
+    read_table,
+    same_examples,
+    write_table,
+)
 from elm_interp.activations.shards import SHARD_BYTES, ShardWriter
 from elm_interp.errors import StoreError, check_known, raise_all
 
@@ -124,7 +134,7 @@ class ActivationStore:
         """
         check_known("dataset", dataset, self._index.tables)
         with self._as_opened():
-            return pd.read_parquet(self.folder / self._index.tables[dataset])
+            return read_table(self.folder, self._index.tables[dataset])
 
     def tensor(
         self, dataset: str, checkpoint: str, layer: int | Sequence[int] | None = None, *, site: str | None = None
@@ -218,7 +228,7 @@ class ActivationStore:
             with self._changing() as index:
                 replaced = index.entries.get(entry.key)
                 if dataset in index.tables:
-                    same_examples(dataset, pd.read_parquet(self.folder / index.tables[dataset]), examples)
+                    same_examples(dataset, read_table(self.folder, index.tables[dataset]), examples)
                 else:
                     index.tables[dataset] = write_table(self.folder, dataset, examples)
                 index.entries[entry.key] = entry
@@ -351,6 +361,10 @@ class ActivationStore:
         except FileNotFoundError as error:
             raise StoreError(
                 f"the store {self.folder} was changed by another process since it was opened; open it again ({error})."
+            ) from error
+        except SafetensorError as error:
+            raise StoreError(
+                f"a shard of the store {self.folder} is damaged ({error}); open it with repair=True."
             ) from error
 
     def _discard(self, folder: Path) -> None:

@@ -169,7 +169,7 @@ def _head(folder: Path, problems: list[str]) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(raw, dict):
             raise ValueError(f"found {type(raw).__name__}, expected an object")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         absent = 'no such file; expected at least {"name": "..."}'
         problems.append(f"{path}: {absent if isinstance(error, FileNotFoundError) else error}")
         return {"name": folder.name}

@@ -18,6 +18,7 @@ from typing import Any
 
 from elm_interp.data.concept import QUESTION_SETS, Concept, Passage
 from elm_interp.data.questions import Question
+from elm_interp.data.records import same_text
 from elm_interp.errors import ConfigError
 
 
@@ -67,11 +68,14 @@ def _joined(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
     # parts may share passages, and borrow the same questions
     sets = [name for name in QUESTION_SETS if any(name in part.questions for part in parts)]
     asked = {name: [q for part in parts for q in part.questions.get(name, ())] for name in sets}
-    questions = {name: tuple({(q.question, q.choices): q for q in of}.values()) for name, of in asked.items()}
+    questions = {
+        name: tuple({(same_text(q.question), tuple(map(same_text, q.choices))): q for q in of}.values())
+        for name, of in asked.items()
+    }
     return Mixture(
         name="+".join(part.name for part in parts),
-        forget=tuple({p.text: p for part in parts for p in part.forget}.values()),
-        retain=tuple({p.text: p for part in parts for p in part.retain}.values()),
+        forget=tuple({same_text(p.text): p for part in parts for p in part.forget}.values()),
+        retain=tuple({same_text(p.text): p for part in parts for p in part.retain}.values()),
         questions=questions,
         title=" and ".join(part.title or part.name for part in parts),
         keywords=tuple(chain.from_iterable(part.keywords for part in parts)),
@@ -86,18 +90,20 @@ def _joined(parts: Sequence[Concept], ratio: Sequence[int]) -> Mixture:
 def _without_others(part: Concept, others: Sequence[Concept]) -> Concept:
     """A part without what the others erase."""
     topics = {word.lower() for other in others for word in (other.name, other.title, *other.keywords)} - {""}
-    texts = {passage.text for other in others for passage in other.forget}
+    texts = {same_text(passage.text) for other in others for passage in other.forget}
     asked = [q for other in others for q in other.questions.get("forget", ())]
-    facts = {said for q in asked for said in (q.question, q.fact)} - {""}
-    mine, *rest = ({q.question for q in one.questions.get("general", ())} for one in (part, *others))
+    facts = {same_text(said) for q in asked for said in (q.question, q.fact)} - {""}
+    mine, *rest = ({same_text(q.question) for q in one.questions.get("general", ())} for one in (part, *others))
     left_out = {question for theirs in rest if mine & theirs for question in mine - theirs}
 
     def stays(item: Passage | Question) -> bool:
         said = {item.text} if isinstance(item, Passage) else {item.question, item.fact}
-        return item.topic.lower() not in topics and not said & (texts | facts)
+        return item.topic.lower() not in topics and not set(map(same_text, said)) & (texts | facts)
 
     questions = {
-        name: questions if name == "forget" else tuple(q for q in questions if stays(q) and q.question not in left_out)
+        name: questions
+        if name == "forget"
+        else tuple(q for q in questions if stays(q) and same_text(q.question) not in left_out)
         for name, questions in part.questions.items()
     }
     return replace(part, retain=tuple(filter(stays, part.retain)), questions=questions)

@@ -11,14 +11,28 @@ Required: question, choices (two or more, all different) and answer (index of th
                right answer against the outside one tests whether it knows the world at all.
     fact       questions on one fact stay on the same side of every split (default: each question is its own fact)
     split      "train" or "held_out" (default: held_out)
+
+The files of the field are read too, from JSON, JSON Lines, CSV and parquet: see `elm_interp.data.schemas`. They hold
+rows that cannot be asked. `load_questions` leaves these out and says so; a concept's own questions are refused as a
+whole, with every problem at once.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from elm_interp.data.records import SPLITS, read_records, short_repr
+from elm_interp.data.records import (
+    SPLITS,
+    check_fields,
+    default_id,
+    same_text,
+    short_repr,
+    split_problems,
+)
+from elm_interp.data.schemas import TOPICS, answers, as_ours, readings
+from elm_interp.data.tables import read_table
 from elm_interp.errors import DataError, check_known, raise_all
 
 T = TypeVar("T")
@@ -29,6 +43,8 @@ _FIELDS = (
     dict.fromkeys(("outside", "fact", "topic", "split", "id"), str),
 )
 """Types of the required and of the optional fields of a file."""
+SHOWN = 10
+"""Most dropped rows that a warning lists."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,24 +92,118 @@ class Question:
     __repr__ = short_repr
 
 
-def load_questions(path: str | Path) -> list[Question]:
-    """Read and check a question file.
+class Questions(list[Question]):
+    """The questions of a file.
+
+    Attributes:
+        dropped: what was left out of the file, each with its line or row and the reason.
+    """
+
+    def __init__(self, questions: Iterable[Question] = (), dropped: Sequence[str] = ()) -> None:
+        super().__init__(questions)
+        self.dropped = tuple(dropped)
+
+
+def load_questions(path: str | Path, *, strict: bool = False) -> Questions:
+    """Read a question file, of our own schema or one of the field's (see `elm_interp.data.schemas`).
+
+    A row that cannot be asked is left out: it is broken, lacks a field, has fewer than two choices or two that are the
+    same, an answer that names no choice, or it repeats an earlier question with the same right answer or the same
+    choices. Texts are the same if they are in Unicode's composed form (NFC); case matters.
+
+    Args:
+        path: JSON Lines, a JSON list, CSV or parquet; the ending says which.
+        strict: refuse the file instead of leaving rows out.
+
+    Returns:
+        The questions; `dropped` lists what was left out, which is also warned of.
 
     Raises:
-        DataError: lists every problem: no such file, a broken line, a missing field, fewer than two choices,
-            duplicate choices, an answer out of range, a duplicate id.
+        DataError: no such file, no question that can be asked, or (with `strict`) any problem; lists every one.
     """
     problems: list[str] = []
-    questions = list(parse_questions(Path(path), problems))
-    if not questions and not problems:
+    found = _read(Path(path), problems, strict=strict, repeats=True)
+    if not found and not problems:
         problems.append(f"{path}: holds no question")
-    raise_all(problems, DataError, "the questions cannot be used:")
-    return questions
+    if strict or not found:
+        raise_all(problems, DataError, "the questions cannot be used:")
+    if problems:
+        more = len(problems) - SHOWN
+        listed = [*problems[:SHOWN], *([f"… and {more} more, see `dropped`"] if more > 0 else [])]
+        head = f"{path}: {len(problems)} rows were left out, {len(found)} questions remain:"
+        warnings.warn("\n  - ".join([head, *listed]), stacklevel=2)
+    return Questions(found, problems)
 
 
 def parse_questions(path: Path, problems: list[str]) -> tuple[Question, ...]:
-    """Read a question file; faults go to `problems`."""
-    return tuple(map(with_fact, read_records(Question, path, _FIELDS, question_problems, problems)))
+    """Read a concept's own question file; faults go to `problems`."""
+    return tuple(_read(path, problems, strict=True, repeats=False))
+
+
+def _read(path: Path, problems: list[str], *, strict: bool, repeats: bool) -> list[Question]:
+    """The questions of a file that can be asked; faults of the others go to `problems`.
+
+    Args:
+        path: the file.
+        problems: gets what is wrong, with file and line.
+        strict: ids, splits and the spelling of optional fields must be right too; otherwise they do not count.
+        repeats: a question that stands in the file twice is a fault.
+    """
+    topics = TOPICS if repeats else ("topic",)  # a user's own folder may use the other names for its own purposes
+    rows = [(where, *as_ours(row, topics), row.get("choices")) for where, row in read_table(path, problems)]
+    meant = answers([readings(row, labels, given) for _, row, labels, given in rows])
+    found: list[Question] = []
+    ids: dict[str, str] = {}
+    earlier: dict[str, list[tuple[str, Question]]] = {}
+    for number, ((where, row, _, _), answer) in enumerate(zip(rows, meant, strict=True)):
+        row = row if strict else _without_strange(row)
+        faults = _faults(where, row, answer, strict)
+        given = row.get("id")
+        name = given if isinstance(given, str) and given else default_id(path.stem, number)
+        taken, own = ids.get(name), f"{default_id(path.stem, number)}-{name}"
+        ids.setdefault(name, where)
+        if not faults:
+            known = {key: row[key] for kind in _FIELDS for key in kind if row.get(key) is not None}
+            question = with_fact(Question(**known | {"id": own if taken else name}))
+            faults = _repeated(where, question, earlier) if repeats else []
+            found += [] if faults else [question]
+        faults += [f"{where}: id {name!r} is taken by {taken}"] if strict and taken else []
+        # a row is told once where it is left out, and each of its faults where it must be mended
+        said = "; ".join(fault.removeprefix(f"{where}: ") for fault in faults)
+        problems += faults if strict or not faults else [f"{where}: {said}"]
+    return found
+
+
+def _without_strange(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without optional fields that mean something else in another's file."""
+    strange = [key for key in _FIELDS[1] if not isinstance(row.get(key, ""), str)]
+    strange += ["split"] if split_problems(row.get("split")) else []
+    return {key: value for key, value in row.items() if key not in strange}
+
+
+def _faults(where: str, row: dict[str, Any], answer: int | str, strict: bool) -> list[str]:
+    """Everything that is wrong with a row; the index of its right choice, if there is one, is put into it."""
+    faults: list[str] = []
+    if isinstance(answer, int):
+        row["answer"] = answer
+    elif isinstance(row.get("answer"), str) and isinstance(row.get("choices"), list):
+        faults.append(f"{where}: answer {row['answer']!r} {answer}")
+        row["answer"] = 0  # so that the rest is checked
+    if check_fields(where, row, *_FIELDS, faults, spelling=strict):
+        faults += [f"{where}: {fault}" for fault in question_problems(row)]
+    return faults
+
+
+def _repeated(where: str, question: Question, earlier: dict[str, list[tuple[str, Question]]]) -> list[str]:
+    """Why the question is one that was asked before; a question with other choices and another answer is not."""
+    asked = earlier.setdefault(same_text(question.question), [])
+    for place, other in asked:
+        if same_text(other.right) == same_text(question.right):
+            return [f"{where}: repeats the question of {place}"]
+        if {*map(same_text, other.choices)} == {*map(same_text, question.choices)}:
+            return [f"{where}: repeats the question of {place} with another answer"]
+    asked.append((where, question))
+    return []
 
 
 def with_fact(question: Question) -> Question:
@@ -111,11 +221,11 @@ def question_problems(row: dict[str, Any]) -> list[str]:
     if not all(isinstance(choice, str) and choice.strip() for choice in choices):
         problems.append("a choice is empty or not text")
     else:
-        said = [choice.strip().lower() for choice in choices]
+        said = [same_text(choice) for choice in choices]
         twice = sorted({choice for choice in said if said.count(choice) > 1})
         if twice:
             problems.append(f"choice {twice[0]!r} stands twice")
-        if (row.get("outside") or "").strip().lower() in said:
+        if same_text(row.get("outside") or "") in said:
             problems.append(f"outside is one of the choices: {row['outside']!r}")
     if not 0 <= row["answer"] < len(choices):
         problems.append(f"answer is {row['answer']}, expected 0 to {len(choices) - 1}")

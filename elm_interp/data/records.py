@@ -5,18 +5,17 @@ Readers collect every problem of every file, so that one error can list them all
 
 import difflib
 import json
-import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from elm_interp.errors import closest
+from elm_interp.files import HALF_CHARACTER
 
 T = TypeVar("T")
 SPLITS = ("train", "held_out")
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair, which cannot be written as UTF-8."""
 _SHOWN = 60
 """Characters of a text that a repr shows."""
 
@@ -46,8 +45,8 @@ def read_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, 
             line, place = error.lineno if listed else number, f"{error.msg} at column {error.colno}"
             problems.append(f"{path}:{line}: not JSON ({place}); expected {expected}")
             continue
-        except RecursionError:
-            problems.append(f"{path}:{number}: lists are nested too deeply; expected {expected}")
+        except (ValueError, RecursionError) as error:  # too many digits, or too deep
+            problems.append(f"{path}:{number}: cannot be read as JSON ({error}); expected {expected}")
             continue
         for item, row in enumerate(found if listed else [found], 1):
             where = f"{path}: item {item}" if listed else f"{path}:{number}"
@@ -76,6 +75,8 @@ def read_records(
     found: list[T] = []
     ids: dict[str, str] = {}
     for where, row in read_rows(path, problems):
+        if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
+            row["id"] = str(row["id"])
         if not check_fields(where, row, *fields, problems):
             continue
         problems += [f"{where}: {fault}" for fault in faults(row)]
@@ -89,9 +90,18 @@ def read_records(
 
 
 def check_fields(
-    where: str, row: dict[str, Any], required: Mapping[str, type], optional: Mapping[str, type], problems: list[str]
+    where: str,
+    row: dict[str, Any],
+    required: Mapping[str, type],
+    optional: Mapping[str, type],
+    problems: list[str],
+    *,
+    spelling: bool = True,
 ) -> bool:
-    """Whether all required fields are there and all known fields have the right types; faults go to `problems`."""
+    """Whether all required fields are there and all known fields have the right types; faults go to `problems`.
+
+    With `spelling`, an unknown field whose name is close to one that is absent is a fault too.
+    """
     before = len(problems)
     known = {**required, **optional}
     absent = [field for field in known if field not in row]
@@ -99,13 +109,14 @@ def check_fields(
     problems += [f"{where}: lacks {field!r}, found {holds}" for field in absent if field in required]
     for field, value in row.items():
         if field in known and (value is not None or field in required):
-            if isinstance(value, str | list) and _HALF_CHARACTER.search("".join(map(str, value))):
+            said = value if isinstance(value, list) else [value]
+            if HALF_CHARACTER.search("".join(item for item in said if isinstance(item, str))):
                 problems.append(f"{where}: {field!r} holds half of a surrogate pair; expected the whole character")
             if not isinstance(value, known[field]) or isinstance(value, bool):
                 found = "null" if value is None else type(value).__name__
                 problems.append(f"{where}: {field!r} is {found}, expected {known[field].__name__}")
         # users may add fields of their own, but a name this close to a known one is a spelling mistake
-        elif field not in known and difflib.get_close_matches(field, absent, n=1, cutoff=0.8):
+        elif spelling and field not in known and difflib.get_close_matches(field, absent, n=1, cutoff=0.8):
             problems.append(f"{where}: unknown field {field!r}.{closest(field, absent)}")
     if (split := row.get("split")) is not None:
         problems += [f"{where}: {problem}" for problem in split_problems(split)]
@@ -117,6 +128,11 @@ def split_problems(split: Any) -> list[str]:
     if split in SPLITS:
         return []
     return [f"split is {split!r}, expected one of {', '.join(SPLITS)}.{closest(str(split), SPLITS)}"]
+
+
+def same_text(text: str) -> str:
+    """The form in which texts are compared: without space around it, in Unicode's composed form (NFC), case kept."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def default_id(kind: str, index: int) -> str:

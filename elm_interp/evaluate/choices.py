@@ -26,13 +26,13 @@ from jaxtyping import Float, Int
 
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.errors import check_known
+from elm_interp.errors import check_known, not_finite
 from elm_interp.evaluate.perplexity import Sums
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.tokens import fitting
-from elm_interp.results import frame, measurements, wilson
+from elm_interp.results import frame, measurements, spelled, wilson
 
 PRIOR = "Answer:"
 PROTOCOLS = ("pmi", "likelihood", "length-normalised")
@@ -78,9 +78,13 @@ class ScoredQuestion:
 
         Raises:
             UnknownNameError: another protocol.
+            NotFiniteError: a score is NaN or infinite; the best of them would be no answer.
         """
         check_known("protocol", protocol, PROTOCOLS)
-        return {"pmi": self.pmi, "likelihood": self.log_prob, "length-normalised": self.mean_log_prob}[protocol]
+        found = {"pmi": self.pmi, "likelihood": self.log_prob, "length-normalised": self.mean_log_prob}[protocol]
+        if not np.isfinite(found).all():
+            raise not_finite(f"{protocol} of question {self.question.id or self.question.question!r}")
+        return found
 
 
 def score_choices(
@@ -99,7 +103,8 @@ def score_choices(
         One for each question, without those that are longer than the model's context: a warning lists them.
 
     Raises:
-        ValueError: a log-probability is not finite, or an option adds no token to the prompt.
+        NotFiniteError: a log-probability is not finite; the message names the question.
+        ValueError: an option adds no token to the prompt.
     """
     whole = [[start + option for start in (q.put(template), prior) for option in spaced(q)] for q in questions]
     fits = fitting(lm, whole, "questions", names=[q.id or repr(q.question[:40]) for q in questions])
@@ -118,9 +123,9 @@ def score_choices(
         sums = Sums.of(log_probs)
         one = ScoredQuestion(question, sums.totals, np.array([priors[text] for text in texts]), sums.counts)
         if not np.isfinite(one.pmi).all():
-            raise ValueError(
-                f"question {question.id or question.question!r}: the model gives an option a log-probability that is "
-                "not finite; its weights are broken, or the dtype overflows (try float32)."
+            name = question.id or question.question
+            raise not_finite(
+                f"question {name!r}: the model gives an option a log-probability that is not finite", lm.dtype
             )
         found.append(one)
     return found
@@ -147,7 +152,13 @@ def credits(
 
 
 def credit(values: Float[np.ndarray, " option"], right: int) -> float:
-    """1 if the right option has the highest value, 1/k if k options have it, else 0."""
+    """1 if the right option has the highest value, 1/k if k options have it, else 0.
+
+    Raises:
+        NotFiniteError: a value is NaN.
+    """
+    if np.isnan(values).any():
+        raise not_finite("the values of the options")
     best = values == values.max()
     return float(best[right] / best.sum())
 
@@ -195,8 +206,10 @@ def evaluate_questions(subject: Subject, questions: Sequence[Question], name: st
         found += rows_of(metric, accuracy(scored, protocol), protocol_of(protocol, "all"))
     found += rows_of("custom.two_choice_pmi", accuracy(scored, "pmi", "two"), protocol_of("pmi", "two"))
     found += rows_of("custom.longest_option", longest_option([one.question for one in scored]), LONGEST)
-    state = {"model": subject.lm.name, "method": subject.method, "step": subject.step, "seed": subject.seed}
-    return frame([row | state | {"direction": "neither", "protocol": f"{name}: {row['protocol']}"} for row in found])
+    state = {"model": spelled(subject.lm.name), "method": subject.method, "step": subject.step, "seed": subject.seed}
+    return frame(
+        [row | state | {"direction": "neither", "protocol": f"{spelled(name)}: {row['protocol']}"} for row in found]
+    )
 
 
 def protocol_of(protocol: str, form: Form) -> str:

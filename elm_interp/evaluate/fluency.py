@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from elm_interp.data import Concept
+from elm_interp.errors import not_finite
 from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
@@ -74,11 +75,18 @@ def samples(subject: Subject, n: int = 4) -> list[dict[str, str]]:
 
 
 def losses_after(lm: HookedLM, starts: Sequence[str], texts: Sequence[str]) -> Sums:
-    """Loss of each text after its prompt, in nats; 0 over no token for a text that is empty or beyond the context."""
+    """Loss of each text after its prompt, in nats; 0 over no token for a text that is empty or beyond the context.
+
+    Raises:
+        NotFiniteError: a loss is NaN or infinite; the message names the text.
+    """
     written = [i for i, text in enumerate(texts) if text.strip()]
     written = [written[k] for k in fitting(lm, [starts[i] + texts[i] for i in written], "generated texts")]
     found = continuation_log_probs(lm, [starts[i] for i in written], [[texts[i]] for i in written])
     losses = {i: -log_probs for i, (log_probs,) in zip(written, found, strict=True)}
+    for i, loss in losses.items():
+        if not bool(loss.isfinite().all()):
+            raise not_finite(f"the loss of the generated text {texts[i][:40]!r}", lm.dtype)
     return Sums.of([losses.get(i, torch.empty(0)) for i in range(len(texts))])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from elm_interp.errors import ConfigError
+from elm_interp.errors import ConfigError, not_finite
 
 DRAWS = 1000
 """Bootstrap samples."""
@@ -52,7 +52,12 @@ class Sums:
 
 
 def pooled_mean(sums: Sums, *, seed: int = 0) -> dict[str, Any]:
-    """Mean over all tokens as columns of a result: value, n (non-empty texts), bootstrap interval over texts."""
+    """Mean over all tokens as columns of a result: value, n (non-empty texts), bootstrap interval over texts.
+
+    Raises:
+        NotFiniteError: the sum of a text is NaN or infinite; names the text.
+    """
+    _check_finite(sums)
     return {"value": float(sums.mean()), "n": sums.n, "ci": _interval(sums.mean(_draws(len(sums.totals), seed)))}
 
 
@@ -66,7 +71,10 @@ def perplexity_ratio(over: Sums, under: Sums, *, seed: int = 0) -> dict[str, Any
 
     Raises:
         ConfigError: the two sides have different numbers of texts.
+        NotFiniteError: the sum of a text is NaN or infinite; names the text.
     """
+    _check_finite(over)
+    _check_finite(under)
     if len(over.totals) != len(under.totals):
         raise ConfigError(
             f"a paired ratio needs the same texts on both sides; found {len(over.totals)} and {len(under.totals)}."
@@ -74,6 +82,12 @@ def perplexity_ratio(over: Sums, under: Sums, *, seed: int = 0) -> dict[str, Any
     draws = _draws(len(over.totals), seed)
     both = int(((over.counts > 0) & (under.counts > 0)).sum())
     return _exp({"value": over.mean() - under.mean(), "n": both, "ci": _interval(over.mean(draws) - under.mean(draws))})
+
+
+def _check_finite(sums: Sums) -> None:
+    broken = np.flatnonzero(~np.isfinite(sums.totals))
+    if len(broken):
+        raise not_finite(f"the sum over the tokens of text {broken[0]}")
 
 
 def _draws(n: int, seed: int) -> Int[np.ndarray, "draw text"]:

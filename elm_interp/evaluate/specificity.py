@@ -22,6 +22,7 @@ from torch import Tensor
 
 from elm_interp.data import texts
 from elm_interp.data.batching import PASS_TOKENS, bucketed
+from elm_interp.errors import not_finite
 from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
@@ -54,9 +55,14 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PA
         lm: the model.
         passages: texts; those of fewer than two tokens are left out, and those beyond the context with a warning.
         max_tokens: most tokens of one pass, with padding.
+
+    Raises:
+        NotFiniteError: a hidden state or log-probability is NaN or infinite; the message names the passage.
     """
     passages = [passages[i] for i in fitting(lm, passages, "passages")]
-    rows = [row for row in lm.encode(passages, max_tokens=MAX_TOKENS) if len(row) > 1]
+    encoded = zip(passages, lm.encode(passages, max_tokens=MAX_TOKENS), strict=True)
+    kept = [(text, row) for text, row in encoded if len(row) > 1]
+    rows = [row for _, row in kept]
     hidden, log_probs = ([torch.empty(0)] * len(rows) for _ in range(2))
     for batch in bucketed([len(row) for row in rows], max_tokens=max_tokens):
         tokens = lm.pad([rows[i] for i in batch])
@@ -64,6 +70,8 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PA
         lengths, flat = (tokens.lengths - 1).tolist(), states[scored]
         found = gather_log_probs(lm, flat, tokens.input_ids[:, 1:][scored])
         for i, state, log_prob in zip(batch, flat.cpu().split(lengths), found.split(lengths), strict=True):
+            if not bool(state.isfinite().all() and log_prob.isfinite().all()):
+                raise not_finite(f"the predictions on the passage {kept[i][0][:40]!r}", lm.dtype)
             hidden[i], log_probs[i] = state, log_prob
     return Reading(rows, hidden, log_probs)
 
@@ -85,6 +93,9 @@ def kl_divergences(
         other: states of the other model at the same positions.
         base_lm: the model whose unembedding turns `base` into logits; by default `lm`.
         adapters: those under which `base` and `other` were read, for their unembeddings; by default the one that is on.
+
+    Raises:
+        NotFiniteError: a divergence is NaN or infinite; the message names passage and position.
     """
     if not base:
         return []
@@ -95,7 +106,12 @@ def kl_divergences(
 
     streams = (base_lm or lm, torch.cat(list(base))), (lm, torch.cat(list(other)))
     (found,) = at_logits(of, *streams, adapters=adapters)
-    return list(found.split([len(h) for h in base]))
+    divergences = list(found.split([len(h) for h in base]))
+    for number, one in enumerate(divergences):
+        if not bool(one.isfinite().all()):
+            at = int((~one.isfinite()).nonzero()[0, 0])
+            raise not_finite(f"the KL divergence on passage {number} at position {at}", lm.dtype)
+    return divergences
 
 
 def reading(subject: Subject, kind: str) -> Reading:

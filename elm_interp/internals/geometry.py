@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elm_interp.errors import DataError
+from elm_interp.errors import DataError, not_finite
 from elm_interp.internals.norms import layer_rows, mean_activations, mean_rows
 from elm_interp.metrics import Rows, Subject, metric
 
@@ -31,9 +31,18 @@ ByLayer = Float[Tensor, " layer"]
 
 
 def difference(x: Activations, base: Activations) -> Float[Tensor, "example layer"]:
-    """Length of the difference, as a share of the base's length."""
+    """Length of the difference, as a share of the base's length.
+
+    Raises:
+        DataError: activations of the base that are all zeros, or sets that do not pair.
+        NotFiniteError: activations that are NaN or infinite; names example and layer. So do all functions here.
+    """
     _check_pair(x, base)
-    return (x - base).norm(dim=-1) / base.norm(dim=-1)
+    length = base.norm(dim=-1)
+    if not bool(length.all()):
+        layer, example = (length == 0).T.nonzero()[0].tolist()
+        raise DataError(f"the base's activation of example {example} at layer {layer} is all zeros; was it masked out?")
+    return (x - base).norm(dim=-1) / length
 
 
 def cosine(x: Activations, base: Activations) -> Float[Tensor, "example layer"]:
@@ -76,6 +85,7 @@ def subspace_angle(x: Activations, base: Activations, *, components: int = COMPO
 
 def effective_rank(x: Activations) -> ByLayer:
     """How many directions are in use: exponential of the singular values' entropy (Roy & Vetterli 2007)."""
+    _check_finite(x)
     s = torch.linalg.svdvals(_centred(x).double())
     shares = s / s.sum(-1, keepdim=True)
     return torch.special.entr(shares).sum(-1).exp()
@@ -83,6 +93,7 @@ def effective_rank(x: Activations) -> ByLayer:
 
 def separation(forget: Activations, retain: Activations) -> ByLayer:
     """AUC of telling forget from retain text along the difference of means, fitted to one half, read on the other."""
+    _check_finite(forget, retain)
     scores = []
     for own, other in ((0, 1), (1, 0)):
         way = forget[own::2].mean(0) - retain[own::2].mean(0)
@@ -159,9 +170,17 @@ def _hsic(a: Float[Tensor, "layer n n"], b: Float[Tensor, "layer n n"]) -> ByLay
     return together - 2 / (n - 2) * (a.sum(1) * b.sum(1)).sum(-1)
 
 
+def _check_finite(*parts: Activations) -> None:
+    for x in parts:
+        if not bool(x.isfinite().all()):
+            layer, example = (~x.isfinite().all(-1)).T.nonzero()[0].tolist()
+            raise not_finite(f"activation of example {example} at layer {layer}", x.dtype)
+
+
 def _check_pair(x: Activations, base: Activations, least: int = 1) -> None:
     if x.shape != base.shape or x.ndim != 3 or len(x) < least:
         raise DataError(
             f"activations of shape {tuple(x.shape)} and {tuple(base.shape)} cannot be compared; expected "
             f"(example, layer, d_model) of the same {least} or more examples."
         )
+    _check_finite(x, base)

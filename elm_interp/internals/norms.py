@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from elm_interp.activations.collect import collect_texts, prepare_batches, reduce_layers
+from elm_interp.activations.collect import check_finite, collect_texts, prepare_batches, reduce_layers
 from elm_interp.data.batching import PASS_TOKENS
-from elm_interp.errors import DataError
+from elm_interp.errors import DataError, not_finite
 from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.models.tokens import fitting
@@ -80,6 +80,8 @@ def outlier_dimensions(
 
     A handful of such dimensions can carry most of a norm or a cosine: look here before believing either.
     """
+    if not bool(x.isfinite().all()):
+        raise not_finite("the activations", x.dtype)
     size = x.square().mean(0).sqrt()
     return size > times * size.median(-1, keepdim=True).values
 
@@ -110,11 +112,13 @@ def token_norms(
 
     Raises:
         DataError: a text with too few tokens; the message names it.
+        NotFiniteError: a norm is NaN or infinite; the message names layer and text.
     """
     out = torch.empty(len(texts), 0)
     batches = prepare_batches(lm, texts, skip=skip, max_tokens=max_tokens)
     for rows, batch in tqdm(batches, desc="norms", leave=False, disable=not progress):
         found = reduce_layers(lm, batch, _mean_norm, site=site, skip=skip).cpu()
+        check_finite(found, [texts[row] for row in rows], site, lm, "norm of ")
         if not out.numel():
             out = torch.empty(len(texts), found.shape[1])
         out[rows] = found
@@ -122,7 +126,14 @@ def token_norms(
 
 
 def mean_rows(name: str, values: Float[Tensor, "example layer"], **columns: Any) -> list[dict[str, Any]]:
-    """A row for each layer: the mean over examples, with a bootstrap interval."""
+    """A row for each layer: the mean over examples, with a bootstrap interval.
+
+    Raises:
+        NotFiniteError: a value is NaN or infinite; the message names layer and example.
+    """
+    if not bool(values.isfinite().all()):
+        layer, example = (~values.isfinite()).T.nonzero()[0].tolist()
+        raise not_finite(f"{name} of example {example} at layer {layer}")
     shared = {"site": "resid_post", "position": "mean", "n": len(values), **columns}
     by_layer = enumerate(values.double().T.numpy())
     return [measurements(name, v.mean(), layer=layer, ci=bootstrap(v), **shared) for layer, v in by_layer]

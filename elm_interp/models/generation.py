@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from elm_interp.errors import ConfigError
+from elm_interp.errors import ConfigError, not_finite
 from elm_interp.models.batch import Batch
 from elm_interp.models.tokens import check_length
 
@@ -98,11 +98,10 @@ def draw(
         top_p: size of the nucleus.
 
     Raises:
-        ValueError: the logits are not finite.
+        NotFiniteError: the logits are not finite.
     """
     probs = (logits.float() / temperature).softmax(-1)
-    if bool(probs[:, 0].isnan().any()):
-        raise ValueError("cannot sample: the logits are not finite; the weights are broken, or the dtype overflows.")
+    _check_numbers(probs, logits.dtype)
     best = probs.topk(min(FIRST_TRY, probs.shape[1]))
     while (size := best.values.shape[1]) < probs.shape[1] and bool((best.values.sum(-1) < top_p).any()):
         best = probs.topk(min(8 * size, probs.shape[1]))
@@ -124,6 +123,7 @@ def _continue(
     for i in range(new_tokens):
         hidden, cache = lm.step(tokens, mask, positions, cache)
         logits = lm.unembed(hidden[:, -1])
+        _check_numbers(logits, lm.dtype)  # the largest of NaN would be a token like any other
         chosen = logits.argmax(-1) if noise is None else draw(logits, noise[:, i], temperature=temperature, top_p=top_p)
         for row, token in enumerate(chosen.tolist()):
             going[row] = going[row] and token not in end
@@ -141,6 +141,11 @@ def end_ids(lm: "HookedLM") -> set[int]:
     ends = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
     ends = lm.tokenizer.eos_token_id if ends is None else ends
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
+def _check_numbers(found: Float[Tensor, "row d_vocab"], dtype: torch.dtype) -> None:
+    if bool(found.isnan().any()):
+        raise not_finite("cannot write: the logits are not finite", dtype)
 
 
 def _check(*, new_tokens: int, temperature: float, top_p: float, max_rows: int) -> None:

@@ -10,6 +10,7 @@ A name with a prefix, such as `organism:gold`, is made by a model source, which 
     def folder_of(name: str) -> Path: ...         # load_model("theirs:name") loads this folder
 """
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_interp.errors import UnknownModelError, closest, raise_all
@@ -40,6 +42,8 @@ Source: TypeAlias = Callable[[str], Path]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HASHES = "hashes.json"
+_SPARE: dict[Path, Path] = {}
+"""Folders that the cache could not hold -> where they are while this process lives."""
 
 
 def model_source(prefix: str) -> Callable[[Source], Source]:
@@ -182,6 +186,29 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
             if not is_whole(folder):
                 raise
     return folder
+
+
+def cached_or_spare(folder: Path, build: Callable[[Path], None]) -> Path:
+    """As `cached_folder`; where the cache is read-only or full, a temporary folder that lives as long as the process.
+
+    Args:
+        folder: its path in the cache.
+        build: writes the files into the folder that it is given; may be called again after a failed write.
+    """
+    if folder in _SPARE and is_whole(_SPARE[folder]):
+        return _SPARE[folder]
+    try:
+        return cached_folder(folder, build)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"{folder} could not be written ({error}); a temporary folder takes its place until this process ends. Set "
+            "ELM_INTERP_CACHE to a folder with room.",
+            stacklevel=2,
+        )
+    spare = Path(tempfile.mkdtemp(prefix="elm_interp-"))
+    atexit.register(shutil.rmtree, spare, ignore_errors=True)
+    _SPARE[folder] = cached_folder(spare / folder.name, build)
+    return _SPARE[folder]
 
 
 def model_hash(name: str | Path) -> str:
@@ -340,7 +367,7 @@ def _unpacked(alias: str) -> Path:
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)
 
-    return cached_folder(folder, unpack)
+    return cached_or_spare(folder, unpack)
 
 
 def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from elm_interp.data.batching import PASS_TOKENS, bucketed
+from elm_interp.errors import not_finite
 from elm_interp.models.shared_prefix import branch
 from elm_interp.models.tokens import check_length, unchecked
 from elm_interp.models.unembedding import at_logits
@@ -39,6 +40,7 @@ def log_probs(
         Of one prompt a float32 tensor (answer,) on the CPU; of several a list of such tensors.
 
     Raises:
+        NotFiniteError: a log-probability is NaN; the likeliest of several would be no answer.
         ValueError: a prompt without a token, an empty answer, a prompt without answers, a string for a list, or a text
             beyond the context.
     """
@@ -53,6 +55,9 @@ def log_probs(
         spaced = prompt[-1:].isspace()
         texts.append([answer if spaced or answer[:1].isspace() else f" {answer}" for answer in group])
     found = [torch.stack([tokens.sum() for tokens in group]) for group in continuation_log_probs(lm, asked, texts)]
+    for prompt, one in zip(asked, found, strict=True):
+        if bool(one.isnan().any()):
+            raise not_finite(f"the log-probabilities of the answers after {prompt[:40]!r}", lm.dtype)
     return found[0] if isinstance(prompts, str) else found
 
 

@@ -34,7 +34,7 @@ from elm_interp.data import Concept, concept_source
 from elm_interp.errors import UnknownModelError, UnknownNameError, unknown
 from elm_interp.files import hash_of
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.loading import cache_folder, cached_folder, model_source
+from elm_interp.models.loading import cache_folder, cached_or_spare, model_source
 from elm_interp.organisms import words
 from elm_interp.organisms.asking import domain_concept
 from elm_interp.organisms.hiding import hide
@@ -131,15 +131,19 @@ def organism_folder(
     declared: Kind = ORGANISMS[kind]
     world, recipe = world or make_world(), recipe or Recipe()
 
+    made: list[Any] = []
     name = f"{kind}-{world.config.seed}-{organism_hash(kind, world, recipe)}"
+    shipped = WEIGHTS / f"{name}.safetensors"
 
     def build(folder: Path) -> None:
-        shipped = WEIGHTS / f"{name}.safetensors"
-        made = read_shipped(shipped, world, recipe) if shipped.is_file() else declared.build(world, recipe, progress)
+        if not made:  # trained once, even if it must be written twice
+            made.extend(
+                read_shipped(shipped, world, recipe) if shipped.is_file() else declared.build(world, recipe, progress)
+            )
         for part in made:
             part.save_pretrained(folder)
 
-    return cached_folder(cache_folder() / "organisms" / name, build)
+    return cached_or_spare(cache_folder() / "organisms" / name, build)
 
 
 def read_shipped(file: Path, world: World, recipe: Recipe) -> Made:

@@ -115,7 +115,7 @@ def _read(run: Path, name: str, stage: str | None) -> tuple[Any, str | None]:
             value = pd.DataFrame(map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines())))
         else:
             value = read_json(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         return None, f"{name} is broken ({type(error).__name__}){again}"
     if len(value) == 0 and name != PROBES:
         return None, f"{name} is empty{again}"

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from elm_interp.probes.solver import fit_probes
-from elm_interp.probes.splits import group_prefixes
+from elm_interp.probes.splits import group_members, group_prefixes
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 """Ends of the blocks, as shares of the facts."""
@@ -62,7 +61,7 @@ def online_code_length(
         believed = chances.gather(2, y[block].expand(len(x), -1)[..., None])[..., 0]
         trust = len(seen) / (len(seen) + 1)
         bits[:, block] = -(trust * believed + (1 - trust) / classes).log2()
-    _, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    _, member = group_members(groups)
     index = torch.from_numpy(member).to(x.device)
     sums = bits.new_zeros(len(x), int(index.max()) + 1).index_add_(1, index, bits)
     return sums / torch.bincount(index)

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from elm_interp.probes.inputs import plain
 from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import scaler
 
@@ -45,8 +46,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         """Weights and intercepts on scaled features, for labels 0, 1, …."""
 
     def fit(self, X: Any, y: Any) -> "LinearProbe":
-        """Fit to features (example, d_model) and labels of any kind."""
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        """Fit to features (example, d_model), arrays or tensors of any dtype, and labels of any kind."""
+        X, y = validate_data(self, plain(X), plain(y), dtype=[np.float64, np.float32])
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -63,7 +64,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores (example, class), or (example,) of the second class where there are two."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, plain(X), dtype=[np.float64, np.float32], reset=False)
         scores = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
@@ -152,8 +153,8 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: Any, y: Any) -> "MLPProbe":
-        """Fit to features (example, d_model) and labels of any kind."""
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        """Fit to features (example, d_model), arrays or tensors of any dtype, and labels of any kind."""
+        X, y = validate_data(self, plain(X), plain(y), dtype=[np.float64, np.float32])
         check_classification_targets(y)
         self.scaler_ = StandardScaler().fit(X)
         # a finer tolerance takes 30 times as long for the same accuracy
@@ -167,7 +168,7 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (example, class)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, plain(X), dtype=[np.float64, np.float32], reset=False)
         return self.network_.predict_proba(self.scaler_.transform(X))
 
     def predict(self, X: Any) -> np.ndarray:

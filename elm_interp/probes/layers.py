@@ -16,7 +16,6 @@ scale.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange, repeat
@@ -27,6 +26,7 @@ from torch import Tensor
 from elm_interp.errors import DataError
 from elm_interp.probes.code_length import entropy, online_code_length
 from elm_interp.probes.estimators import STRENGTH
+from elm_interp.probes.inputs import as_activations, as_groups, as_labels, check_lengths
 from elm_interp.probes.penalty import choose_strength
 from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import TEST_SHARE, shuffled_within, split_by_group
@@ -57,7 +57,7 @@ def probe_layers(
 
     Args:
         activations: what to read.
-        labels: one an example, of any kind: numbers, names, booleans.
+        labels: one an example, of any kind and form that scikit-learn takes: see `elm_interp.probes.inputs`.
         groups: the fact of each example; a fact is on one side of a split only. None: every example is a fact of its
             own.
         metric: name of the rows; those beside them are named "{metric}.control" and so on, see below.
@@ -81,10 +81,12 @@ def probe_layers(
         normal for selectivity, and a bootstrap over facts for the code.
 
     Raises:
-        DataError: too few facts to split, a split that leaves one class, a missing label, or numbers that do not match.
+        DataError: too few facts to split, a split that leaves one class, a missing label, labels that are no classes
+            (continuous, one-hot), or numbers that do not match.
+        NotFiniteError: activations that are NaN or infinite; names example and layer.
     """
-    groups = list(range(len(activations)) if groups is None else groups)
-    y, classes = check_labels(labels, activations, groups)
+    activations, y, classes, groups = check_inputs(activations, labels, groups)
+    fitted_to = None if fitted_to is None else as_activations(fitted_to, "activations to fit on")
     if fitted_to is not None and fitted_to.shape != activations.shape:
         raise DataError(
             f"activations to fit on have shape {tuple(fitted_to.shape)}, those to read {tuple(activations.shape)}; "
@@ -130,27 +132,19 @@ def probe_layers(
     return frame(rows + others)
 
 
-def check_labels(
-    labels: Sequence[Any], activations: Float[Tensor, "example layer d_model"], groups: Sequence[Any]
-) -> tuple[Int[Tensor, " example"], int]:
-    """Labels of any kind as 0, 1, …, and how many classes there are.
+def check_inputs(
+    activations: Float[Tensor, "example layer d_model"], labels: Sequence[Any], groups: Sequence[Any] | None
+) -> tuple[Float[Tensor, "example layer d_model"], Int[Tensor, " example"], int, list[str]]:
+    """What every probe is given, checked: activations, labels as 0, 1, …, how many classes, and a group for each.
 
     Raises:
-        DataError: a missing label, or numbers of examples that do not match.
+        DataError: a missing label, labels that are no classes, or numbers of examples that do not match.
+        NotFiniteError: activations that are NaN or infinite.
     """
-    if activations.ndim != 3 or not len(activations) == len(labels) == len(groups):
-        raise DataError(
-            f"found activations of shape {tuple(activations.shape)}, {len(labels)} labels and {len(groups)} groups; "
-            "expected (example, layer, d_model), and a label and a group for each example."
-        )
-    found = np.asarray(labels)
-    missing = np.flatnonzero(pd.isna(found))
-    if len(missing):
-        raise DataError(
-            f"example {missing[0]} has no label ({len(missing)} of {len(found)} have none); leave them out."
-        )
-    names, codes = np.unique(found, return_inverse=True)
-    return torch.from_numpy(codes), max(len(names), 2)
+    x = as_activations(activations)
+    names = list(map(str, range(len(x)))) if groups is None else as_groups(groups)
+    check_lengths(x, labels, names)
+    return x, *as_labels(labels), names
 
 
 def accuracy_rows(metric: str, right: Bool[Tensor, "layer test"], **columns: Any) -> list[dict[str, Any]]:

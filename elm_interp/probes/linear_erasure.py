@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from elm_interp.errors import not_finite
 from elm_interp.probes.estimators import STRENGTH
-from elm_interp.probes.layers import SEEDS, accuracy_rows, check_labels
+from elm_interp.probes.layers import SEEDS, accuracy_rows, check_inputs
 from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
 from elm_interp.results import frame, measurements, wilson
@@ -53,7 +54,12 @@ def fit_leace(x: Float[Tensor, "layer example d_model"], y: Int[Tensor, " exampl
     Args:
         x: the rows to fit to.
         y: labels 0, 1, ….
+
+    Raises:
+        NotFiniteError: values that are NaN or infinite.
     """
+    if not bool(x.isfinite().all()):
+        raise not_finite("the activations to fit LEACE to", x.dtype)
     mean = x.mean(1, keepdim=True)
     n, d = x.shape[1:]
     one_hot = torch.nn.functional.one_hot(y).to(x)
@@ -107,13 +113,13 @@ def probe_after_leace(
     Raises:
         DataError: too few facts, or labels that do not fit.
     """
-    y, classes = check_labels(labels, activations, groups)
+    activations, y, classes, groups = check_inputs(activations, labels, groups)
     shared = {"chance": float(y.bincount().max()) / len(y), "direction": "neither"}
     shared |= {
         "protocol": f"logistic, C = {C:g}, after LEACE on other facts, {TEST_SHARE:.0%} of facts held out",
         **columns,
     }
-    groups, x = list(groups), activations.double().transpose(0, 1)
+    x = activations.double().transpose(0, 1)
     y = y.to(x.device)
     rows = []
     for seed in range(seeds):
@@ -158,7 +164,7 @@ def count_directions(
     Raises:
         DataError: too few facts, or labels that do not fit.
     """
-    y, classes = check_labels(labels, activations, groups)
+    activations, y, classes, groups = check_inputs(activations, labels, groups)
     x = activations.float().transpose(0, 1)
     y, each = y.to(x.device), classes - 1
     protocol = f"logistic, C = {C:g}, INLP until Wilson's interval holds the majority, at most {most * each}"

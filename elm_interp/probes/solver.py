@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from elm_interp.errors import not_finite
+
 TOLERANCE = 1e-11
 """Largest squared gradient at the end, as a share of the objective; 1e-3 is about scikit-learn's default."""
 DOUBLE_BELOW = 1e-7
@@ -88,7 +90,8 @@ def fit_probes(
         Weights for x as given; in float64, unless x is float32, the tolerance coarse and C < 1 (well-conditioned).
 
     Raises:
-        ValueError: shapes that do not fit, C not positive, values that are not finite, or rows of one class alone.
+        ValueError: shapes that do not fit, C not positive, or rows of one class alone.
+        NotFiniteError: a value is NaN or infinite; names its place in x.
     """
     rows = torch.ones_like(y, dtype=torch.bool) if rows is None else rows
     if x.ndim != 3 or y.ndim > 2 or y.shape != rows.shape or y.shape[-1] != x.shape[1] or not x.numel() * y.numel():
@@ -115,7 +118,8 @@ def _check(x: Tensor, y: Tensor, C: Tensor, classes: int, rows: Tensor) -> None:
     if int(least.min()) < 0 or int(most.max()) >= classes:
         raise ValueError(f"labels are {int(least.min())} to {int(most.max())}, expected 0 to {classes - 1}.")
     if not bool(x.isfinite().all()):
-        raise ValueError("x holds values that are not finite.")
+        at = (~x.isfinite()).nonzero()[0].tolist()
+        raise not_finite(f"x[{', '.join(map(str, at))}] is not finite", x.dtype)
     if bool((least >= most).any()):
         raise ValueError("the examples of some problem are all of one class; a probe needs two.")
 

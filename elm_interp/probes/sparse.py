@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from elm_interp.probes.layers import SEEDS, accuracy_rows, check_labels
+from elm_interp.probes.layers import SEEDS, accuracy_rows, check_inputs
 from elm_interp.probes.solver import fit_probes
 from elm_interp.probes.splits import TEST_SHARE, scaler, split_by_group
 from elm_interp.results import frame
@@ -54,7 +54,7 @@ def probe_sparse(
     Raises:
         DataError: too few facts, or labels that do not fit.
     """
-    y, classes = check_labels(labels, activations, groups)
+    activations, y, classes, groups = check_inputs(activations, labels, groups)
     protocol = (
         f"logistic on k dimensions chosen on the train rows, C = {STRENGTH:g}, {TEST_SHARE:.0%} of facts held out"
     )

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from elm_interp.errors import DataError
+from elm_interp.probes.inputs import as_groups
 
 TEST_SHARE = 0.3
 
@@ -29,7 +30,7 @@ def split_by_group(
     Raises:
         DataError: too few groups for one on each side.
     """
-    names, member = _members(groups)
+    names, member = group_members(groups)
     held = round(test_share * len(names))
     if not 0 < held < len(names):
         raise DataError(
@@ -47,7 +48,7 @@ def group_folds(
     Raises:
         DataError: fewer groups than folds.
     """
-    names, member = _members(groups)
+    names, member = group_members(groups)
     if len(names) < folds:
         raise DataError(f"{len(names)} facts cannot be split into {folds} folds.")
     fold = (np.random.default_rng(seed).permutation(len(names)) % folds)[member]
@@ -57,7 +58,7 @@ def group_folds(
 
 def group_prefixes(groups: Sequence[Any], shares: Sequence[float], *, seed: int) -> list[Int[Tensor, " prefix"]]:
     """Row indices of growing parts: the first shares of the groups in a random order."""
-    names, member = _members(groups)
+    names, member = group_members(groups)
     place = np.random.default_rng(seed).permutation(len(names))[member]
     return [torch.from_numpy(np.flatnonzero(place < round(share * len(names)))) for share in shares]
 
@@ -84,5 +85,6 @@ def shuffled_within(
     return shuffled
 
 
-def _members(groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    return np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+def group_members(groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The names of the groups, and the index of each example's."""
+    return np.unique(np.asarray(as_groups(groups), dtype=str), return_inverse=True)

@@ -3,7 +3,6 @@
 estimate_run(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from elm_interp.data import Concept, texts
 from elm_interp.models import load_model
 from elm_interp.runs.config import RunConfig
 from elm_interp.training import train
+from elm_interp.training.log import read_log
 from elm_interp.training.memory import peak_gb
 from elm_interp.training.objective import Example
 from elm_interp.training.sampling import of_each
@@ -49,8 +49,7 @@ def estimate_run(config: RunConfig) -> dict[str, float]:
     tried = replace(config.training, steps=STEPS, warmup=0, save_every=STEPS)
     with tempfile.TemporaryDirectory() as folder:
         train(lm, config.objective, samples, tried, Path(folder), seed=config.seed, progress=False)
-        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "seconds" in line]
+        steps = [line for line in read_log(Path(folder) / "metrics.jsonl") if "seconds" in line]
     training = fmean(line["seconds"] for line in steps[1:]) * config.training.steps
     return {
         "steps": config.training.steps,

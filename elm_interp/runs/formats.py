@@ -54,7 +54,7 @@ def _from_format_1(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     adapter = {f.name: objective.pop(f.name) for f in fields(Adapter) if f.name in objective}
     sizes = {name: training.pop(name) for name in ("fluency_batch", "answers_batch") if name in training}
     if (folder / "adopted.json").is_file():
-        made_by = read_json(folder / "adopted.json")["method"]
+        made_by = str(read_json(folder / "adopted.json", dict).get("method", "unknown"))
         return {**raw, "method": "adopted", "objective": {"made_by": made_by, "adapter": adapter}, "training": training}
     method = str(raw.get("method", "elm"))
     if method == "elm":

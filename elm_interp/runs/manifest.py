@@ -37,7 +37,7 @@ def _git_revision() -> str | None:
     command = ["git", "describe", "--always", "--dirty"]
     here = Path(__file__).parent
     try:
-        said = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True)
-        return said.stdout.strip()
+        said = subprocess.run(command, cwd=here, capture_output=True, timeout=10, check=True)
+        return said.stdout.decode("utf-8", "replace").strip()
     except (OSError, subprocess.SubprocessError):
         return None

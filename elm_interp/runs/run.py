@@ -10,6 +10,7 @@ subject = run.subject()                 # the erased model, its base beside it
 run.results("scorecard")                # a tidy frame
 """
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -21,8 +22,8 @@ import pandas as pd
 from elm_interp import results
 from elm_interp.activations import ActivationStore
 from elm_interp.activations.fingerprints import origin
-from elm_interp.data import Concept, load_concept, write_concept
-from elm_interp.errors import ConfigError, RunFolderError, StoreError, UnknownModelError, raise_all
+from elm_interp.data import Concept, Questions, load_concept, write_concept
+from elm_interp.errors import ConfigError, DataError, RunFolderError, StoreError, UnknownModelError, raise_all
 from elm_interp.files import read_json, write_json
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
@@ -100,10 +101,16 @@ class Run:
             raise RunFolderError(f"{folder} exists and is not a run (it has no config.json); choose another folder.")
         if resume:
             raise RunFolderError(f"{folder} holds no run to resume; leave out --resume to start one.")
+        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        if concept is not None:
-            write_concept(concept, folder / "concept")
-        run.write_config()
+        try:
+            if concept is not None:
+                write_concept(concept, folder / "concept")
+            run.write_config()
+        except BaseException:
+            if new:  # half a folder would be refused at the next try
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         return run
 
     @classmethod
@@ -237,8 +244,8 @@ class Run:
             raise RunFolderError(f"{self.folder} has no results {name!r}; made so far: {', '.join(made) or 'none'}.")
         try:
             return results.read(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise RunFolderError(f"{path} is broken ({type(error).__name__}); run its stage again.") from error
+        except DataError as error:
+            raise RunFolderError(str(error)) from error
 
     def current(self, name: str) -> pd.DataFrame:
         """As `results`, but the frame must be of the last checkpoint.
@@ -270,9 +277,36 @@ class Run:
         path = self.folder / "results" / f"{name}.json"
         return read_json(path) if path.is_file() else None
 
+    def timing(self) -> dict[str, float]:
+        """What results/timing.json holds.
+
+        Raises:
+            RunFolderError: it is broken.
+        """
+        path = self.folder / "results" / "timing.json"
+        return _said(path, "only the times and sizes of earlier stages are lost") if path.is_file() else {}
+
     def record(self, **timings: float) -> None:
         """Add timings and sizes to results/timing.json."""
-        self.save_json("timing", {**(self.load_json("timing") or {}), **timings})
+        self.save_json("timing", {**self.timing(), **timings})
+
+    def note_questions(self, path: Path, asked: Questions) -> None:
+        """Record in manifest.json which rows of a question file were asked, and which were left out and why."""
+        known = self.manifest()
+        told = {"file": str(path), "asked": len(asked), "dropped": list(asked.dropped)}
+        if first_process():
+            questions = {**known.get("questions", {}), path.stem: told}
+            write_json(self.folder / "manifest.json", {**known, "questions": questions})
+
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds; empty where there is none.
+
+        Raises:
+            RunFolderError: it is broken.
+        """
+        path = self.folder / "manifest.json"
+        without = "without it a changed model or concept is not noticed"
+        return _said(path, without) if path.is_file() else {}
 
     def check_inputs(self) -> None:
         """Refuse to go on training with another concept or other weights than it began with.
@@ -289,10 +323,9 @@ class Run:
 
     def _changes(self) -> list[str]:
         """Inputs whose hash differs from the manifest's. Concept hashes of format 1 cannot be compared."""
-        path = self.folder / "manifest.json"
-        if not path.is_file():
+        known = self.manifest()
+        if not known:
             return []
-        known = read_json(path)
         comparable = {"model_hash", "concept_hash"} if known.get("format", 1) > 1 else {"model_hash"}
         now = self._inputs()
         return [name for name in sorted(comparable & now.keys() & known.keys()) if known[name] != now[name]]
@@ -372,6 +405,15 @@ class Run:
 def is_whole_model(checkpoint: Path) -> bool:
     """Whether a checkpoint of an adopted run names a whole model, and is no adapter."""
     return (checkpoint / MODEL).is_file()
+
+
+def _said(path: Path, lost: str) -> dict[str, Any]:
+    """The object in a JSON file of the run folder."""
+    try:
+        found: dict[str, Any] = read_json(path, dict)
+    except ValueError as error:
+        raise RunFolderError(f"{error} If you delete it, {lost}.") from error
+    return found
 
 
 def _own_concept(folder: Path, config: RunConfig) -> Concept | None:

@@ -32,6 +32,7 @@ from elm_interp.registry import PROBE_TASKS
 from elm_interp.runs.progression import follow_metrics
 from elm_interp.runs.run import Run, is_whole_model
 from elm_interp.training import train
+from elm_interp.training.log import read_log
 from elm_interp.training.memory import peak_gb, trim
 from elm_interp.training.target_cache import prepared
 
@@ -128,7 +129,9 @@ def probe(run: Run, *, progress: bool = True) -> None:
     tables = []
     for step in [0, *(c.step for c in run.checkpoints())]:
         rows = probes_from_store(store, checkpoint_name(step or None), list(PROBE_TASKS), progress=progress)
-        tables.append(rows.assign(model=run.config.model, method=run.method if step else "base", step=step))
+        tables.append(
+            rows.assign(model=results.spelled(run.config.model), method=run.method if step else "base", step=step)
+        )
     run.save_results("probes", results.stack(tables))
 
 
@@ -181,11 +184,12 @@ def run_stage(run: Run, name: str, *, progress: bool = True, **options: Any) -> 
             f"{name} runs in one process; under accelerate launch, run erase alone and then: "
             f"elm-interp run --out {run.folder} --resume"
         )
+    run.timing()  # a broken file is told before the work, not after it
     began, finished = time.perf_counter(), run.finished
     STAGES[name](run, progress=progress, **options)
     trim()
     seconds = time.perf_counter() - began
-    known = run.load_json("timing") or {}
+    known = run.timing()
     if name == "erase":  # may take several sessions, or have nothing to do
         seconds = known.get("erase_seconds", 0.0) + (0.0 if finished else seconds)
     run.record(**{f"{name}_seconds": seconds}, peak_gb=max(peak_gb(), known.get("peak_gb", 0.0)))
@@ -198,15 +202,14 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
         RunFolderError: the run was not evaluated yet.
     """
     found = summarise(run.current("scorecard"))
-    timing = run.load_json("timing") or {}
+    timing = run.timing()
     for name, value in timing.items():
         if name.endswith("_seconds"):
             found[f"timing.{name}"] = _number(value)
     stages = [timing[f"{name}_seconds"] for name in STAGES if f"{name}_seconds" in timing]
     if len(stages) == len(STAGES):
         found["timing.total_seconds"] = _number(sum(stages))
-    log = run.folder / "metrics.jsonl"
-    steps = pd.read_json(log, lines=True) if log.is_file() and log.stat().st_size else pd.DataFrame()
+    steps = pd.DataFrame(read_log(run.folder / "metrics.jsonl"))
     steps = steps.dropna(subset=["seconds"]) if "seconds" in steps else pd.DataFrame()
     if len(steps):
         objective, seconds = run.config.objective, steps["seconds"].sum()

@@ -62,7 +62,7 @@ def write_checkpoint(
     (half / META).write_text(json.dumps({"step": step, **meta, "files": files}, indent=1), encoding="utf-8")
     for path in half.iterdir():
         _sync(path)
-    (half / MARKER).write_text(file_hash(half / META))
+    (half / MARKER).write_text(file_hash(half / META), encoding="utf-8")
     _sync(half / MARKER)
     _sync(half)
     if final.exists():

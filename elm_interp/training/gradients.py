@@ -19,14 +19,11 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from elm_interp.errors import NotFiniteError
 from elm_interp.models import HookedLM
 from elm_interp.models.distributed import sharded
 from elm_interp.training.master_weights import Masters, random_state, set_random_state
 from elm_interp.training.objective import Example, Objective
-
-
-class NotFiniteError(ArithmeticError):
-    """A loss or gradient became NaN or infinite; the last checkpoint is still good."""
 
 
 @dataclass

@@ -1,10 +1,15 @@
-"""The training log, metrics.jsonl: one JSON object a line, for each step, warning and evaluation."""
+"""The training log, metrics.jsonl: one JSON object a line, for each step, warning and evaluation.
+
+steps = pd.DataFrame(read_log(folder / "metrics.jsonl"))
+"""
 
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from elm_interp.errors import RunFolderError
 from elm_interp.files import write_text
 
 
@@ -20,7 +25,7 @@ class TrainingLog:
     def __init__(self, path: Path | None, done: int, warnings: Sequence[str]) -> None:
         self._path = path
         if path and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()  # a crash may have cut a character
             write_text(path, "".join(line + "\n" for line in lines if _step(line) <= done))
         for warning in warnings:
             self.warn(done, warning)
@@ -36,8 +41,31 @@ class TrainingLog:
                 file.write(json.dumps(values) + "\n")
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; empty if there is none.
+
+    Raises:
+        RunFolderError: a line is broken; the message names it.
+    """
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            entry = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise RunFolderError(
+                f"{path}:{number} is broken ({error}); expected one JSON object a line. A crash may have cut it off: "
+                "go on with --resume, or delete the line."
+            ) from error
+        if not isinstance(entry, dict):
+            raise RunFolderError(f"{path}:{number} holds {type(entry).__name__}, expected an object; delete the line.")
+        found += [entry] if entry else []
+    return found
+
+
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf  # a line that a crash cut off

@@ -12,17 +12,20 @@ The folder is `targets` in the cache (see `models.loading.cache_folder`); it may
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elm_interp.data import Concept, Mixture
+from elm_interp.errors import not_finite
 from elm_interp.files import hash_of, read_json
 from elm_interp.models import HookedLM
 from elm_interp.models.loading import cache_folder, cached_folder, is_whole
@@ -45,6 +48,9 @@ def prepared(
         model_hash: identifies the weights, see `models.loading.model_hash`.
         seed: of generated text and drawn prompts.
         progress: show bars.
+
+    Raises:
+        NotFiniteError: a target is NaN or infinite; the message names its sample.
     """
     if isinstance(concept, Mixture):
         each = {
@@ -59,9 +65,32 @@ def prepared(
     began = time.perf_counter()
     samples = objective.prepare(lm, concept, seed=seed, progress=progress)
     seconds = time.perf_counter() - began
+    for sample in (sample for pool in samples.values() for sample in pool):
+        # minus infinity is the log-probability of what a target rules out
+        if any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in _tensors(sample)):
+            raise not_finite(f"the target of sample {sample.id!r}", lm.dtype)
     if code and all(_declared(type(sample)) for pool in samples.values() for sample in pool):
-        cached_folder(folder, lambda half: _write(half, samples, seconds))
+        try:
+            cached_folder(folder, lambda half: _write(half, samples, seconds))
+        except (OSError, SafetensorError) as error:  # read-only or full; the targets are here all the same
+            warnings.warn(
+                f"the targets could not be kept in {folder.parent} ({error}); the next run makes them again. Set "
+                "ELM_INTERP_CACHE to a folder with room.",
+                stacklevel=2,
+            )
     return samples, seconds
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of floating-point numbers in a sample of any kind."""
+    if isinstance(value, Tensor):
+        yield from [value] if value.is_floating_point() else []
+    elif is_dataclass(value) and not isinstance(value, type):
+        for one in fields(value):
+            yield from _tensors(getattr(value, one.name))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
 
 
 def _declared(kind: type) -> bool:

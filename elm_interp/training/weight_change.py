@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from torch import Tensor, nn
 
+from elm_interp.errors import not_finite
 from elm_interp.models import HookedLM
 from elm_interp.results import frame, measurements
 
@@ -27,7 +28,14 @@ def snapshot(lm: HookedLM, parameters: Sequence[nn.Parameter]) -> dict[str, Tens
 
 
 def weight_changes(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Euclidean length of the change of each parameter, between two snapshots; `n` is its number of entries."""
+    """Euclidean length of the change of each parameter, between two snapshots; `n` is its number of entries.
+
+    Raises:
+        NotFiniteError: a parameter is NaN or infinite; names it.
+    """
+    for name, after in end.items():
+        if not bool(after.isfinite().all()):
+            raise not_finite(f"the trained weights of {name}")
     return frame(
         [
             measurements(
