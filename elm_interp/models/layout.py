@@ -31,7 +31,8 @@ _MLP_NAMES = ("shared_mlp", "mlp", "feed_forward", "ffn", "block_sparse_moe")
 _LOOSE_MLP = ("fc1", "fc2")
 """Projections of an MLP that has no module of its own (OPT, XGLM, BioGPT)."""
 _EXPERTS = "block_sparse_moe"
-_OTHER_MIXERS = re.compile(r"mamba|conv|linear_attn|rglru|recurrent|temporal|ssm|mixer|rwkv|lstm|gated_delta", re.I)
+_OTHER_MIXERS = re.compile(r"mamba|conv|linear_attn|recurrent(?!.*norm)|ssm|mixer|lstm|gated_delta", re.I)
+_RECURRENT = re.compile(r"rwkv", re.I)
 _CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 _ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj", "Wo")
 _MLP_OUTPUTS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "output_linear", "Wo", "2")
@@ -167,24 +168,24 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList, str, str]:
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists, others = [], []
     for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or not len(module) or depth not in (None, len(module)):
+        if not isinstance(module, nn.ModuleList) or not len(module):
             continue
         parts = [(_first(block, _ATTENTION_NAMES), _mlp_of(block)) for block in module]
         attn, mlp = parts[0]
         backbone = model.get_submodule(path.rpartition(".")[0])
-        if "input_ids" not in inspect.signature(type(backbone).forward).parameters:
-            continue  # an image or audio tower, or the blocks of a cell
-        if all(attn and mlp is not None for attn, mlp in parts) and not _foreign(module):
+        # without that, it is an image or audio tower, or the blocks of a cell
+        reads_text = "input_ids" in inspect.signature(type(backbone).forward).parameters
+        if reads_text and all(attn and mlp is not None for attn, mlp in parts) and not _foreign(module):
             lists.append((path, module, attn, cast(str, mlp)))
         else:
-            others.append(module)
+            others.append((reads_text, len(module), module))
     if not lists:
         raise LayoutError(
             f"found no list of {depth} decoder blocks with attention and MLP in {type(model).__name__}"
-            f"{_described(others)}; "
+            f"{_described(max(others, key=lambda found: found[:2], default=None))}; "
             "pass layout=Layout(blocks=..., attn=..., mlp=..., embed=..., final_norm=...)."
         )
-    return max(lists, key=lambda found: len(found[1]))
+    return max(lists, key=lambda found: (len(found[1]) == depth, len(found[1])))
 
 
 def _mlp_of(block: nn.Module) -> str | None:
@@ -195,24 +196,24 @@ def _mlp_of(block: nn.Module) -> str | None:
 
 
 def _foreign(blocks: nn.ModuleList) -> bool:
-    """Whether the blocks attend to an encoder."""
-    return any(_first(block, _CROSS_ATTENTION) for block in blocks)
+    """Whether some blocks attend to an encoder, or carry a state instead of attending."""
+    return any(_first(block, _CROSS_ATTENTION) or _carries(block) for block in blocks)
 
 
-def _described(lists: list[nn.ModuleList]) -> str:
+def _carries(block: nn.Module) -> bool:
+    return bool(_RECURRENT.search(type(block).__name__))
+
+
+def _described(found: tuple[bool, int, nn.ModuleList] | None) -> str:
     """What the blocks have that decoder blocks have not, for an error."""
-    found: dict[str, None] = {}
-    for block in max(lists, key=len, default=nn.ModuleList()):
-        kind = type(block).__name__
-        parts = dict(block.named_children())
-        special = [f"{name} ({type(part).__name__})" for name, part in parts.items() if _is_other(name, part)]
-        known = ", ".join(special or parts)
-        found[f"{kind} has {known}" if special else f"{kind} has only {known}"] = None
-    return f" (its {'; '.join(found)})" if found else ""
-
-
-def _is_other(name: str, part: nn.Module) -> bool:
-    return name in _CROSS_ATTENTION or bool(_OTHER_MIXERS.search(f"{name} {type(part).__name__}"))
+    kinds: dict[str, None] = {}
+    for block in found[2] if found else ():
+        parts = {name: type(part).__name__ for name, part in block.named_children()}
+        special = [f"{name} ({kind})" for name, kind in parts.items() if _OTHER_MIXERS.search(f"{name} {kind}")]
+        special += [f"{name} ({kind})" for name, kind in parts.items() if name in _CROSS_ATTENTION]
+        known = [f"{name} ({kind})" for name, kind in parts.items()]
+        kinds[f"{type(block).__name__} has {', '.join(special or known)}"] = None
+    return f" (its {'; '.join(kinds)})" if kinds else ""
 
 
 def _first(parent: nn.Module, paths: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ on one row without padding or cache. Differences are relative to the largest val
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +33,7 @@ from elm_interp.models.tiny_families import VOCABULARY, families, tiny_model, ti
 LENGTHS = (5, 40, 9, 23, 17)
 NEW_TOKENS = 12
 TOLERANCE = 1e-4
+_STATUSES = ("ok", "refused", "failed", "unbuilt")
 CHECKS = {
     "batch": "logits of rows of 5 to 40 tokens in one batch, padded on either side",
     "shared prefix": "log-probabilities of answers after prompts that share a prefix",
@@ -48,7 +49,7 @@ class Row:
 
     family: str
     status: str = "ok"
-    """"ok", "refused" or "failed"."""
+    """"ok", "refused", "failed", or "unbuilt" if no tiny config was found."""
     reason: str = ""
     differences: dict[str, float] = field(default_factory=dict)
     """Largest relative difference of each of `CHECKS`."""
@@ -56,14 +57,14 @@ class Row:
     """Sites that the family lacks, with the reason."""
 
 
-def table(only: Iterable[str] = ()) -> list[Row]:
-    """One row for each family.
+def table(only: Iterable[str] = ()) -> Iterator[Row]:
+    """One row for each family, as soon as it is known.
 
     Args:
         only: names of families; none means all that transformers has.
     """
-    chosen = list(only) or families()
-    return [examine(family) for family in tqdm(chosen, desc="families")]
+    for family in tqdm(list(only) or families(), desc="families"):
+        yield examine(family)
 
 
 def examine(family: str) -> Row:
@@ -74,7 +75,7 @@ def examine(family: str) -> Row:
             warnings.simplefilter("ignore")
             model = tiny_model(family)
     except Exception as error:  # whatever a family's own code raises
-        return Row(family, "failed", f"cannot be built: {_first_line(error)}")
+        return Row(family, "unbuilt", _first_line(error))
     try:
         lm = HookedLM(model, tiny_tokenizer(), name=family)
     except LayoutError as error:
@@ -184,9 +185,9 @@ def adapter_gap(lm: HookedLM) -> float:
     """Largest difference of the base's logits before and after an adapter; not finite if the adapter does nothing."""
     batch = lm.pad(_rows((7, 12)))
     before = lm.logits(batch)
-    linear = {n.rpartition(".")[2] for n, m in lm.blocks.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linear = [n for n, m in lm.model.named_modules() if f"{lm.layout.blocks}." in n and "mamba" not in n and _is_linear(m)]
     with quiet():
-        weights = lm.adapters.attach(LoraConfig(r=2, target_modules=sorted(linear), task_type="CAUSAL_LM"))
+        weights = lm.adapters.attach(LoraConfig(r=2, target_modules=linear, task_type="CAUSAL_LM"))
     generator = torch.Generator().manual_seed(0)
     for weight in weights:
         weight.data = 0.2 * torch.randn(weight.shape, generator=generator)
@@ -196,6 +197,11 @@ def adapter_gap(lm: HookedLM) -> float:
     lm.adapters.off()
     after = float((lm.logits(batch) - before).abs().max())
     return max(inside, after) if changed > TOLERANCE else float("inf")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # some routers are linear layers with another output, which peft does not know
+    return isinstance(module, nn.Linear | Conv1D) and "Router" not in type(module).__name__
 
 
 _CHECKS: dict[str, Callable[[HookedLM], float]] = dict(
@@ -218,7 +224,7 @@ def _absent(lm: HookedLM) -> tuple[dict[str, str], list[str]]:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The page of the documentation."""
-    by_status = {status: [row for row in rows if row.status == status] for status in ("ok", "refused", "failed")}
+    by_status = {status: [row for row in rows if row.status == status] for status in _STATUSES}
     counts = ", ".join(f"{len(found)} {status}" for status, found in by_status.items() if found)
     lines = [*_INTRO, f"{len(rows)} families: {counts}.", ""]
     lines += [f"* {name}: {meaning}" for name, meaning in CHECKS.items()]
@@ -227,7 +233,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         cells = [f"{row.differences[name]:.0e}" if row.differences.get(name) else "0" for name in CHECKS]
         cells = [cell if name in row.differences else "–" for name, cell in zip(CHECKS, cells, strict=True)]
         lines.append(f"| {row.family} | {' | '.join(cells)} | {', '.join(row.absent) or 'none'} |")
-    for status, title in (("refused", "Refused"), ("failed", "Failing")):
+    for status, title in (("refused", "Refused"), ("failed", "Failing"), ("unbuilt", "Not built tiny")):
         if by_status[status]:
             lines += ["", f"## {title}", "", "| family | reason |", "|---|---|"]
             lines += [f"| {row.family} | {row.reason.replace('|', '/')} |" for row in by_status[status]]
@@ -258,14 +264,15 @@ def main(
         json_file: where to write every row.
         markdown: where to write the page of the documentation.
     """
-    rows = table(only)
-    for row in rows:
+    rows = []
+    for row in table(only):
+        rows.append(row)
         tqdm.write(f"{row.family:28} {row.status:8} {row.reason}")
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     if markdown is not None:
         markdown.write_text(as_markdown(rows), encoding="utf-8")
-    tqdm.write(", ".join(f"{n} {s}" for s in ("ok", "refused", "failed") if (n := sum(r.status == s for r in rows))))
+    tqdm.write(", ".join(f"{n} {s}" for s in _STATUSES if (n := sum(r.status == s for r in rows))))
 
 
 if __name__ == "__main__":

@@ -152,6 +152,8 @@ class Site:
             except AttributeError as error:
                 kind = type(model).__name__
                 raise UnknownSiteError(f"this {kind} has no site {self}: it has no module {path}.") from error
+            if isinstance(module, nn.ModuleList):
+                raise UnknownSiteError(f"this model has no site {self}: {path} is {len(module)} modules.")
             if isinstance(module, nn.Identity) and place.side != "output":
                 raise UnknownSiteError(f"this {type(model).__name__} has no site {self}: {path} does nothing.")
         if not self.kind.split_heads and self.name != "pre":

@@ -74,10 +74,34 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 } | _LENGTHS
 """Fields that are made small in every config that has them; a config may have other names for them."""
-_ALWAYS = ("num_key_value_heads", *_LENGTHS, "pad_token_id", "bos_token_id", "eos_token_id")
+_ALWAYS = ("num_key_value_heads", "head_dim", *_LENGTHS, "pad_token_id", "bos_token_id", "eos_token_id")
 """Fields that are set also where the default is None."""
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
+_GEMMA_3N = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 8,
+}
+_GEMMA_4 = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
 _OF_FAMILY: dict[str, dict[str, Any]] = {
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "dots3_note": {"text_config": {"num_key_value_heads": 4}},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": _GEMMA_3N,
+    "gemma4": {"text_config": _GEMMA_4},
+    "gemma4_text": _GEMMA_4,
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "reformer": {"is_decoder": True},
+    "xlnet": {"d_head": 8},
+    "zaya": {"num_experts_per_tok": 1},
 }
 """What else a family's config needs."""
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "encoder_layers")
@@ -104,6 +128,8 @@ def _shrunk(kind: type[PretrainedConfig], special: Mapping[str, Any]) -> Pretrai
     kinds = [_distinct(values) for values in lists.values()]
     layers = max(2, *map(len, kinds)) if kinds else 2
     sizes = {name: value for name, value in _SIZES.items() if _has(default, name)}
+    if "qk_rope_head_dim" in sizes:
+        sizes.pop("head_dim", None)  # heads have a rotated and an unrotated part here
     if _has(default, "num_key_value_heads"):
         sizes["num_key_value_heads"] = 2
     sizes |= {name: layers for name in _COUNTS if _has(default, name)}
@@ -117,7 +143,15 @@ def _shrunk(kind: type[PretrainedConfig], special: Mapping[str, Any]) -> Pretrai
 
 
 def _has(config: PretrainedConfig, name: str) -> bool:
-    return hasattr(config, name) and (name in _ALWAYS or getattr(config, name) is not None)
+    """Whether a config has a field that can be set."""
+    if isinstance(getattr(type(config), name, None), property):
+        return False
+    # a config whose layers have their own values refuses to give one for all, but takes one
+    value = vars(config).get(config.attribute_map.get(name, name), _MISSING)
+    return value is not _MISSING and (name in _ALWAYS or value is not None)
+
+
+_MISSING = object()
 
 
 def _distinct(values: list[Any]) -> list[Any]:

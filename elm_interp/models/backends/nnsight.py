@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_interp.errors import BackendError
+from elm_interp.errors import BackendError, UnknownSiteError
 from elm_interp.models.backends.contract import Edit, Keep, KeptEdits, backend, import_extra, quiet
-from elm_interp.models.backends.patterns import COMPUTED, edit_rotated, edit_scores, edited, scores_alone
+from elm_interp.models.backends.patterns import COMPUTED, edit_rotated, edit_scores, edit_weights, scores_alone
 from elm_interp.models.backends.shared_weights import Followed, copy_modules
 from elm_interp.models.backends.torch import forward_inputs, step_inputs
 from elm_interp.models.backends.views import through, view
@@ -180,12 +180,13 @@ def visit_all(traced: Any, visits: list[Visit]) -> list[Tensor]:
         else:
             module = traced.get(place.path)
             whole = getattr(module, place.side)
-            value = whole[0] if isinstance(whole, tuple) else whole
+            several = isinstance(whole, tuple | list)
+            value = whole[0] if several else whole
             for edit in visit.edits:
                 edited = through(place, edit, held)(value)
                 if edited is not None:
                     value = edited
-                    setattr(module, place.side, (value, *whole[1:]) if isinstance(whole, tuple) else value)
+                    setattr(module, place.side, type(whole)([value, *whole[1:]]) if several else value)
         if visit.hold is not None:
             held[visit.hold] = value
         if visit.keep is not None:
@@ -195,7 +196,10 @@ def visit_all(traced: Any, visits: list[Visit]) -> list[Tensor]:
 
 def _visit_attention(attention: Any, side: str, edits: tuple[Edit, ...]) -> Tensor:
     """Inside a trace: edit what attention computes between its projections, and return it."""
-    call = getattr(attention.source, [name for name in attention.source.names if name.startswith(_CALL)][-1])
+    calls = [name for name in attention.source.names if name.startswith(_CALL)]
+    if not calls:
+        raise UnknownSiteError(f"nnsight finds no {side}: this attention does not use transformers' interface.")
+    call = getattr(attention.source, calls[-1])
     if side in ("rot_q", "rot_k"):
         arguments, more = call.inputs
         new = arguments[1].shape[2]
@@ -203,22 +207,22 @@ def _visit_attention(attention: Any, side: str, edits: tuple[Edit, ...]) -> Tens
         for edit in edits:
             edit_rotated(edit, value, new)
         return rearrange(value[:, :, -new:], "batch head pos d_head -> batch pos head d_head")
-    operations = call.source.names
-    if side == "pattern":
-        # the dropout: the last operation on the weights before their use
-        dropout = getattr(call.source, [name for name in operations if "dropout" in name][-1])
-        value = dropout.output
-        for edit in edits:
-            value = edited(edit, value)
-            dropout.output = value
-        return cast(Tensor, value)
-    softmax = getattr(call.source, [name for name in operations if "softmax" in name][-1])
+    keys, sinks = call.inputs[0][2].shape[2], getattr(attention, "sinks", None)
+    # of a call of the softmax its own inputs and output
+    softmax = getattr(call.source, [name for name in call.source.names if "softmax" in name][-1])
     arguments, more = softmax.inputs
-    value, sinks = arguments[0], getattr(attention, "sinks", None)
+    value = arguments[0]
+    sinks = sinks if value.shape[-1] == keys + 1 else None
+    if side == "attn_scores":
+        for edit in edits:
+            value = edit_scores(edit, value, sinks)
+            softmax.inputs = ((value, *arguments[1:]), more)
+        return scores_alone(value, sinks)
+    value = softmax.output
     for edit in edits:
-        value = edit_scores(edit, value, sinks)
-        softmax.inputs = ((value, *arguments[1:]), more)
-    return scores_alone(value, sinks)
+        value = edit_weights(edit, value, sinks)
+        softmax.output = value
+    return value if sinks is None else value[..., :-1]
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 The fused kernels that models run by default never form these. The eager function of each model family does. Inside
 `attention_hook` the model runs its family's eager function: hooks of queries and keys act on its arguments, hooks of
-scores on what its softmax reads, and the weights that a hook of the pattern returns are multiplied with the values
-again. A family that does not use transformers' attention interface computes its attention in the module itself; there
-scores and pattern are found at the softmax.
+scores and pattern at its softmax. A family that does not use transformers' attention interface computes its attention
+in the module itself; there scores and pattern are found at the softmax too.
 """
 
 import sys
@@ -81,21 +80,28 @@ def _forward_with(attention: nn.Module, mode: TorchFunctionMode) -> Iterator[Non
 
 
 class _AtSoftmax(TorchFunctionMode):
-    """Inside this mode, hooks edit what a softmax over keys reads ("attn_scores") and returns ("pattern")."""
+    """Inside this mode, hooks edit what a softmax over keys reads ("attn_scores") and returns ("pattern").
 
-    def __init__(self, hooks: list[tuple[str, _Hook]], sinks: Tensor | None = None) -> None:
+    Args:
+        hooks: with their sides.
+        sinks: one learned score of each head, which some families put behind those of the keys.
+        keys: number of keys; None if nothing is ever put behind them.
+    """
+
+    def __init__(self, hooks: list[tuple[str, _Hook]], sinks: Tensor | None = None, keys: int | None = None) -> None:
         super().__init__()
-        self.hooks, self.sinks = hooks, sinks
+        self.hooks, self.sinks, self.keys = hooks, sinks, keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _SOFTMAX or args[0].ndim != 4:
             return func(*args, **(kwargs or {}))
         scores = args[0]
+        sinks = self.sinks if self.keys is not None and scores.shape[-1] == self.keys + 1 else None
         for side, hook in self.hooks:
-            scores = edit_scores(hook, scores, self.sinks) if side == "attn_scores" else scores
+            scores = edit_scores(hook, scores, sinks) if side == "attn_scores" else scores
         weights = func(scores, *args[1:], **(kwargs or {}))
         for side, hook in self.hooks:
-            weights = edited(hook, weights) if side == "pattern" else weights
+            weights = edit_weights(hook, weights, sinks) if side == "pattern" else weights
         return weights
 
 
@@ -105,31 +111,39 @@ def edited(hook: _Hook, value: Tensor) -> Tensor:
     return value if new is None else new
 
 
-def edit_scores(hook: _Hook, scores: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """What a softmax reads after a hook has edited the scores.
+def edit_weights(hook: _Hook, weights: Tensor, sinks: Tensor | None) -> Tensor:
+    """What a softmax returns after a hook has edited the weights of keys; those of sinks stay."""
+    if sinks is None:
+        return edited(hook, weights)
+    return torch.cat([edited(hook, weights[..., :-1].clone()), weights[..., -1:]], -1)
+
+
+def edit_scores(hook: _Hook, scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """What a softmax reads after a hook has edited the scores of keys.
 
     Args:
         hook: gets (batch, head, query, key).
-        scores: what the softmax reads.
-        sinks: one learned score of each head, if the family has them; the last column is theirs then, and the family
-            may have shifted each row, which changes no softmax.
+        scores: what the softmax reads; with sinks their column is the last, and the family may have shifted each row,
+            which changes no softmax.
+        sinks: one learned score of each head, if they are in the scores.
     """
-    if sinks is None:
-        return edited(hook, scores)
     alone = scores_alone(scores, sinks)
+    if sinks is None:
+        return edited(hook, alone)
     before = alone.clone()
     new = edited(hook, alone)
     if torch.equal(new, before):
         return scores
-    shift = scores[..., -1:] - sinks.reshape(1, -1, 1, 1).to(scores.dtype)
-    return torch.cat([new + shift, scores[..., -1:]], -1)
+    return torch.cat([new + _shift(scores, sinks), scores[..., -1:]], -1)
 
 
 def scores_alone(scores: Tensor, sinks: Tensor | None) -> Tensor:
     """The scores of keys, without sinks and the shift."""
-    if sinks is None:
-        return scores
-    return scores[..., :-1] - (scores[..., -1:] - sinks.reshape(1, -1, 1, 1).to(scores.dtype))
+    return scores if sinks is None else scores[..., :-1] - _shift(scores, sinks)
+
+
+def _shift(scores: Tensor, sinks: Tensor) -> Tensor:
+    return scores[..., -1:] - sinks.reshape(1, -1, 1, 1).to(scores.dtype)
 
 
 def edit_rotated(hook: _Hook, value: Tensor, new_tokens: int) -> Tensor:
@@ -156,17 +170,8 @@ def _attention(
         elif side == "rot_k":
             key = edit_rotated(hook, key, query.shape[2])
     sinks = cast(Tensor | None, getattr(module, "sinks", None))
-    # patterns are edited below, without what a family puts beside the keys
-    with _AtSoftmax([(side, hook) for side, hook in hooks if side == "attn_scores"], sinks):
-        out, weights = eager(module, query, key, value, attention_mask, **kwargs)
-    for side, hook in hooks:
-        if side != "pattern":
-            continue
-        weights = edited(hook, weights)
-        # heads of a group share their values
-        values = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
-        out = rearrange(weights @ values, "batch head query d_head -> batch query head d_head").contiguous()
-    return out, weights
+    with _AtSoftmax(hooks, sinks, key.shape[2]):
+        return cast(tuple[Tensor, Tensor], eager(module, query, key, value, attention_mask, **kwargs))
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

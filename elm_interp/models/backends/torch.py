@@ -126,9 +126,9 @@ def _edit_input(edit: Edit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 def _edit_output(edit: Edit, output: Any) -> Any:
     # a decoder layer returns a tensor in transformers 5 and a tuple in 4; attention returns a tuple in both
-    if isinstance(output, tuple):
+    if isinstance(output, tuple | list):  # GPT-1 has lists
         new = edit(output[0])
-        return None if new is None else (new, *output[1:])
+        return None if new is None else type(output)([new, *output[1:]])
     return edit(output)
 
 
