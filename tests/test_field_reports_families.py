@@ -102,6 +102,14 @@ def test_what_the_non_linearity_reads_makes_the_neurons(family, tokenizer):
     torch.testing.assert_close(neurons, cache["post"][0, 0])
 
 
+def test_reading_scores_and_patterns_changes_nothing(tokenizer):
+    for family in ("granite_swa", "gpt_oss", "gpt_neo"):
+        lm = loaded(family, tokenizer)
+        batch = lm.pad([[5, 6, 7, 8]])
+        read = lm.run_with_cache(batch, sites=["attn_scores", "pattern", "resid_post"], positions="all")["resid_post"]
+        torch.testing.assert_close(read, lm.run_with_cache(batch, positions="all")["resid_post"], atol=1e-4, rtol=1e-4)
+
+
 NEW = ["q", "k", "v", "rot_q", "rot_k", "attn_scores", "resid_mid", "pre"]
 
 
@@ -181,3 +189,14 @@ def test_sites_are_checked_when_a_model_is_loaded(tokenizer):
     lm = HookedLM(model, tokenizer)
     with pytest.raises(UnknownSiteError, match="no site blocks.0.hook_attn_out.*is not resid_post"):
         lm.run_with_cache(lm.pad([[5]]), sites="attn_out")
+
+
+def test_an_edit_that_the_bridge_would_discard_is_refused(tokenizer):
+    pytest.importorskip("transformer_lens")
+    lm = loaded("opt", tokenizer, "transformer_lens")
+    for edit in (lambda x: 0.5 * x, lambda x: x.mul_(0.5)):
+        with (
+            lm.hooks({"pattern": edit}),
+            pytest.raises(UnknownSiteError, match="TransformerLens cannot edit this site"),
+        ):
+            lm.logits(lm.pad([[5, 6]]))

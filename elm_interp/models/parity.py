@@ -185,7 +185,9 @@ def adapter_gap(lm: HookedLM) -> float:
     """Largest difference of the base's logits before and after an adapter; not finite if the adapter does nothing."""
     batch = lm.pad(_rows((7, 12)))
     before = lm.logits(batch)
-    linear = [n for n, m in lm.model.named_modules() if f"{lm.layout.blocks}." in n and "mamba" not in n and _is_linear(m)]
+    linear = [
+        n for n, m in lm.model.named_modules() if f"{lm.layout.blocks}." in n and "mamba" not in n and _is_linear(m)
+    ]
     with quiet():
         weights = lm.adapters.attach(LoraConfig(r=2, target_modules=linear, task_type="CAUSAL_LM"))
     generator = torch.Generator().manual_seed(0)

@@ -85,14 +85,15 @@ _GEMMA_3N = {
     "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 8,
     "laurel_rank": 8,
+    "intermediate_size": 64,
 }
 _GEMMA_4 = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    "dots3_note": {"text_config": {"num_key_value_heads": 4}},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_text": {"shared_experts_intermediate_size": 32},
     "gemma3n_text": _GEMMA_3N,
     "gemma4": {"text_config": _GEMMA_4},
     "gemma4_text": _GEMMA_4,
@@ -101,6 +102,7 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "reformer": {"is_decoder": True},
     "xlnet": {"d_head": 8},
+    "longcat_flash": {"zero_expert_num": 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 """What else a family's config needs."""
@@ -128,10 +130,9 @@ def _shrunk(kind: type[PretrainedConfig], special: Mapping[str, Any]) -> Pretrai
     kinds = [_distinct(values) for values in lists.values()]
     layers = max(2, *map(len, kinds)) if kinds else 2
     sizes = {name: value for name, value in _SIZES.items() if _has(default, name)}
-    if "qk_rope_head_dim" in sizes:
-        sizes.pop("head_dim", None)  # heads have a rotated and an unrotated part here
     if _has(default, "num_key_value_heads"):
-        sizes["num_key_value_heads"] = 2
+        # of keys and values made from a common latent vector each head has its own
+        sizes["num_key_value_heads"] = 4 if "qk_rope_head_dim" in sizes else 2
     sizes |= {name: layers for name in _COUNTS if _has(default, name)}
     for name, values in lists.items():
         different = _distinct(values)

@@ -8,6 +8,7 @@ coordinates stay: no norm is folded, nothing is centred.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -69,9 +70,13 @@ class TransformerLensBackend(KeptEdits):
 
         def counted(site: Site, edit: Edit, value: Tensor) -> Tensor | None:
             acted.add(site)
-            return edit(value)
+            given = value.clone()  # the bridge notices that an edit comes too late only if it returns something else
+            new = edit(given)
+            return given if new is None else new
 
         with ExitStack() as stack:
+            if self.edits:
+                stack.enter_context(_no_late_edits())
             later = [stack.enter_context(self._at(found, s, partial(counted, s, edit))) for s, edit in self.edits]
             # what is held for an edit is held after all edits of it
             for base, held in filter(None, later):
@@ -164,11 +169,35 @@ def hook_point(found: "TransformerBridge", layout: Layout, place: Place, name: s
     elif name == "pre" and place.part:
         path = path.removesuffix(layout.mlp_in) + "gate"
     try:
-        point = getattr(model.get_submodule(path), f"hook_{place.side.removesuffix('put')}")
+        module = model.get_submodule(path)
+        if name == "attn_scores" and _runs_its_own(module):
+            raise AttributeError("its point for scores shows the pattern")
+        point = getattr(module, f"hook_{place.side.removesuffix('put')}")
     except AttributeError as error:
         kind = type(model).__name__
         raise UnknownSiteError(f"TransformerLens has no hook point for {name} ({place.path}) of {kind}.") from error
     return cast("HookPoint", point)
+
+
+@contextmanager
+def _no_late_edits() -> Iterator[None]:
+    """Inside the context, an edit that the bridge discards is an error; the bridge only warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*which has already consumed the original values")
+        try:
+            yield
+        except UserWarning as warning:
+            raise UnknownSiteError(
+                f'TransformerLens cannot edit this site; use backend="torch". {warning}'
+            ) from warning
+
+
+def _runs_its_own(attention: nn.Module) -> bool:
+    """Whether the bridge leaves attention to the model's own module, and hooks what comes out of it afterwards."""
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    native = getattr(attention, "maintain_native_attention", False)
+    return bool(native) or type(attention).forward is AttentionBridge.forward
 
 
 @contextmanager
