@@ -31,7 +31,7 @@ def test_a_family_that_adds_otherwise_is_mapped(family):
         ("bamba", "BambaMixer"),
         ("bert", "BertLayer"),
         ("bart", "encoder_attn"),
-        ("lfm2", "Conv"),
+        ("lfm2_moe", "ShortConv"),
     ],
 )
 def test_what_is_refused_names_the_layer(family, layer):
