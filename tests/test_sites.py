@@ -162,44 +162,42 @@ def test_what_matches_nothing_is_an_error_that_names_what_exists(asked, layers, 
 
 
 @pytest.fixture
-def resid_mid():
-    """A site of somebody else's: the stream between attention and MLP."""
+def norm_in():
+    """A site of somebody else's: what the norm before the MLP reads."""
 
-    @declared_site("resid_mid", after="attn_out")
+    @declared_site("norm_in", after="attn_out")
     def place(layout, layer):
         return layout.block(layer, "post_attention_layernorm"), "input"
 
     yield
-    del SITES._found["resid_mid"], SITES._origins["resid_mid"]
+    del SITES._found["norm_in"], SITES._origins["norm_in"]
 
 
 @pytest.mark.parametrize("backend", ["torch", "nnsight", "transformer_lens"])
-def test_a_declared_site_is_read_and_edited_under_both_names(tiny_lm, resid_mid, backend):
+def test_a_declared_site_is_read_and_edited_under_both_names(tiny_lm, norm_in, backend):
     pytest.importorskip(backend)
     lm = HookedLM(tiny_lm.model, tiny_lm.tokenizer, backend=backend)
-    batch, full = lm.pad([[5, 6, 7]]), "blocks.1.hook_resid_mid"
-    cache = lm.run_with_cache(batch, sites=["resid_mid", "resid_pre", "attn_out", "mlp_out", full])
-    torch.testing.assert_close(cache["resid_mid"], cache["resid_pre"] + cache["attn_out"])
-    assert torch.equal(cache[full], cache["resid_mid"][:, 1])
+    batch, full = lm.pad([[5, 6, 7]]), "blocks.1.hook_norm_in"
+    cache = lm.run_with_cache(batch, sites=["norm_in", "resid_pre", "attn_out", "mlp_out", full])
+    torch.testing.assert_close(cache["norm_in"], cache["resid_pre"] + cache["attn_out"])
+    assert torch.equal(cache[full], cache["norm_in"][:, 1])
     with lm.hooks({full: lambda x: 2 * x}, positions="last"):
         torch.testing.assert_close(lm.run_with_cache(batch, sites=full)[full], 2 * cache[full])
 
 
-def test_a_pass_reaches_a_declared_site_after_the_one_that_it_names(resid_mid):
+def test_a_pass_reaches_a_declared_site_after_the_one_that_it_names(norm_in):
     names = site_names()
-    assert names[names.index("attn_out") + 1] == "resid_mid"
+    assert names[names.index("attn_out") + 1] == "norm_in"
     assert names[0] == "embed"
     assert names[-1] == "resid_post"
-    sites = [Site(1, "resid_pre"), Site(0, "resid_post"), Site(-1, "embed"), Site(0, "resid_mid")]
+    sites = [Site(1, "resid_pre"), Site(0, "resid_post"), Site(-1, "embed"), Site(0, "norm_in")]
     assert [str(s) for s in in_pass_order(sites)] == [str(sites[i]) for i in (2, 3, 1, 0)]
 
 
-def test_a_site_whose_module_a_model_lacks_is_refused_by_name(tiny_lm, resid_mid):
+def test_a_site_whose_module_a_model_lacks_is_refused_by_name(tiny_lm, norm_in):
     gpt2 = HookedLM(tiny.make_family("gpt2"), tiny_lm.tokenizer)
-    with pytest.raises(
-        UnknownSiteError, match=r"no site blocks.0.hook_resid_mid: it has no module transformer.h.0.post"
-    ):
-        gpt2.run_with_cache(gpt2.pad([[5, 6]]), sites="resid_mid")
+    with pytest.raises(UnknownSiteError, match=r"no site blocks.0.hook_norm_in: it has no module transformer.h.0.post"):
+        gpt2.run_with_cache(gpt2.pad([[5, 6]]), sites="norm_in")
 
 
 class _Bare(torch.nn.Module):

@@ -133,7 +133,7 @@ class RepNoise(Objective):
         rows = [s.forget for s in samples] + [s.harmless for s in samples]
         batch = lm.pad(rows)
         cache = lm.run_with_cache(batch, sites=("mlp_out", "resid_post"), positions="all", grad=True)
-        norm = lm.model.get_submodule(lm.layout.final_norm)
+        norm = lm.layout.norm_of(lm.model)
         device, n, width = lm.device, len(samples), max(map(len, rows))
         mask = _padded([s.mask for s in samples], width).to(device)
         last = norm(cache["resid_post"][n:, -1])

@@ -37,11 +37,11 @@ from elm_interp.models.backends.contract import Backend, Edit, Keep, make_backen
 from elm_interp.models.batch import Batch, Positions, pick, pick_pattern
 from elm_interp.models.cache import ActivationCache
 from elm_interp.models.changed import changed
-from elm_interp.models.checks import check_passes
+from elm_interp.models.checks import check_passes, logit_scales, summed
 from elm_interp.models.edits import PositionEdit, running
 from elm_interp.models.layout import Layout, find_layout
 from elm_interp.models.shared_prefix import full_cache
-from elm_interp.models.sites import Site, resolve_sites
+from elm_interp.models.sites import KEYED, Site, resolve_sites
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -71,13 +71,12 @@ class HookedLM:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self.layout = find_layout(model, layout)
+        found = find_layout(model, layout)
+        self.layout = found if next(model.parameters()).is_meta else summed(model, found)
         self.adapters = AdapterSlots(model)
         self._backend = make_backend(backend, model, self.layout) if isinstance(backend, str) else backend
-        config = model.config
-        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        divisor = getattr(config, "logits_scaling", None) or 1
-        self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / divisor
+        self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._logit_scale = logit_scales(model.config)[0]
         self._position_edits: list[PositionEdit] = []  # of the `hooks` contexts that are open
         if not self.is_remote:
             check_passes(self)
@@ -192,7 +191,7 @@ class HookedLM:
         keep, keep_pattern = (
             partial(picker, mask=batch.attention_mask, positions=positions) for picker in (pick, pick_pattern)
         )
-        reads = {site: keep_pattern if side == "pattern" else keep for site, side in wanted.items()}
+        reads = {site: keep_pattern if side in KEYED else keep for site, side in wanted.items()}
         with torch.set_grad_enabled(grad):
             found, _ = self._run(batch, reads)
         return ActivationCache({site: found[site] for site in wanted}, batch, positions)
@@ -242,7 +241,7 @@ class HookedLM:
 
     def _sites(self, names: str | Iterable[str], layers: int | Iterable[int] | None) -> dict[Site, str]:
         """The sites of these names, each with the side of its module that it is."""
-        return {site: site.find(self.model, self.layout)[1] for site in resolve_sites(names, layers, self.n_layers)}
+        return {site: site.find(self.model, self.layout).side for site in resolve_sites(names, layers, self.n_layers)}
 
     generate = generation.generate
     log_probs = scoring.log_probs
@@ -291,9 +290,7 @@ class HookedLM:
             with self._backend.hooks({site: edit for site, (edit, _) in by_site.items()}):
                 yield self
             return
-        chosen = {
-            site: PositionEdit(edit, positions, pattern=side == "pattern") for site, (edit, side) in by_site.items()
-        }
+        chosen = {site: PositionEdit(edit, positions, pattern=side in KEYED) for site, (edit, side) in by_site.items()}
         open_edits = [*self._position_edits, *chosen.values()]
         with changed(self, _position_edits=open_edits), self._backend.hooks(chosen):
             yield self

@@ -1,39 +1,85 @@
 """Sites: the places in a model that can be read and edited, under TransformerLens's names.
 
-    embed                          after the token (and position) embedding
-    blocks.{l}.hook_resid_pre      the residual stream before block l
-    blocks.{l}.attn.hook_pattern   attention weights after the softmax, (batch, head, query, key)
-    blocks.{l}.attn.hook_z         output of each attention head before its projection, (batch, pos, head, d_head)
-    blocks.{l}.hook_attn_out       what attention adds to the stream
-    blocks.{l}.mlp.hook_post       MLP neurons after the non-linearity (and gate), (batch, pos, d_mlp)
-    blocks.{l}.hook_mlp_out        what the MLP adds to the stream
-    blocks.{l}.hook_resid_post     the residual stream after block l, before any final norm
+    embed                              after the token embedding
+    blocks.{l}.hook_resid_pre          the residual stream before block l
+    blocks.{l}.attn.hook_q             queries as projected, before any norm and rotation, (batch, pos, head, d_head)
+    blocks.{l}.attn.hook_k             keys, the same; heads that share keys and values have one here
+    blocks.{l}.attn.hook_v             values, the same
+    blocks.{l}.attn.hook_rot_q         queries and
+    blocks.{l}.attn.hook_rot_k         keys as they are multiplied, after any norm and rotation
+    blocks.{l}.attn.hook_attn_scores   what the softmax reads, with scale and mask, (batch, head, query, key)
+    blocks.{l}.attn.hook_pattern       attention weights after the softmax, (batch, head, query, key)
+    blocks.{l}.attn.hook_z             output of each attention head before its projection, (batch, pos, head, d_head)
+    blocks.{l}.hook_attn_out           what attention adds to the stream
+    blocks.{l}.hook_resid_mid          the stream between attention and MLP, where the MLP reads what attention added
+    blocks.{l}.mlp.hook_pre            what the non-linearity of the MLP reads, (batch, pos, d_mlp)
+    blocks.{l}.mlp.hook_post           MLP neurons after the non-linearity (and gate), (batch, pos, d_mlp)
+    blocks.{l}.hook_mlp_out            what the MLP adds to the stream
+    blocks.{l}.hook_resid_post         the residual stream after block l, before any final norm
 
+They add up: resid_pre + attn_out + mlp_out = resid_post, which is checked when a model is loaded; where a family does
+something else, these two are refused and the others are there. A masked score is the smallest number of its type.
 The shape is (batch, pos, d_model) where none is given. Layer l is 0-based and means *after* block l. The short forms
 (`resid_post`) name a site at every layer. What transformers calls `hidden_states[-1]` is after the final norm, so it is
 no site.
 
 A site is declared where it is defined, in any distribution:
 
-    @site("resid_mid", after="attn_out")
-    def resid_mid(layout: Layout, layer: int) -> tuple[str, Side]:
-        return layout.block(layer, "post_attention_layernorm"), "input"
+    @site("gate", after="pre", inside="mlp.")
+    def gate(layout: Layout, layer: int) -> tuple[str, Side]:
+        return layout.inside(layer, "mlp", "act_fn"), "output"
 """
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from torch import nn
 
 from elm_interp.errors import UnknownSiteError, unknown
+from elm_interp.models.heads import split_of
 from elm_interp.models.layout import Layout
 from elm_interp.registry import SITES
 
-Side: TypeAlias = Literal["input", "output", "pattern"]
-"""What of a module a site is: its first input, its (first) output, or the attention weights that it computes."""
-Place: TypeAlias = Callable[[Layout, int], tuple[str, Side]]
+Side: TypeAlias = Literal["input", "output", "rot_q", "rot_k", "attn_scores", "pattern"]
+"""What of a module a site is: its first input, its (first) output, or what an attention module computes on the way."""
+KEYED = ("attn_scores", "pattern")
+"""Sides of the shape (batch, head, query, key)."""
+
+
+class Base(NamedTuple):
+    """What is read where a pass comes by earlier."""
+
+    path: str
+    side: Side
+    scale: float
+    """Factor of it in the site; 0 if only its shape is needed."""
+    after: str
+    """The site directly after which a pass comes by."""
+
+
+class Place(NamedTuple):
+    """Where a site is: a side of a module, and what of it. Plain data, because it travels to remote models."""
+
+    path: str
+    side: Side
+    scale: float = 1.0
+    """Factor between what is there and the site."""
+    base: Base | None = None
+    """What is added to it to make the site."""
+    heads: int = 0
+    """Number of heads into which the last axis is split; 0 for no split."""
+    part: tuple[int, ...] = ()
+    """Features of the last axis that are the site; () for all."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the site is what is there, in another shape at most."""
+        return self.scale == 1 and self.base is None and not self.part
+
+
+Placing: TypeAlias = Callable[[Layout, int], tuple[str, Side] | Place]
 """From the layout of a model and a layer to the path of a module and the side of it."""
 
 _FULL = re.compile(r"blocks\.(\d+)\.(?:\w+\.)*hook_(\w+)")
@@ -44,7 +90,7 @@ class SiteKind:
     """A declared site; see `site`."""
 
     name: str
-    place: Place
+    place: Placing
     after: str | None
     inside: str
     split_heads: bool
@@ -53,7 +99,7 @@ class SiteKind:
 
 def site(
     name: str, *, after: str | None = None, inside: str = "", split_heads: bool = False, in_blocks: bool = True
-) -> Callable[[Place], Place]:
+) -> Callable[[Placing], Placing]:
     """Declare a site.
 
     Args:
@@ -67,7 +113,7 @@ def site(
         ConfigError: the name is taken.
     """
 
-    def declare(place: Place) -> Place:
+    def declare(place: Placing) -> Placing:
         SITES.add(name, SiteKind(name, place, after, inside, split_heads, in_blocks), origin=place)
         return place
 
@@ -93,19 +139,30 @@ class Site:
         """TransformerLens's name, such as `blocks.7.hook_resid_post`."""
         return f"blocks.{self.layer}.{self.kind.inside}hook_{self.name}" if self.kind.in_blocks else self.name
 
-    def find(self, model: nn.Module, layout: Layout) -> tuple[str, Side]:
-        """The path of the module that holds this site, and what of the module it is.
+    def find(self, model: nn.Module, layout: Layout) -> Place:
+        """Where this site is in a model.
 
         Raises:
             UnknownSiteError: the model has no such site.
         """
-        path, side = self.kind.place(layout, self.layer)
-        try:
-            model.get_submodule(path)
-        except AttributeError as error:
-            kind = type(model).__name__
-            raise UnknownSiteError(f"this {kind} has no site {self}: it has no module {path}.") from error
-        return path, side
+        place = Place(*self.kind.place(layout, self.layer))
+        for path in (place.path, *([place.base.path] if place.base else [])):
+            try:
+                module = model.get_submodule(path)
+            except AttributeError as error:
+                kind = type(model).__name__
+                raise UnknownSiteError(f"this {kind} has no site {self}: it has no module {path}.") from error
+            if isinstance(module, nn.ModuleList):
+                raise UnknownSiteError(f"this model has no site {self}: {path} is {len(module)} modules.")
+            if isinstance(module, nn.Identity) and place.side != "output":
+                raise UnknownSiteError(f"this {type(model).__name__} has no site {self}: {path} does nothing.")
+        if not self.kind.split_heads and self.name != "pre":
+            return place
+        split = split_of(self.name, model, layout, self.layer)
+        if split is None:
+            kind = type(model.get_submodule(layout.block(self.layer, layout.attn))).__name__
+            raise UnknownSiteError(f"this model has no site {self}: {place.path} of {kind} holds no whole heads.")
+        return place._replace(heads=split.heads, part=split.part)
 
     def __str__(self) -> str:
         return self.full_name
@@ -177,17 +234,43 @@ def _check_layer(layer: int, n_layers: int) -> int:
     return layer % n_layers
 
 
-site("embed", in_blocks=False)(lambda layout, _: (layout.embed, "output"))
-site("resid_pre", after="embed")(lambda layout, layer: (layout.block(layer), "input"))
-site("pattern", after="resid_pre", inside="attn.")(lambda layout, layer: (layout.block(layer, layout.attn), "pattern"))
-site("z", after="pattern", inside="attn.", split_heads=True)(lambda layout, layer: _projection(layout, layer, "attn"))
-site("attn_out", after="z")(lambda layout, layer: (layout.block(layer, layout.attn_norm or layout.attn), "output"))
-site("post", after="attn_out", inside="mlp.")(lambda layout, layer: _projection(layout, layer, "mlp"))
-site("mlp_out", after="post")(lambda layout, layer: (layout.block(layer, layout.mlp_norm or layout.mlp), "output"))
-site("resid_post", after="mlp_out")(lambda layout, layer: (layout.block(layer), "output"))
+def _resid(name: str, side: Side) -> Placing:
+    def place(layout: Layout, layer: int) -> Place:
+        if layout.streams:
+            raise UnknownSiteError(f"this model has no site {Site(layer, name)}: {layout.streams}")
+        return Place(layout.block(layer), side)
+
+    return place
 
 
-def _projection(layout: Layout, layer: int, part: str) -> tuple[str, Side]:
+def _stream(layout: Layout, layer: int, part: str) -> Place:
+    """What the attention or the MLP adds to the stream."""
+    added, norm, proj = (getattr(layout, f"{part}_{what}") for what in ("added", "norm", "proj"))
+    if layout.unsummed:
+        raise UnknownSiteError(f"this model has no site {Site(layer, f'{part}_out')}: {layout.unsummed}")
+    path = layout.block(layer, added or norm or getattr(layout, part) or proj)
+    base = None
+    if part == "mlp" and layout.experts:
+        base = Base(layout.block(layer, layout.experts), "output", layout.scale, "resid_mid")
+    elif part == "mlp" and layout.flat:
+        base = _rows(layout, layer)
+    return Place(path, "output", layout.scale, base)
+
+
+def _rows(layout: Layout, layer: int) -> Base:
+    return Base(layout.block(layer), "input", 0.0, "resid_pre")
+
+
+def _between(layout: Layout, layer: int) -> Place:
+    if layout.parallel:
+        raise UnknownSiteError(
+            f"this model has no site {Site(layer, 'resid_mid')}: its MLP reads the stream before attention is added."
+        )
+    added = _stream(layout, layer, "attn")
+    return added._replace(base=Base(layout.block(layer), "input", 1.0, "resid_pre"))
+
+
+def _projection(layout: Layout, layer: int, part: str) -> Place:
     path, name = layout.block(layer, getattr(layout, part)), getattr(layout, f"{part}_proj")
     if not name:
         site = Site(layer, {"attn": "z", "mlp": "post"}[part])
@@ -195,4 +278,51 @@ def _projection(layout: Layout, layer: int, part: str) -> tuple[str, Side]:
             f"this model has no site {site}: no single output projection was found in {path}; "
             f"pass layout=Layout(..., {part}_proj=...) if there is one."
         )
-    return f"{path}.{name}", "input"
+    base = _rows(layout, layer) if part == "mlp" and layout.flat else None
+    return Place(layout.inside(layer, part, name), "input", base=base)
+
+
+def _before_activation(layout: Layout, layer: int) -> Place:
+    if not layout.mlp_in:
+        path = layout.block(layer, layout.mlp)
+        raise UnknownSiteError(
+            f"this model has no site {Site(layer, 'pre')}: no single input projection was found in {path}; "
+            "pass layout=Layout(..., mlp_in=...) if there is one."
+        )
+    base = _rows(layout, layer) if layout.flat else None
+    return Place(layout.inside(layer, "mlp", layout.mlp_in), "output", base=base)
+
+
+def _head_input(which: int) -> Placing:
+    def place(layout: Layout, layer: int) -> Place:
+        if not layout.qkv:
+            path = layout.block(layer, layout.attn)
+            raise UnknownSiteError(
+                f"this model has no site {Site(layer, 'qkv'[which])}: no projections to queries, keys and values were "
+                f"found in {path}; pass layout=Layout(..., qkv=...) if there are any."
+            )
+        return Place(layout.inside(layer, "attn", layout.qkv[min(which, len(layout.qkv) - 1)]), "output")
+
+    return place
+
+
+def _attention(side: Side) -> Placing:
+    return lambda layout, layer: (layout.block(layer, layout.attn), side)
+
+
+site("embed", in_blocks=False)(lambda layout, _: (layout.embed, "output"))
+site("resid_pre", after="embed")(_resid("resid_pre", "input"))
+site("q", after="resid_pre", inside="attn.", split_heads=True)(_head_input(0))
+site("k", after="q", inside="attn.", split_heads=True)(_head_input(1))
+site("v", after="k", inside="attn.", split_heads=True)(_head_input(2))
+site("rot_q", after="v", inside="attn.")(_attention("rot_q"))
+site("rot_k", after="rot_q", inside="attn.")(_attention("rot_k"))
+site("attn_scores", after="rot_k", inside="attn.")(_attention("attn_scores"))
+site("pattern", after="attn_scores", inside="attn.")(_attention("pattern"))
+site("z", after="pattern", inside="attn.", split_heads=True)(lambda layout, layer: _projection(layout, layer, "attn"))
+site("attn_out", after="z")(lambda layout, layer: _stream(layout, layer, "attn"))
+site("resid_mid", after="attn_out")(_between)
+site("pre", after="resid_mid", inside="mlp.")(_before_activation)
+site("post", after="pre", inside="mlp.")(lambda layout, layer: _projection(layout, layer, "mlp"))
+site("mlp_out", after="post")(lambda layout, layer: _stream(layout, layer, "mlp"))
+site("resid_post", after="mlp_out")(_resid("resid_post", "output"))

@@ -18,11 +18,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import Protocol, TypeAlias, TypeVar, cast
 
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import logging as transformers_logging
 
+from elm_interp.errors import UnknownSiteError
 from elm_interp.models.batch import Batch
 from elm_interp.models.changed import changed
 from elm_interp.models.layout import Layout
@@ -134,24 +134,12 @@ def read_sites(
         for site in reads:
             stack.enter_context(hook(site, partial(see, site)))
         try:
-            return found, forward()
+            hidden = forward()
         except Stop:
             return found, None
-
-
-def by_head(edit: Edit, n_heads: int) -> Edit:
-    """Turn an edit of (batch, pos, head, d_head) into one of (batch, pos, head * d_head)."""
-
-    def edited(value: Tensor) -> Tensor | None:
-        new = edit(split_heads(value, n_heads))
-        return None if new is None else rearrange(new, "... head d_head -> ... (head d_head)")
-
-    return edited
-
-
-def split_heads(value: Tensor, n_heads: int) -> Tensor:
-    """Split the last axis into (head, d_head), without a copy."""
-    return rearrange(value, "... (head d_head) -> ... head d_head", head=n_heads)
+    if missed := [site for site in reads if site not in found]:
+        raise UnknownSiteError(f"this model has no site {missed[0]}: its passes never come by there.")
+    return found, hidden
 
 
 class KeptEdits:

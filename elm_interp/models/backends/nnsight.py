@@ -9,41 +9,37 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_interp.errors import BackendError
-from elm_interp.models.backends.contract import (
-    Edit,
-    Keep,
-    KeptEdits,
-    backend,
-    by_head,
-    import_extra,
-    quiet,
-    split_heads,
-)
+from elm_interp.errors import BackendError, UnknownSiteError
+from elm_interp.models.backends.contract import Edit, Keep, KeptEdits, backend, import_extra, quiet
+from elm_interp.models.backends.patterns import COMPUTED, edit_rotated, edit_scores, edit_weights, scores_alone
 from elm_interp.models.backends.shared_weights import Followed, copy_modules
-from elm_interp.models.backends.torch import forward_inputs, head_count, step_inputs
+from elm_interp.models.backends.torch import forward_inputs, step_inputs
+from elm_interp.models.backends.views import through, view
 from elm_interp.models.batch import Batch
 from elm_interp.models.changed import changed
 from elm_interp.models.layout import Layout
-from elm_interp.models.sites import Site, in_pass_order
+from elm_interp.models.sites import Base, Place, Site, in_pass_order, site_names
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
+_CALL = "attention_interface"
+"""Name of a family's call of its attention function."""
+
 
 class Visit(NamedTuple):
-    """What a trace does at one module. It travels to a remote model, so it holds plain data and functions only."""
+    """What a trace does at one place. It travels to a remote model, so it holds plain data and functions only."""
 
-    path: str
-    side: str
-    heads: int
-    """Number of heads to split the last axis into; 0 for no split."""
-    edits: tuple[Edit, ...]
-    keep: Keep | None
+    place: Place
+    edits: tuple[Edit, ...] = ()
+    keep: Keep | None = None
     """What to keep of the activation; None if it is not read."""
+    hold: Base | None = None
+    """As what the activation is kept for a later visit; None if it is not."""
 
 
 @backend("nnsight")
@@ -65,7 +61,7 @@ class NNsightBackend(KeptEdits):
             return {}, self._hidden(inputs)
         sites = in_pass_order({**reads, **dict(self.edits)})
         sites = sites[: max(sites.index(site) for site in reads) + 1]
-        values = self._values(inputs, [self._visit(site, reads.get(site)) for site in sites])
+        values = self._values(inputs, self._visits(sites, reads))
         return dict(zip([site for site in sites if site in reads], values, strict=True)), None
 
     def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
@@ -76,24 +72,39 @@ class NNsightBackend(KeptEdits):
 
     def _hidden(self, inputs: dict[str, Any]) -> Tensor:
         """Hidden states after the final norm, with all edits."""
-        return self._after_edits(inputs, self.layout.final_norm, _whole)
+        return self._after_edits(inputs, "", _whole)
 
     def _after_edits(self, inputs: dict[str, Any], path: str, keep: Keep) -> Tensor:
-        """What is kept of the output of a module after all sites, with all edits."""
-        edited = [self._visit(site, None) for site in in_pass_order(dict(self.edits))]
-        return self._values(inputs, [*edited, Visit(path, "output", 0, (), keep)])[0]
+        """What is kept of the output of a module after all sites ("" for the final norm), with all edits."""
+        edited = self._visits(in_pass_order(dict(self.edits)), {})
+        last = self.layout.final_norm or self.layout.block(self._n_layers - 1)
+        return self._values(inputs, [*edited, Visit(Place(path or last, "output"), keep=keep)])[0]
 
-    def _visit(self, site: Site, keep: Keep | None) -> Visit:
-        path, side = site.find(self.model, self.layout)
-        heads = head_count(self.model) if site.kind.split_heads else 0
-        return Visit(path, side, heads, tuple(edit for edited, edit in self.edits if edited == site), keep)
+    @property
+    def _n_layers(self) -> int:
+        return len(cast(nn.ModuleList, self.model.get_submodule(self.layout.blocks)))
+
+    def _visits(self, sites: list[Site], reads: Mapping[Site, Keep]) -> list[Visit]:
+        """Visits of sites in the order of the pass, and before them of what they are added to."""
+        found: list[tuple[float, float, Visit]] = []
+        names = site_names()
+        for site in sites:
+            place = site.find(self.model, self.layout)
+            edits = tuple(edit for edited, edit in self.edits if edited == site)
+            # sites outside of the blocks are in order already
+            order = (site.layer if site.kind.in_blocks else float(len(found) and "inf"), names.index(site.name))
+            if place.base is not None:
+                held = Place(place.base.path, place.base.side)
+                found.append((order[0], names.index(place.base.after) + 0.5, Visit(held, hold=place.base)))
+            found.append((*order, Visit(place, edits, reads.get(site))))
+        return [visit for *_, visit in sorted(found, key=lambda item: item[:2])]
 
     def _values(self, inputs: dict[str, Any], visits: list[Visit]) -> list[Tensor]:
         """What the visits keep in one trace."""
         save = import_extra("nnsight").save
         traced, where = self._traced(), self._where
         # only eager attention forms the weights that a pattern is
-        eager = {"_attn_implementation": "eager"} if any(visit.side == "pattern" for visit in visits) else {}
+        eager = {"_attn_implementation": "eager"} if any(visit.place.side in COMPUTED for visit in visits) else {}
         with changed(traced._module.config, **eager), traced.trace(**inputs, **where) as tracer:
             values = save(visit_all(traced, visits))
             tracer.stop()
@@ -160,32 +171,61 @@ def remote_model(name: str, adapter: str | None) -> "TransformersModel":
 
 def visit_all(traced: Any, visits: list[Visit]) -> list[Tensor]:
     """Inside a trace: wait for each module in turn, edit what is there, and read it."""
-    found = []
+    found, held = [], {}
     for visit in visits:
-        holder, attribute = _handle(traced, visit)
-        whole = getattr(holder, attribute)
-        value = whole[0] if isinstance(whole, tuple) else whole
-        for edit in visit.edits:
-            edited = (by_head(edit, visit.heads) if visit.heads else edit)(value)
-            if edited is not None:
-                value = edited
-                setattr(holder, attribute, (value, *whole[1:]) if isinstance(whole, tuple) else value)
+        place = visit.place
+        if place.side in COMPUTED:
+            value = _visit_attention(traced.get(place.path), place.side, visit.edits)
+        else:
+            module = traced.get(place.path)
+            whole = getattr(module, place.side)
+            several = isinstance(whole, tuple | list)
+            value = whole[0] if several else whole
+            for edit in visit.edits:
+                edited = through(place, edit, held)(value)
+                if edited is not None:
+                    value = edited
+                    setattr(module, place.side, type(whole)([value, *whole[1:]]) if several else value)
+        if visit.hold is not None:
+            held[visit.hold] = value
         if visit.keep is not None:
-            found.append(visit.keep(split_heads(value, visit.heads) if visit.heads else value))
+            found.append(visit.keep(view(place, value, held)))
     return found
+
+
+def _visit_attention(attention: Any, side: str, edits: tuple[Edit, ...]) -> Tensor:
+    """Inside a trace: edit what attention computes between its projections, and return it."""
+    calls = [name for name in attention.source.names if name.startswith(_CALL)]
+    if not calls:
+        raise UnknownSiteError(f"nnsight finds no {side}: this attention does not use transformers' interface.")
+    call = getattr(attention.source, calls[-1])
+    if side in ("rot_q", "rot_k"):
+        arguments, more = call.inputs
+        new = arguments[1].shape[2]
+        value = arguments[1 if side == "rot_q" else 2]
+        for edit in edits:
+            edit_rotated(edit, value, new)
+        return rearrange(value[:, :, -new:], "batch head pos d_head -> batch pos head d_head")
+    keys, sinks = call.inputs[0][2].shape[2], getattr(attention, "sinks", None)
+    # of a call of the softmax its own inputs and output
+    softmax = getattr(call.source, [name for name in call.source.names if "softmax" in name][-1])
+    arguments, more = softmax.inputs
+    value = arguments[0]
+    sinks = sinks if value.shape[-1] == keys + 1 else None
+    if side == "attn_scores":
+        for edit in edits:
+            value = edit_scores(edit, value, sinks)
+            softmax.inputs = ((value, *arguments[1:]), more)
+        return scores_alone(value, sinks)
+    value = softmax.output
+    for edit in edits:
+        value = edit_weights(edit, value, sinks)
+        softmax.output = value
+    return value if sinks is None else value[..., :-1]
 
 
 def _whole(value: Tensor) -> Tensor:
     return value
-
-
-def _handle(traced: Any, visit: Visit) -> tuple[Any, str]:
-    module = traced.get(visit.path)
-    if visit.side != "pattern":
-        return module, visit.side
-    # the call of the attention function, and in it the dropout: the last operation on the weights before their use
-    call = [name for name in module.source.names if name.startswith("attention_interface")][-1]
-    return getattr(module.source, call).source.nn_functional_dropout_0, "output"
 
 
 def own_wrapper(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "TransformersModel":

@@ -9,13 +9,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from elm_interp.models.backends.contract import Edit, Keep, backend, by_head, read_sites
-from elm_interp.models.backends.patterns import pattern_hook
+from elm_interp.models.backends.contract import Edit, Keep, backend, read_sites
+from elm_interp.models.backends.patterns import COMPUTED, attention_hook
+from elm_interp.models.backends.views import through
 from elm_interp.models.batch import Batch
 from elm_interp.models.layout import Layout
-from elm_interp.models.sites import Site
+from elm_interp.models.sites import Base, Side, Site
 
 
 @backend("torch")
@@ -27,6 +29,7 @@ class TorchBackend:
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
         self.layout = layout
+        self._holders: dict[tuple[str, Side], list[RemovableHandle]] = {}
 
     def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
@@ -47,21 +50,49 @@ class TorchBackend:
 
     @contextmanager
     def _hook(self, site: Site, edit: Edit) -> Iterator[None]:
-        path, side = site.find(self.model, self.layout)
-        module = self.model.get_submodule(path)
-        if side == "pattern":
-            with pattern_hook(module, edit, module.config, self.layout.backbone_of(self.model).config):
+        place = site.find(self.model, self.layout)
+        if place.side in COMPUTED:
+            module = self.model.get_submodule(place.path)
+            with attention_hook(module, place.side, edit, module, self.layout.backbone_of(self.model)):
                 yield
             return
-        edit = by_head(edit, head_count(self.model)) if site.kind.split_heads else edit
-        if side == "input":
-            handle = module.register_forward_pre_hook(lambda _, *given: _edit_input(edit, *given), with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(lambda _module, _args, output: _edit_output(edit, output))
+        held: dict[Base, Tensor] = {}
+        with ExitStack() as stack:
+            if place.base is not None:
+                stack.enter_context(self._holding(place.base, held))
+            handle = self._register(place.path, place.side, through(place, edit, held))
+            stack.callback(handle.remove)
+            for holding in self._holders.get((place.path, place.side), ()):
+                _move_last(holding)
+            yield
+
+    @contextmanager
+    def _holding(self, base: Base, held: dict[Base, Tensor]) -> Iterator[None]:
+        """Inside the context, keep what passes by at a place after all edits of it, whenever they were made."""
+
+        def hold(value: Tensor) -> None:
+            held[base] = value
+
+        handle = self._register(base.path, base.side, hold)
+        holders = self._holders.setdefault((base.path, base.side), [])
+        holders.append(handle)
         try:
             yield
         finally:
             handle.remove()
+            holders.remove(handle)
+
+    def _register(self, path: str, side: Side, edit: Edit) -> RemovableHandle:
+        module = self.model.get_submodule(path)
+        if side == "input":
+            return module.register_forward_pre_hook(lambda _, *given: _edit_input(edit, *given), with_kwargs=True)
+        return module.register_forward_hook(lambda _module, _args, output: _edit_output(edit, output))
+
+
+def _move_last(handle: RemovableHandle) -> None:
+    hooks = handle.hooks_dict_ref()
+    if hooks is not None:
+        hooks.move_to_end(handle.id)
 
 
 def step_inputs(backbone: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> dict[str, Any]:
@@ -86,11 +117,6 @@ def step_backbone(backbone: nn.Module, *inputs: Tensor, cache: Cache) -> tuple[T
     return out.last_hidden_state, out.past_key_values
 
 
-def head_count(model: nn.Module) -> int:
-    """Number of attention heads."""
-    return int(cast(Any, model.config).get_text_config().num_attention_heads)
-
-
 def _edit_input(edit: Edit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     new = edit(args[0] if args else kwargs["hidden_states"])
     if new is None:
@@ -100,9 +126,9 @@ def _edit_input(edit: Edit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 def _edit_output(edit: Edit, output: Any) -> Any:
     # a decoder layer returns a tensor in transformers 5 and a tuple in 4; attention returns a tuple in both
-    if isinstance(output, tuple):
+    if isinstance(output, tuple | list):  # GPT-1 has lists
         new = edit(output[0])
-        return None if new is None else (new, *output[1:])
+        return None if new is None else type(output)([new, *output[1:]])
     return edit(output)
 
 

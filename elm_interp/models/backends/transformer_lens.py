@@ -8,6 +8,7 @@ coordinates stay: no norm is folded, nothing is centred.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -24,9 +25,10 @@ from elm_interp.errors import BackendError, UnknownSiteError
 from elm_interp.models.backends.contract import Edit, Keep, KeptEdits, backend, import_extra, quiet, read_sites
 from elm_interp.models.backends.shared_weights import Followed
 from elm_interp.models.backends.torch import run_backbone, step_backbone
+from elm_interp.models.backends.views import through
 from elm_interp.models.batch import Batch, pad
 from elm_interp.models.layout import Layout
-from elm_interp.models.sites import Site
+from elm_interp.models.sites import Base, Place, Site
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
@@ -42,26 +44,72 @@ class TransformerLensBackend(KeptEdits):
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         _build()  # an extra that is missing is an error now, not in the first pass
+        self.model = model
         self.layout = layout
         self._bridge = Followed(model, lambda modules: bridge(cast(PreTrainedModel, modules), layout))
 
     def run(self, batch: Batch, reads: Mapping[Site, Keep] | None = None) -> tuple[dict[Site, Tensor], Tensor | None]:
         """See `Backend.run`."""
-        with self._edited() as (found, backbone):
-            return read_sites(lambda: run_backbone(backbone, batch), partial(hooked, found, self.layout), reads)
+        with self._edited() as (found, backbone, acted):
+            values, hidden = read_sites(lambda: run_backbone(backbone, batch), partial(self._hooked, found), reads)
+            if hidden is not None:
+                self._check(acted)
+            return values, hidden
 
     def step(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """See `Backend.step`."""
-        with self._edited() as (_, backbone):
-            return step_backbone(backbone, ids, mask, positions, cache=cache)
+        with self._edited() as (_, backbone, acted):
+            result = step_backbone(backbone, ids, mask, positions, cache=cache)
+            self._check(acted)
+            return result
 
     @contextmanager
-    def _edited(self) -> Iterator[tuple["TransformerBridge", nn.Module]]:
+    def _edited(self) -> Iterator[tuple["TransformerBridge", nn.Module, set[Site]]]:
         found = self._bridge.get()
+        acted: set[Site] = set()
+
+        def counted(site: Site, edit: Edit, value: Tensor) -> Tensor | None:
+            acted.add(site)
+            given = value.clone()  # the bridge notices that an edit comes too late only if it returns something else
+            new = edit(given)
+            return given if new is None else new
+
         with ExitStack() as stack:
-            for site, edit in self.edits:
-                stack.enter_context(hooked(found, self.layout, site, edit))
-            yield found, self.layout.backbone_of(found.original_model)
+            if self.edits:
+                stack.enter_context(_no_late_edits())
+            later = [stack.enter_context(self._at(found, s, partial(counted, s, edit))) for s, edit in self.edits]
+            # what is held for an edit is held after all edits of it
+            for base, held in filter(None, later):
+                stack.enter_context(self._holding(found, base, held))
+            yield found, self.layout.backbone_of(found.original_model), acted
+
+    def _check(self, acted: set[Site]) -> None:
+        if missed := [site for site, _ in self.edits if site not in acted]:
+            raise UnknownSiteError(f"TransformerLens has no site {missed[0]}: its passes never come by there.")
+
+    @contextmanager
+    def _hooked(self, found: "TransformerBridge", site: Site, edit: Edit) -> Iterator[None]:
+        with self._at(found, site, edit) as later, ExitStack() as stack:
+            if later is not None:
+                stack.enter_context(self._holding(found, *later))
+            yield
+
+    @contextmanager
+    def _at(
+        self, found: "TransformerBridge", site: Site, edit: Edit
+    ) -> Iterator[tuple[Base, dict[Base, Tensor]] | None]:
+        """Inside the context, an edit acts at a site; gives what has to be held for it, and where."""
+        place, held = site.find(self.model, self.layout), {}
+        point = hook_point(found, self.layout, place, site.name)
+        if site.name in ("q", "k", "v", "pre"):
+            place = place._replace(part=())  # the bridge has them apart
+        with _added(point, through(place, edit, held)):
+            yield None if place.base is None else (place.base, held)
+
+    @contextmanager
+    def _holding(self, found: "TransformerBridge", base: Base, held: dict[Base, Tensor]) -> Iterator[None]:
+        with _added(hook_point(found, self.layout, Place(base.path, base.side), ""), partial(held.__setitem__, base)):
+            yield
 
 
 def _build() -> "Callable[..., TransformerBridge]":
@@ -111,28 +159,53 @@ def own_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name:
     return _build()(model, type(model).__name__, hf_config=model.config, tokenizer=own, model_name=name)
 
 
-def hook_point(found: "TransformerBridge", layout: Layout, site: Site) -> "HookPoint":
-    """The hook point of a site, such as the one named `blocks.3.attn.o.hook_in`.
+def hook_point(found: "TransformerBridge", layout: Layout, place: Place, name: str) -> "HookPoint":
+    """The hook point of a place of the site of this name, such as the one named `blocks.3.attn.o.hook_in`.
 
     Raises:
         UnknownSiteError: the bridge has none there.
     """
-    path, side = site.kind.place(layout, site.layer)
-    if site.name == "z":
-        # GPT-2's projection can be reached through the attention only
-        path = layout.block(site.layer, f"{layout.attn}.o")
-    module = found.original_model.get_submodule(path)
-    point = getattr(module, "hook_pattern" if side == "pattern" else f"hook_{side.removesuffix('put')}", None)
-    if point is None:
-        kind = type(found.original_model).__name__
-        raise UnknownSiteError(f"TransformerLens has no hook point for {site} of {kind}.")
+    path, model = place.path, found.original_model
+    if name in ("q", "k", "v", "z"):
+        # fused projections, and the last one of GPT-2, can be reached through the attention only
+        path = f"{path.partition(f'.{layout.attn}.')[0]}.{layout.attn}.{'o' if name == 'z' else name}"
+    elif name == "pre" and place.part:
+        path = path.removesuffix(layout.mlp_in) + "gate"
+    try:
+        module = model.get_submodule(path)
+        if name == "attn_scores" and _runs_its_own(module):
+            raise AttributeError("its point for scores shows the pattern")
+        point = getattr(module, f"hook_{place.side.removesuffix('put')}")
+    except AttributeError as error:
+        kind = type(model).__name__
+        raise UnknownSiteError(f"TransformerLens has no hook point for {name} ({place.path}) of {kind}.") from error
     return cast("HookPoint", point)
 
 
 @contextmanager
-def hooked(found: "TransformerBridge", layout: Layout, site: Site, edit: Edit) -> Iterator[None]:
-    """Inside the context, an edit acts at the hook point of a site; `bridge.hooks` would search all points for each."""
-    point = hook_point(found, layout, site)
+def _no_late_edits() -> Iterator[None]:
+    """Inside the context, an edit that the bridge discards is an error; the bridge only warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*which has already consumed the original values")
+        try:
+            yield
+        except UserWarning as warning:
+            raise UnknownSiteError(
+                f'TransformerLens cannot edit this site; use backend="torch". {warning}'
+            ) from warning
+
+
+def _runs_its_own(attention: nn.Module) -> bool:
+    """Whether the bridge leaves attention to the model's own module, and hooks what comes out of it afterwards."""
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    native = getattr(attention, "maintain_native_attention", False)
+    return bool(native) or type(attention).forward is AttentionBridge.forward
+
+
+@contextmanager
+def _added(point: "HookPoint", edit: Edit) -> Iterator[None]:
+    """Inside the context, an edit acts at a hook point; `bridge.hooks` would search all points for each."""
     handle = point.add_hook(lambda value, hook: edit(value))
     try:
         yield
