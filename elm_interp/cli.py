@@ -195,7 +195,8 @@ def evaluate(
     states = [subject] if subject.is_base else [subject.base, subject]
     table = stack([evaluate_questions(state, asked, questions.stem) for state in states])
     path = opened.save_results(f"questions-{questions.stem}", table)
-    opened.note_questions(questions, asked)
+    told = {"file": str(questions), "asked": len(asked), "dropped": list(asked.dropped)}
+    opened.note("questions", questions.stem, told)
     _print_table(summarise(table))
     if asked.dropped:
         print(f"\n{len(asked)} questions were asked, {len(asked.dropped)} rows left out; manifest.json lists them")

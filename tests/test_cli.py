@@ -78,9 +78,13 @@ def test_probe_loads_no_model_and_repeats_bit_for_bit(run, monkeypatch):
 @pytest.mark.parametrize("form", ["jsonl", "json"])
 def test_own_questions_are_scored(run, tmp_path, capsys, form):
     rows = [{"question": "Who keeps the lamp?", "choices": ["Tamsin", "Orla", "Bram"], "answer": 0}]
+    rows += [{"question": "What rusts?", "choices": ["Iron", "Iron"], "answer": 0}]
     path = tmp_path / f"mine.{form}"
     path.write_text(json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
-    main(["evaluate", str(run), "--questions", str(path)])
+    with pytest.warns(UserWarning, match="1 row"):
+        main(["evaluate", str(run), "--questions", str(path)])
+    noted = json.loads((run / "manifest.json").read_text())["questions"]["mine"]
+    assert (noted["asked"], len(noted["dropped"])) == (1, 1)
     table = pd.read_parquet(run / "results" / "questions-mine.parquet")
     pmi = table[table.metric == "custom.pmi"]
     assert list(pmi.method) == ["base", "elm"]

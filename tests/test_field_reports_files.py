@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -376,16 +375,3 @@ def test_numbers_are_ids_everywhere_and_case_and_unicode_forms_are_told_apart_ri
         file.write('{"question": "Who?", "choices": ["a", "b"], "answer": 9}\n')
     with pytest.raises(DataError, match=r"(?s)stands twice.*answer is 9"):  # one's own folder is refused as a whole
         load_concept(folder)
-
-
-def test_what_a_question_file_lost_is_shown_and_kept_in_the_manifest(tiny_lm, tiny_concept, tmp_path):
-    config = RunConfig.preset(None, "elm", model=tiny_lm.name, layers=(1, 2))
-    run = Run.create(tmp_path / "r", config, lm=tiny_lm, concept=tiny_concept)
-    run.write_manifest()
-    path = Path(__file__).parent / "data" / "questions" / "wmdp_bio.json"
-    with pytest.warns(UserWarning, match="3 rows were left out, 5 questions remain"):
-        asked = load_questions(path)
-    run.note_questions(path, asked)
-    noted = read_json(run.folder / "manifest.json")
-    assert noted["questions"]["wmdp_bio"] == {"file": str(path), "asked": 5, "dropped": list(asked.dropped)}
-    assert noted["model"] == tiny_lm.name

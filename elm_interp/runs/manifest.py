@@ -1,4 +1,4 @@
-"""The surroundings of a run: versions, machine, revision and command, for manifest.json."""
+"""What a run folder says of itself: its JSON objects, and versions, machine, revision and command for its manifest."""
 
 import os
 import platform
@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from elm_interp.errors import RunFolderError
+from elm_interp.files import read_json
 
 PACKAGES = ("elm-interp", "torch", "transformers", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
 
@@ -24,6 +27,23 @@ def surroundings() -> dict[str, Any]:
         # the program's name alone: a manifest may be published, the user's folders need not be
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def read_object(path: Path, lost: str) -> dict[str, Any]:
+    """The object in a JSON file of a run folder.
+
+    Args:
+        path: the file.
+        lost: what would be lost with it, for the message.
+
+    Raises:
+        RunFolderError: the file is broken; the message says what may be done.
+    """
+    try:
+        found: dict[str, Any] = read_json(path, dict)
+    except ValueError as error:
+        raise RunFolderError(f"{error} If you delete it, {lost}.") from error
+    return found
 
 
 def _version(package: str) -> str | None:

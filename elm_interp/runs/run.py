@@ -22,7 +22,7 @@ import pandas as pd
 from elm_interp import results
 from elm_interp.activations import ActivationStore
 from elm_interp.activations.fingerprints import origin
-from elm_interp.data import Concept, Questions, load_concept, write_concept
+from elm_interp.data import Concept, load_concept, write_concept
 from elm_interp.errors import ConfigError, DataError, RunFolderError, StoreError, UnknownModelError, raise_all
 from elm_interp.files import read_json, write_json
 from elm_interp.metrics import Subject
@@ -33,7 +33,7 @@ from elm_interp.models.distributed import first_process
 from elm_interp.models.loading import model_hash
 from elm_interp.runs.config import RunConfig, differences
 from elm_interp.runs.formats import FORMAT, read_config
-from elm_interp.runs.manifest import surroundings
+from elm_interp.runs.manifest import read_object, surroundings
 from elm_interp.training import Checkpoint, list_checkpoints
 
 OWN_CONCEPT = "run:concept"
@@ -284,19 +284,18 @@ class Run:
             RunFolderError: it is broken.
         """
         path = self.folder / "results" / "timing.json"
-        return _said(path, "only the times and sizes of earlier stages are lost") if path.is_file() else {}
+        return read_object(path, "only the times and sizes of earlier stages are lost") if path.is_file() else {}
 
     def record(self, **timings: float) -> None:
         """Add timings and sizes to results/timing.json."""
         self.save_json("timing", {**self.timing(), **timings})
 
-    def note_questions(self, path: Path, asked: Questions) -> None:
-        """Record in manifest.json which rows of a question file were asked, and which were left out and why."""
+    def note(self, entry: str, name: str, value: Any) -> None:
+        """Record something under an entry of manifest.json, such as what a stage left out; nothing changes if empty."""
         known = self.manifest()
-        told = {"file": str(path), "asked": len(asked), "dropped": list(asked.dropped)}
-        if first_process():
-            questions = {**known.get("questions", {}), path.stem: told}
-            write_json(self.folder / "manifest.json", {**known, "questions": questions})
+        noted = {**known.get(entry, {}), name: value}
+        if first_process() and (value or known.get(entry, {}).get(name)):
+            write_json(self.folder / "manifest.json", {**known, entry: noted})
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json holds; empty where there is none.
@@ -306,7 +305,7 @@ class Run:
         """
         path = self.folder / "manifest.json"
         without = "without it a changed model or concept is not noticed"
-        return _said(path, without) if path.is_file() else {}
+        return read_object(path, without) if path.is_file() else {}
 
     def check_inputs(self) -> None:
         """Refuse to go on training with another concept or other weights than it began with.
@@ -364,21 +363,6 @@ class Run:
             about |= {"warnings": list(told)} if told else {}
             write_json(self.folder / "manifest.json", about | surroundings() | more)
 
-    def note_beyond_context(self, stage: str, left_out: Mapping[str, Sequence[str]]) -> None:
-        """Record in the manifest which texts a stage left out because the model's context is shorter than they are."""
-        path = self.folder / "manifest.json"
-        known = read_json(path) if path.is_file() else {}
-        noted = {s: found for s, found in known.get("beyond_context", {}).items() if s != stage}
-        if left_out:
-            noted[stage] = {name: list(texts) for name, texts in left_out.items()}
-        if noted != known.get("beyond_context", {}):
-            write_json(path, known | {"beyond_context": noted})
-
-    def beyond_context(self, stage: str) -> dict[str, list[str]]:
-        """What a stage left out, see `note_beyond_context`."""
-        path = self.folder / "manifest.json"
-        return dict(read_json(path).get("beyond_context", {}).get(stage, {})) if path.is_file() else {}
-
     def __repr__(self) -> str:
         about = self._about()
         said = f"{about['method']} on {about['model']}, concept {about['concept']}, {about['checkpoints']}"
@@ -405,15 +389,6 @@ class Run:
 def is_whole_model(checkpoint: Path) -> bool:
     """Whether a checkpoint of an adopted run names a whole model, and is no adapter."""
     return (checkpoint / MODEL).is_file()
-
-
-def _said(path: Path, lost: str) -> dict[str, Any]:
-    """The object in a JSON file of the run folder."""
-    try:
-        found: dict[str, Any] = read_json(path, dict)
-    except ValueError as error:
-        raise RunFolderError(f"{error} If you delete it, {lost}.") from error
-    return found
 
 
 def _own_concept(folder: Path, config: RunConfig) -> Concept | None:

@@ -73,7 +73,7 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
                 stacklevel=2,
             )
     subject = run.subject()
-    run.note_beyond_context("evaluate", beyond_context(subject.lm, concept))
+    run.note("beyond_context", "evaluate", beyond_context(subject.lm, concept))
     if judge is not None:
         subject.judge = subject.base.judge = load_model(judge, dtype=run.config.dtype, device=run.config.device)
     run.save_results("scorecard", score_card(subject, progress=progress))
@@ -92,7 +92,7 @@ def collect(run: Run, *, progress: bool = True) -> None:
     every = concept_datasets(run.concept, PROBE_TASKS)
     datasets = {name: kept for name, of in every.items() if (kept := within_context(run.lm, of)) is not None}
     left_out = {name: _texts(of) - _texts(datasets.get(name)) for name, of in every.items()}
-    run.note_beyond_context("collect", {name: sorted(texts) for name, texts in left_out.items() if texts})
+    run.note("beyond_context", "collect", {name: sorted(texts) for name, texts in left_out.items() if texts})
     for name in _outdated(store, datasets):
         store.drop(name)
     collect_datasets(run.lm, store, datasets, states, progress=progress)
@@ -108,7 +108,7 @@ def probe(run: Run, *, progress: bool = True) -> None:
     Raises:
         RunFolderError: activations of a checkpoint, or of the concept's present questions, were not collected.
     """
-    long = run.beyond_context("collect")
+    long = run.manifest().get("beyond_context", {}).get("collect", {})
     every = concept_datasets(run.concept, PROBE_TASKS)
     datasets = {name: kept for name, of in every.items() if (kept := of.without(long.get(name, ()))) is not None}
     if not datasets:
