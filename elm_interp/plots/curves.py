@@ -47,7 +47,8 @@ def draw_curve(
     if band:
         # seaborn makes intervals from samples: of these three numbers the median is the mean, the range the interval
         low, high = table[["low", "mean"]].min(axis=1), table[["high", "mean"]].max(axis=1)
-        table = table.assign(low=low, high=high).melt([x], ["low", "mean", "high"], value_name="mean")
+        ends = table.assign(low=low, high=high).melt([x], ["low", "mean", "high"], value_name="end")
+        table = ends.rename(columns={"end": "mean"})
         look |= {"errorbar": ("pi", 100), "err_kws": {"alpha": band, "linewidth": 0, "zorder": 2}}
     how = "median" if band else None
     sns.lineplot(table, x=x, y="mean", color=colour, label=label, estimator=how, legend=False, ax=ax, **look)
