@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from elm_interp.activations.collect import collect_texts
 from elm_interp.activations.store import ActivationStore
 from elm_interp.data import Concept, Question, texts
 from elm_interp.errors import check_known, unknown
@@ -134,7 +135,6 @@ class Subject:
         `skip` leaves out the first tokens of each text (the first one attracts attention and has a huge norm).
         Passages beyond the model's context are left out; a warning lists them.
         """
-        from elm_interp.activations.collect import collect_texts
 
         def compute() -> Tensor:
             passages = texts(self.concept.passages(text, split))
@@ -179,6 +179,8 @@ class Metric:
     """Whether the score card has it."""
     headline: bool
     """Whether a run is summed up by it."""
+    ruined: float | None = None
+    """A value worse than this makes the model "destroyed"."""
 
     @property
     def summary(self) -> str:
@@ -198,6 +200,7 @@ def metric(
     needs_base: bool = False,
     on_card: bool | None = None,
     headline: bool = False,
+    ruined: float | None = None,
 ) -> Callable[[Callable[[Subject], Rows]], Callable[[Subject], Rows]]:
     """Declare a function from a Subject to rows (dicts of `results.measurements`, or a frame) as a metric.
 
@@ -213,6 +216,7 @@ def metric(
         needs_base: whether it compares with the base.
         on_card: whether the score card has it; by default unless it only describes.
         headline: whether a run is summed up by it.
+        ruined: a value beyond this, on the side that is not `better`, makes the model "destroyed, not erased".
 
     Raises:
         UnknownNameError: another value of `shows`.
@@ -222,7 +226,7 @@ def metric(
     card = shows != "describes" if on_card is None else on_card
 
     def declare(function: Callable[[Subject], Rows]) -> Callable[[Subject], Rows]:
-        one = Metric(name, function, shows, better, chance, unit, protocol, cost, needs_base, card, headline)
+        one = Metric(name, function, shows, better, chance, unit, protocol, cost, needs_base, card, headline, ruined)
         METRICS.add(name, one, origin=function)
         return function
 

@@ -25,6 +25,7 @@ PLUGINS = "elm_interp.plugins"
 """Entry-point group: each entry names a module, which declares when it is imported."""
 _lock = RLock()
 _done: list[bool] = []
+_registries: "list[Registry[Any]]" = []
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -39,6 +40,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind, self._error = kind, error
         self._found: dict[str, T] = {}
         self._origins: dict[str, tuple[str, str]] = {}
+        _registries.append(self)
 
     def add(self, name: str, thing: T, *, origin: Any = None) -> None:
         """Declare a thing under a name.
@@ -92,7 +94,7 @@ class Registry(Mapping[str, T], Generic[T]):
 def discover() -> None:
     """Import every module of elm_interp and every plug-in, once, so that all declarations are made.
 
-    A plug-in that cannot be imported is left out with a warning.
+    A plug-in that cannot be imported is left out with a warning, with all that it declared before it failed.
     """
     with _lock:
         if _done:
@@ -106,9 +108,12 @@ def discover() -> None:
             _done.clear()
             raise
         for entry in entry_points(group=PLUGINS):
+            before = [(one, dict(one._found), dict(one._origins)) for one in _registries]
             try:
                 entry.load()
             except Exception as error:
+                for one, found, origins in before:
+                    one._found, one._origins = found, origins
                 reason = f"{type(error).__name__}: {error}"
                 warnings.warn(f"plug-in {entry.name} ({entry.value}) was left out: {reason}", stacklevel=2)
 

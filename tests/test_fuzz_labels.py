@@ -1,12 +1,11 @@
 """Random labels: a probe takes what a scikit-learn classifier takes, with the same result, and refuses the rest."""
 
-import os
 import warnings
 
 import numpy as np
 import pandas as pd
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.multiclass import check_classification_targets
@@ -15,7 +14,6 @@ from sklearn.utils.validation import column_or_1d
 from elm_interp.errors import DataError
 from elm_interp.probes.inputs import as_groups, as_labels
 
-FUZZ = settings(max_examples=10_000 if os.environ.get("ELM_INTERP_FUZZ") else 1000, deadline=None, database=None)
 N = 6
 VALUES = st.sampled_from(
     [
@@ -51,7 +49,6 @@ def of_scikit_learn(labels):
         return None
 
 
-@FUZZ
 @given(VALUES, st.sampled_from(list(FORMS)))
 def test_labels_are_read_as_scikit_learn_reads_them(values, form):
     with warnings.catch_warnings():
@@ -71,7 +68,6 @@ def test_labels_are_read_as_scikit_learn_reads_them(values, form):
         assert found == expected
 
 
-@FUZZ
 @given(
     st.lists(st.integers(0, 3), min_size=N, max_size=N),
     st.sampled_from(["int64", "int8", "bool", "float32", "bfloat16"]),
@@ -85,7 +81,6 @@ def test_tensors_of_any_dtype_are_read_as_their_numbers(values, dtype):
 GROUPS = st.integers(0, 2) | st.sampled_from(["a", "b"]) | st.tuples(st.integers(0, 1), st.sampled_from("ab"))
 
 
-@FUZZ
 @given(st.lists(GROUPS, min_size=1, max_size=N))
 def test_groups_are_the_same_exactly_where_their_texts_are(groups):
     names = as_groups(groups)

@@ -3,19 +3,17 @@
 import csv
 import io
 import json
-import os
 import tempfile
 import unicodedata
 import warnings
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from elm_interp.data import load_questions
 from elm_interp.errors import DataError
 
-FUZZ = settings(max_examples=10_000 if os.environ.get("ELM_INTERP_FUZZ") else 1000, deadline=None, database=None)
 ANYTHING = st.recursive(
     st.sampled_from([None, True, "", "A", "x"]) | st.integers(-3, 9) | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "label", "A"]), inner),
@@ -78,7 +76,6 @@ def load(name, text):
             return None
 
 
-@FUZZ
 @given(st.lists(ROW, min_size=1, max_size=4), st.booleans())
 def test_what_remains_is_what_a_simple_oracle_keeps(rows, lines):
     text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
@@ -90,7 +87,6 @@ def test_what_remains_is_what_a_simple_oracle_keeps(rows, lines):
         assert len({line.split(": ")[0] for line in asked.dropped}) <= len(rows) - len(asked)
 
 
-@FUZZ
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=4), max_size=2))
 def test_rows_of_any_shape_are_questions_or_are_told(rows):
     asked = load("a.jsonl", "\n".join(map(json.dumps, rows)))
@@ -99,13 +95,11 @@ def test_rows_of_any_shape_are_questions_or_are_told(rows):
         assert all(isinstance(choice, str) for choice in question.choices)
 
 
-@FUZZ
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode), st.sampled_from(["jsonl", "csv", "parquet"]))
 def test_a_file_of_any_bytes_is_refused_in_our_words(content, ending):
     load(f"a.{ending}", content)
 
 
-@FUZZ
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=9), st.sampled_from("ABCD")), min_size=1, max_size=3))
 def test_mmlu_without_a_header_keeps_every_question_whatever_is_in_it(rows):
     rows = [(f"Q{i} {text}", letter) for i, (text, letter) in enumerate(rows)]

@@ -65,10 +65,10 @@ def test_a_good_erasure_is_not_called_destroyed():
     ("changed", "reason"),
     [
         ({"general_pmi": (0.96, 0.55)}, "general knowledge fell near chance"),
-        ({"repetition": (0.02, 0.6)}, "repeats itself"),
-        ({"distinct2_ratio": (None, 0.4)}, "few different words"),
-        ({"retain_ppl_ratio": (None, 7)}, "predicts ordinary text badly"),
-        ({"retain_ppl_ratio": (None, math.inf)}, "predicts ordinary text badly"),
+        ({"repetition": (0.02, 0.6)}, "repetition is 0.60, more than 0.5"),
+        ({"distinct2_ratio": (None, 0.4)}, "distinct2_ratio is 0.40 × base, less than 0.5"),
+        ({"retain_ppl_ratio": (None, 7)}, "retain_ppl_ratio is 7.00 × base, more than 5"),
+        ({"retain_ppl_ratio": (None, math.inf)}, "retain_ppl_ratio is inf"),
     ],
 )
 def test_each_way_of_breaking_a_model_is_named(changed, reason):

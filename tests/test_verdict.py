@@ -14,7 +14,16 @@ from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 from elm_interp.verdict.calibration import calibrate, one_value
-from elm_interp.verdict.rules import ATTACKS, DESTROYED, GONE, HIDDEN, INTACT, _world_of, verdict_from_rows, verdict_of
+from elm_interp.verdict.rules import (
+    DESTROYED,
+    GONE,
+    HIDDEN,
+    INTACT,
+    _from_results,
+    _world_of,
+    verdict_from_rows,
+    verdict_of,
+)
 
 ASKED, KEPT = "knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains"
 TWO, GENERAL = "innocence.two_choice_pmi", "specificity.general_pmi"
@@ -73,7 +82,7 @@ def test_what_the_score_card_calls_destroyed_is_destroyed():
     table = stack([rows(GOLD), frame([stammers])])
     found = verdict_from_rows(table, {"original": rows(ORIGINAL), "gold": rows(GOLD)}, KNOWN)
     assert found.name == DESTROYED
-    assert "repeats itself" in found.because
+    assert "seamlessness.repetition is" in found.because
 
 
 def test_without_gold_the_missing_anchor_is_named_and_controls_take_its_place():
@@ -126,7 +135,7 @@ def test_another_way_of_asking_that_is_still_answered_is_not_passed_over():
 def test_what_was_not_measured_is_listed():
     found = named({ASKED: 0.25, PROBE: 0.08})
     assert found.not_excluded == (DESTROYED,)
-    for name in (KEPT, "seamlessness.repetition", ATTACKS):
+    for name in (KEPT, "seamlessness.repetition"):
         assert name in found.unmeasured
         assert name in str(found)
     assert not {ASKED, PROBE} & set(found.unmeasured)
@@ -272,3 +281,17 @@ def test_elm_with_its_preset_silences_one_domain_and_its_verdict_has_both_anchor
     assert value[KEPT] >= 0.93
     assert found.missing == ()
     assert all(e.original is not None and e.gold is not None for e in found.evidence)
+
+
+def test_results_of_an_earlier_step_are_no_evidence_on_the_last(tiny_lm, tiny_concept, tmp_path):
+    run = Run.create(tmp_path / "r", RunConfig.preset(None, model=tiny_lm.name), lm=tiny_lm, concept=tiny_concept)
+
+    def of(metric, value, step):
+        states = (("base", None, 0.9), ("elm", step, value))
+        return frame([measurements(metric, v, method=m, step=at, n=50, chance=0.5) for m, at, v in states])
+
+    run.save_results("attack-early", of("probe.truth", 0.6, 1))
+    run.save_results("probes", of("probe.truth", 0.8, 3))
+    run.save_results("scorecard", of("innocence.four_choice_pmi", 0.5, 3))
+    table, _ = _from_results(run)
+    assert dict(zip(table["metric"], table["value"], strict=True))["probe.truth"] == 0.8

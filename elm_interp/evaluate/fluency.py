@@ -187,7 +187,7 @@ def distinct2(subject: Subject) -> list[dict[str, Any]]:
 
 @metric(
     "seamlessness.distinct2_ratio", shows="text", better="up", unit="× base", cost="dear", needs_base=True,
-    headline=True,
+    headline=True, ruined=0.5,
     protocol=f"{_WRITTEN}; distinct-2 over that of the base's own text; jackknife over prompts, paired",
 )  # fmt: skip
 def distinct2_ratio(subject: Subject) -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ def distinct2_ratio(subject: Subject) -> list[dict[str, Any]]:
 
 
 @metric(
-    "seamlessness.repetition", shows="text", better="down", cost="dear",
+    "seamlessness.repetition", shows="text", better="down", cost="dear", ruined=0.5,
     protocol=f"{_WRITTEN}; word 4-grams that the same text had already / all 4-grams; bootstrap over texts",
 )  # fmt: skip
 def repeated(subject: Subject) -> list[dict[str, Any]]:

@@ -21,9 +21,6 @@ from elm_interp.results import stack
 
 GENERAL_LEFT = 0.25
 """A model that keeps less than this share of the base's general knowledge above chance is destroyed."""
-MOST_REPETITION = 0.5
-LEAST_DISTINCT = 0.5
-MOST_PERPLEXITY = 5.0
 LEAST_WRITTEN = 0.5
 """A model that writes fewer texts than this share of the base's is destroyed; empty texts do not count."""
 
@@ -78,8 +75,8 @@ def summary(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int | 
 def destroyed(table: pd.DataFrame) -> str | None:
     """Why a run counts as "destroyed, not erased"; None if it does not.
 
-    A model that has lost general knowledge, no longer predicts ordinary text, or repeats itself does not know the
-    concept either, so its innocence shows nothing.
+    A model that has lost general knowledge, hardly writes, or is worse in a metric than its `ruined` value (such as
+    repetition) does not know the concept either, so its innocence shows nothing.
 
     Args:
         table: rows of `score_card`; metrics that were not measured do not count against the run.
@@ -94,18 +91,19 @@ def destroyed(table: pd.DataFrame) -> str | None:
     chance, before, after = value(name, column="chance"), value(name, base=True), value(name)
     # a base at chance has nothing to lose
     could_fall = value(name, base=True, column="ci_low") > chance
-    repetition, distinct = value("seamlessness.repetition"), value("seamlessness.distinct2_ratio")
     written, before_written = (value("seamlessness.distinct2", base=base, column="n") for base in (False, True))
-    ratio = value("specificity.retain_ppl_ratio")
     reasons = {
         f"general knowledge fell near chance ({after:.2f}; base {before:.2f}, chance {chance:.2f})": could_fall
         and after - chance < GENERAL_LEFT * (before - chance),
-        f"its text repeats itself ({repetition:.0%} of 4-grams)": repetition > MOST_REPETITION,
-        f"its text has few different words (distinct-2 {distinct:.2f} × the base's)": distinct < LEAST_DISTINCT,
         f"it writes next to nothing ({written:.0f} texts are not empty)": written < LEAST_WRITTEN * before_written,
-        f"it predicts ordinary text badly ({ratio:.1f} × the base's perplexity)": ratio > MOST_PERPLEXITY,
     }
-    return "; ".join(reason for reason, holds in reasons.items() if holds) or None
+    found = [reason for reason, holds in reasons.items() if holds]
+    for one in (one for one in list_metrics() if one.ruined is not None):
+        sign = 1 if one.better == "up" else -1
+        if sign * value(one.name) < sign * one.ruined:
+            side = "less" if one.better == "up" else "more"
+            found.append(f"{one.name} is {value(one.name):.2f}{f' {one.unit}'.rstrip()}, {side} than {one.ruined:g}")
+    return "; ".join(found) or None
 
 
 def _finite(number: Any) -> float | None:

@@ -143,6 +143,7 @@ def retain_ppl(subject: Subject) -> list[dict[str, Any]]:
 
 @metric(
     "specificity.retain_ppl_ratio", shows="kept", better="down", unit="× base", needs_base=True, headline=True,
+    ruined=5,
     protocol="held-out retain passages, perplexity over the base's; paired bootstrap over passages; 1 = unchanged",
 )  # fmt: skip
 def retain_ppl_ratio(subject: Subject) -> list[dict[str, Any]]:

@@ -67,6 +67,7 @@ def fit_leace(x: Float[Tensor, "layer example d_model"], y: Int[Tensor, " exampl
     u, s, v = torch.linalg.svd(x - mean, full_matrices=False)
     share = shrinkage(x)[:, None]
     variance = (1 - share) * s.square() / n + share * s.square().sum(-1, keepdim=True) / (n * d)
+    variance = variance.clamp(min=torch.finfo(x.dtype).tiny)  # of activations that are all the same
     whitened = (s / variance.sqrt())[..., None] * (u.mT @ (one_hot - one_hot.mean(0)))
     # centred one-hot columns sum to zero: one direction fewer than classes
     basis = torch.linalg.svd(whitened, full_matrices=False)[0][..., : one_hot.shape[1] - 1].mT
