@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import quick_python
 import tiny
 import torch
 
@@ -58,17 +59,15 @@ def said(tmp_path_factory):
     paths = [str(site), str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "ELM_INTERP_CACHE": str(folder / "cache")}
     found = {}
-    for line in [*COMMANDS, "elm-interp list"]:
-        command = line
-        for word, place in places.items():
-            command = command.replace(word, str(place))
-        words = shlex.split(command)
-        if words[0] == "elm-interp":
-            words = [sys.executable, "-m", "elm_interp.cli", *words[1:]]
-        words[0] = sys.executable
-        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8")
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        found[line] = done.stdout
+    with quick_python.server() as run:
+        for line in [*COMMANDS, "elm-interp list"]:
+            command = line
+            for word, place in places.items():
+                command = command.replace(word, str(place))
+            first, *words = shlex.split(command)
+            words = ["-m", "elm_interp.cli", *words] if first == "elm-interp" else words
+            code, found[line], errors = run(words, cwd=folder, env=env)
+            assert code == 0, f"{command}\n{found[line]}\n{errors}"
     return found | {"folder": folder / "runs" / "mine"}
 
 
