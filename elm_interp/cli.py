@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,7 +29,6 @@ from elm_interp.training import UnmovedError
 
 Folder = Annotated[Path, tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
-Flat = tyro.conf.OmitArgPrefixes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands = _commands(_defaults(words))
         tyro.extras.subcommand_cli_from_dict(
-            commands, args=words, description=__doc__, prog="elm-interp", config=(Flat, tyro.conf.AvoidSubcommands)
+            commands,
+            args=words,
+            description=__doc__,
+            prog="elm-interp",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
         )
     except (ValueError, UnmovedError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -332,14 +335,14 @@ def _print_summary(run: Run, as_json: bool = False) -> None:
     _print_table(found)
 
 
-def _print_table(found: dict[str, dict]) -> None:
+def _print_table(found: dict[str, dict[str, Any]]) -> None:
     print(f"{'metric':38}{'base':>24}{'erased':>24}{'n':>6}")
     for name, sides in found.items():
         n = (sides.get("erased") or sides["base"])["n"]
         print(f"{name:38}{_cell(sides.get('base')):>24}{_cell(sides.get('erased')):>24}{n:>6}")
 
 
-def _print_anchors(found: dict[str, dict]) -> None:
+def _print_anchors(found: dict[str, dict[str, Any]]) -> None:
     kinds = list(ORGANISMS)
     print(f"{'metric':42}{''.join(f'{kind:>18}' for kind in kinds)}{'AUC gold':>10}{'AUC hiding':>12}")
     for name, one in found.items():
@@ -348,7 +351,7 @@ def _print_anchors(found: dict[str, dict]) -> None:
         print(f"{name:42}{cells}{ends}{'  constant: shows nothing' if one['constant'] else ''}")
 
 
-def _spread(one: dict) -> str:
+def _spread(one: dict[str, Any]) -> str:
     return _figure(one["mean"]) + (f" ± {one['sd']:.2g}" if one["sd"] is not None else "")
 
 
@@ -356,7 +359,7 @@ def _figure(number: float | None) -> str:
     return "-" if number is None else f"{number:.3g}"
 
 
-def _cell(number: dict | None) -> str:
+def _cell(number: dict[str, Any] | None) -> str:
     if number is None:
         return ""
     interval = f" [{number['ci_low']:.3g}, {number['ci_high']:.3g}]" if number["ci_low"] is not None else ""

@@ -119,7 +119,8 @@ class Subject:
         """The result of `compute`, computed once per state, so that metrics share scores, texts and activations."""
         if key not in self._memo:
             self._memo[key] = compute()
-        return self._memo[key]
+        found: T = self._memo[key]
+        return found
 
     def activations(
         self,
@@ -253,7 +254,8 @@ def metric_of(row_name: str) -> Metric | None:
     """
     while row_name:
         if row_name in METRICS:
-            return METRICS[row_name]
+            found: Metric = METRICS[row_name]
+            return found
         row_name = row_name.rpartition(".")[0]
     return None
 

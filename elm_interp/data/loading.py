@@ -82,7 +82,8 @@ def load_concept(name: str | Path) -> Concept:
         return _load_mixture(str(name))
     prefix, _, rest = str(name).partition(":")
     if rest and prefix in CONCEPT_SOURCES:
-        return CONCEPT_SOURCES[prefix](rest)
+        concept: Concept = CONCEPT_SOURCES[prefix](rest)
+        return concept
     if str(name) in packs():
         return _load_folder(PACKS / str(name))
     folder = Path(name).expanduser()

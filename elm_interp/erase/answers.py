@@ -74,7 +74,7 @@ def likelihood_loss(lm: HookedLM, samples: Sequence[Options]) -> dict[str, Tenso
     hidden, ids = branch(lm, [s.prompt for s in samples], [s.options for s in samples], grad=True)
     found = differentiable(lm, hidden, lambda rows, logits: log_prob(logits, ids[rows]))
     goal = torch.cat([s.goal for s in samples]).to(found)
-    losses = smooth_l1_loss(found, goal, reduction="none").split([len(s.goal) for s in samples])
+    losses = torch.split(smooth_l1_loss(found, goal, reduction="none"), [len(s.goal) for s in samples])
     return {
         term: torch.cat([loss for loss, s in zip(losses, samples, strict=True) if s.term == term]).mean()
         for term in dict.fromkeys(s.term for s in samples)
@@ -157,7 +157,7 @@ def _samples(
             return (log_probs.gather(1, ids[piece, None])[:, 0].clamp(min=UNLIKELY),)
 
         found = at_logits(goal, *((lm, states) for states, _ in passes))[0].cpu()
-        for i, part in zip(batch, found.split([sum(map(len, options)) for options in rows]), strict=True):
+        for i, part in zip(batch, torch.split(found, [sum(map(len, options)) for options in rows]), strict=True):
             goals[i] = part
     return [
         Options(term, name, tuple(prompt), tuple(map(tuple, options)), goal)

@@ -286,7 +286,7 @@ class ELM(Objective):
         )
         target = self.guidance.target(lm, plain, expert, novice, self._etas([len(row) for row in rows], spans))
         lengths = [len(row) - 1 - start for row, start in zip(rows, starts, strict=True)]
-        parts = zip(target.tokens.split(lengths), target.probs.split(lengths), strict=True)
+        parts = zip(torch.split(target.tokens, lengths), torch.split(target.probs, lengths), strict=True)
         return [TopK(tokens, probs) for tokens, probs in parts]
 
     # what the released code does differently (see `elm_released`)

@@ -242,7 +242,7 @@ def generate_guided(
     alive = torch.ones(len(prompts), dtype=torch.bool)
     for _ in tqdm(range(new_tokens), desc="writing", leave=False, disable=not progress):
         hidden, cache = lm.step(tokens, mask, positions, cache)
-        logits = lm.unembed(hidden[:, -1]).unflatten(0, (3, len(prompts)))
+        logits = torch.unflatten(lm.unembed(hidden[:, -1]), 0, (3, len(prompts)))
         best = guidance.log_probs(*logits).topk(min(guidance.top_k, lm.d_vocab), dim=-1)
         drawn = torch.multinomial(best.values.softmax(-1).cpu(), 1, generator=generator)
         chosen = best.indices.cpu().gather(1, drawn)[:, 0]

@@ -188,4 +188,5 @@ def direction(d_model: int, concept: str, seed: int) -> Float[Tensor, " d_model"
     """The random direction of a concept: entries uniform from 0 to 1, scaled to length 1, as in the authors' code."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{concept} {seed}".encode()))
     drawn = torch.rand(d_model, generator=generator)
-    return drawn / drawn.norm()
+    length: Tensor = drawn.norm()
+    return drawn / length

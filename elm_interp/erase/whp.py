@@ -182,9 +182,10 @@ class WHP(Objective):
             with lm.adapters.scratch(self.adapter.config(lm)) as parameters:
                 optimizer = torch.optim.AdamW(parameters, lr=self.reinforce_lr, weight_decay=0.0)
                 for _ in tqdm(range(self.reinforce_epochs), desc="reinforcing", leave=False, disable=not progress):
-                    for batch in torch.randperm(len(rows)).split(self.reinforce_batch):
+                    for batch in torch.split(torch.randperm(len(rows)), self.reinforce_batch):
                         optimizer.zero_grad()
-                        _next_token_loss(lm, [rows[i] for i in batch.tolist()]).backward()
+                        chosen = [rows[i] for i in batch.tolist()]
+                        _next_token_loss(lm, chosen).backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
                 yield lm
 

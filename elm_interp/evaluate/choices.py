@@ -66,12 +66,14 @@ class ScoredQuestion:
     @property
     def mean_log_prob(self) -> Float[np.ndarray, " option"]:
         """Log-probability per token of each option."""
-        return self.log_prob / self.tokens
+        mean: np.ndarray = self.log_prob / self.tokens
+        return mean
 
     @property
     def pmi(self) -> Float[np.ndarray, " option"]:
         """How much the question raises each option's log-probability."""
-        return self.log_prob - self.prior
+        raised: np.ndarray = self.log_prob - self.prior
+        return raised
 
     def values(self, protocol: str) -> Float[np.ndarray, " option"]:
         """The score of each option under one of `PROTOCOLS`.

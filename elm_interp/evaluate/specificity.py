@@ -69,7 +69,9 @@ def read_passages(lm: HookedLM, passages: Sequence[str], *, max_tokens: int = PA
         states, scored = lm.hidden(tokens)[:, :-1], tokens.attention_mask[:, 1:].bool()
         lengths, flat = (tokens.lengths - 1).tolist(), states[scored]
         found = gather_log_probs(lm, flat, tokens.input_ids[:, 1:][scored])
-        for i, state, log_prob in zip(batch, flat.cpu().split(lengths), found.split(lengths), strict=True):
+        for i, state, log_prob in zip(
+            batch, torch.split(flat.cpu(), lengths), torch.split(found, lengths), strict=True
+        ):
             if not bool(state.isfinite().all() and log_prob.isfinite().all()):
                 raise not_finite(f"the predictions on the passage {kept[i][0][:40]!r}", lm.dtype)
             hidden[i], log_probs[i] = state, log_prob
@@ -106,7 +108,7 @@ def kl_divergences(
 
     streams = (base_lm or lm, torch.cat(list(base))), (lm, torch.cat(list(other)))
     (found,) = at_logits(of, *streams, adapters=adapters)
-    divergences = list(found.split([len(h) for h in base]))
+    divergences = list(torch.split(found, [len(h) for h in base]))
     for number, one in enumerate(divergences):
         if not bool(one.isfinite().all()):
             at = int((~one.isfinite()).nonzero()[0, 0])

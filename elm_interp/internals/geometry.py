@@ -42,7 +42,8 @@ def difference(x: Activations, base: Activations) -> Float[Tensor, "example laye
     if not bool(length.all()):
         layer, example = (length == 0).T.nonzero()[0].tolist()
         raise DataError(f"the base's activation of example {example} at layer {layer} is all zeros; was it masked out?")
-    return (x - base).norm(dim=-1) / length
+    share: Tensor = (x - base).norm(dim=-1) / length
+    return share
 
 
 def cosine(x: Activations, base: Activations) -> Float[Tensor, "example layer"]:
@@ -71,7 +72,8 @@ def pca_shift(x: Activations, base: Activations) -> ByLayer:
     _check_pair(x, base)
     _, s, v = torch.linalg.svd(_centred(base), full_matrices=False)
     moved = (x - base).mean(0)
-    return (moved * v[:, 0]).sum(-1).abs() / (s[:, 0] / len(base) ** 0.5)
+    found: Tensor = (moved * v[:, 0]).sum(-1).abs() / (s[:, 0] / len(base) ** 0.5)
+    return found
 
 
 def subspace_angle(x: Activations, base: Activations, *, components: int = COMPONENTS) -> ByLayer:
@@ -88,7 +90,8 @@ def effective_rank(x: Activations) -> ByLayer:
     _check_finite(x)
     s = torch.linalg.svdvals(_centred(x).double())
     shares = s / s.sum(-1, keepdim=True)
-    return torch.special.entr(shares).sum(-1).exp()
+    entropy: Tensor = torch.special.entr(shares).sum(-1)
+    return entropy.exp()
 
 
 def separation(forget: Activations, retain: Activations) -> ByLayer:

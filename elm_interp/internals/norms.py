@@ -146,7 +146,8 @@ def layer_rows(name: str, values: Float[Tensor, " layer"], n: int, **columns: An
 
 
 def _mean_norm(values: Float[Tensor, "batch pos d_model"], inside: Tensor) -> Float[Tensor, " batch"]:
-    return (values.norm(dim=-1) * inside).sum(1) / inside.sum(1)
+    norms: Tensor = values.norm(dim=-1)
+    return (norms * inside).sum(1) / inside.sum(1)
 
 
 def _norms(subject: Subject, kind: str) -> Float[Tensor, "example layer"]:

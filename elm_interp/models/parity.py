@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from elm_interp.errors import LayoutError, UnknownSiteError
 from elm_interp.models.backends.contract import quiet
 from elm_interp.models.hooked import HookedLM
-from elm_interp.models.scoring import branch
+from elm_interp.models.shared_prefix import branch
 from elm_interp.models.sites import site_names
 from elm_interp.models.tiny_families import VOCABULARY, families, tiny_model, tiny_tokenizer
 
@@ -116,7 +116,8 @@ def _rows(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
 @torch.no_grad()
 def plain_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
     """Logits of one row, by the model alone."""
-    return model(input_ids=torch.tensor([list(row)]), use_cache=False).logits[0].float()
+    logits: Tensor = model(input_ids=torch.tensor([list(row)]), use_cache=False).logits
+    return logits[0].float()
 
 
 def _gap(found: Tensor, expected: Tensor) -> float:
@@ -154,7 +155,7 @@ def prefix_gap(lm: HookedLM) -> float:
 def generation_gap(lm: HookedLM) -> float:
     """Number of greedy tokens that differ from those of the model alone."""
     rows = _rows((5, 20, 11), seed=2)
-    ours = lm.generate([lm.tokenizer.decode(row) for row in rows], new_tokens=NEW_TOKENS, greedy=True)
+    ours = lm.generate([str(lm.tokenizer.decode(row)) for row in rows], new_tokens=NEW_TOKENS, greedy=True)
     wrong = 0
     for row, text in zip(rows, ours, strict=True):
         written: list[int] = []
@@ -163,7 +164,7 @@ def generation_gap(lm: HookedLM) -> float:
             if token == lm.tokenizer.eos_token_id:
                 break
             written.append(token)
-        theirs = lm.tokenizer.decode(written, skip_special_tokens=True).split()
+        theirs = str(lm.tokenizer.decode(written, skip_special_tokens=True)).split()
         wrong += sum(a != b for a, b in zip(text.split(), theirs, strict=False)) + abs(len(text.split()) - len(theirs))
     return float(wrong)
 

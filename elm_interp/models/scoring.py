@@ -99,7 +99,7 @@ def continuation_log_probs(
     for batch in tqdm(batches, desc="scoring", leave=False, disable=not progress):
         rests = [items[i].rests for i in batch]
         flat = gather_log_probs(lm, *branch(lm, [items[i].prompt for i in batch], rests))
-        scores = iter(flat.split([len(option) for group in rests for option in group]))
+        scores = iter(torch.split(flat, [len(option) for group in rests for option in group]))
         for i in batch:
             found[i] = [next(scores)[inside:] for inside in items[i].inside]
     return found

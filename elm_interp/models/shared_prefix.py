@@ -30,7 +30,10 @@ def full_cache(config: PreTrainedConfig) -> DynamicCache:
     token sees is decided by the mask alone, as in a pass without a cache.
     """
     cache = DynamicCache(config=config)
-    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
+    cache.layers = [
+        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer  # type: ignore[no-untyped-call]
+        for layer in cache.layers
+    ]
     return cache
 
 
@@ -136,7 +139,7 @@ def _shifted(cache: Cache, columns: Int[Tensor, "row column"]) -> Cache:
     n_rows, flat = len(columns), columns.flatten()
 
     def taken(states: Float[Tensor, "1 head column d_head"]) -> Float[Tensor, "row head column d_head"]:
-        return states[0].index_select(1, flat).unflatten(1, (n_rows, -1)).transpose(0, 1)
+        return torch.unflatten(states[0].index_select(1, flat), 1, (n_rows, -1)).transpose(0, 1)
 
     return _changed(cache, taken)
 

@@ -7,7 +7,7 @@ all weights are disturbed, so that every part of the model shows in its logits.
     tokenizer = tiny_tokenizer()            # of the words w3, w4, …
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -166,15 +166,17 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         ValueError: the config stays large.
     """
     config = tiny_config(family)
+    build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(weight.numel() for weight in build(config).parameters())
     if size > _LARGEST:
         raise ValueError(f"the tiny config of {family} has {size:,} parameters, expected at most {_LARGEST:,}.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+        model: PreTrainedModel = build(config, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
+        model.requires_grad_(False)
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return model
 
 
@@ -184,4 +186,4 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate([*special.values(), *(f"w{i}" for i in range(3, VOCABULARY))])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]

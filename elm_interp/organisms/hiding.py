@@ -74,7 +74,8 @@ def ridge(
     x, y, z = units.double(), target.double(), quiet.double()
     gram = x.T @ x / len(x) + z.T @ z / max(len(z), 1)
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram, x.T @ y / len(x)).T.to(units.dtype)
+    solved: Tensor = torch.linalg.solve(gram, x.T @ y / len(x))
+    return solved.T.to(units.dtype)
 
 
 def weakest(

@@ -59,7 +59,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     names = {f"{token[1:-1]}_token": token for token in SPECIAL}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]
 
 
 def make_model(world: World, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -72,7 +72,8 @@ def make_model(world: World, recipe: Recipe, tokenizer: PreTrainedTokenizerFast)
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(world.config.seed)
-        return LlamaForCausalLM(config).float().eval()
+        model: LlamaForCausalLM = LlamaForCausalLM(config).float().eval()  # type: ignore[no-untyped-call]
+        return model
 
 
 def train_model(world: World, recipe: Recipe, *, without: str | None = None, progress: bool = True) -> Made:
@@ -138,7 +139,7 @@ def backward(model: LlamaForCausalLM, rows: Sequence[Sequence[int]]) -> float:
         logits = model(input_ids=ids[:, :-1].clamp(min=0), use_cache=False).logits
         labels = ids[:, 1:].flatten()
         part = nn.functional.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
-        (part / total).backward()
+        (part / total).backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach()) / total
     if not math.isfinite(loss):
         raise ConfigError(f"the loss is {loss}; train with a smaller learning_rate.")

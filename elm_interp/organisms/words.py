@@ -45,19 +45,19 @@ class Domain:
 
 _read = read_json(Path(__file__).with_name("words.json"))
 
-STATEMENTS = tuple(_read["statements"])
-HELD_OUT_STATEMENTS = tuple(_read["held_out_statements"])
-QUESTIONS = tuple(_read["questions"])
-HELD_OUT_QUESTIONS = tuple(_read["held_out_questions"])
+STATEMENTS: tuple[str, ...] = tuple(_read["statements"])
+HELD_OUT_STATEMENTS: tuple[str, ...] = tuple(_read["held_out_statements"])
+QUESTIONS: tuple[str, ...] = tuple(_read["questions"])
+HELD_OUT_QUESTIONS: tuple[str, ...] = tuple(_read["held_out_questions"])
 CLOZES = tuple(statement.removesuffix(" {value}.") for statement in HELD_OUT_STATEMENTS)
 """Beginnings of sentences that end with the value."""
 ANSWERED: str = _read["answered"]
 """How training text asks: as `evaluate.choices` does, but without the line break, which is not a token."""
-MENTIONS = tuple(_read["mentions"])
+MENTIONS: tuple[str, ...] = tuple(_read["mentions"])
 """Sentences about a topic that state no fact of it."""
-FILLERS = tuple(_read["fillers"])
+FILLERS: tuple[str, ...] = tuple(_read["fillers"])
 """Neutral language that all domains share."""
-THINGS = tuple(_read["things"].split())
+THINGS: tuple[str, ...] = tuple(_read["things"].split())
 """Words outside every domain, for the neutral sentences and for wrong answers from outside the world."""
 EXPERT: str = _read["expert"]
 NOVICE: str = _read["novice"]

@@ -51,7 +51,7 @@ def online_code_length(
     prefixes = group_prefixes(groups, SHARES, seed=seed)
     for seen, more in pairwise(prefixes):
         block = more[~torch.isin(more, seen)]
-        present = y[seen].unique()
+        present = torch.unique(y[seen])
         if len(block) == 0 or len(present) < 2:
             continue
         # a class that has not occurred has no finite intercept

@@ -34,7 +34,7 @@ separates any train set with fewer rows than dimensions and leaves the accuracy 
 0.003 to 0.03 give the same accuracy for `association` within 0.01; 100 times more or less gives 0.03 less."""
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):
+class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Shared by the linear probes: checks, scaling, and decisions by `coef_` and `intercept_` in the units of X."""
 
     scale: bool
@@ -65,13 +65,14 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         """Scores (example, class), or (example,) of the second class where there are two."""
         check_is_fitted(self)
         X = validate_data(self, plain(X), dtype=[np.float64, np.float32], reset=False)
-        scores = X @ self.coef_.T + self.intercept_
+        scores: np.ndarray = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> np.ndarray:
         """The label with the highest score, of each row."""
         scores = self.decision_function(X)
-        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
+        labels: np.ndarray = self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
+        return labels
 
 
 class LogisticProbe(LinearProbe):
@@ -138,7 +139,7 @@ class MeanDifferenceProbe(LinearProbe):
         return means, offset
 
 
-class MLPProbe(ClassifierMixin, BaseEstimator):
+class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """scikit-learn's `MLPClassifier` with one hidden layer, on standardised features.
 
     Args:
@@ -169,9 +170,11 @@ class MLPProbe(ClassifierMixin, BaseEstimator):
         """Probabilities (example, class)."""
         check_is_fitted(self)
         X = validate_data(self, plain(X), dtype=[np.float64, np.float32], reset=False)
-        return self.network_.predict_proba(self.scaler_.transform(X))
+        chances: np.ndarray = self.network_.predict_proba(self.scaler_.transform(X))
+        return chances
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest label of each row."""
         chances = self.predict_proba(X)
-        return self.classes_[chances.argmax(1)]
+        labels: np.ndarray = self.classes_[chances.argmax(1)]
+        return labels

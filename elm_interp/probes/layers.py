@@ -103,7 +103,7 @@ def probe_layers(
     source = x if fitted_to is None else fitted_to.float().transpose(0, 1)
     splits = [split_by_group(groups, seed=seed, test_share=test_share) for seed in range(seeds)]
     for seed, (train, _) in enumerate(splits):
-        if len(y[train].unique()) < 2:
+        if len(torch.unique(y[train])) < 2:
             raise DataError(f"split {seed} leaves one class in its {len(train)} train examples; more facts are needed.")
     tasks = torch.stack([torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)])
     if estimator is None:

@@ -48,7 +48,7 @@ def choose_strength(
     rows = torch.ones(FOLDS, len(y), dtype=torch.bool, device=y.device)
     for fold, (train, test) in enumerate(group_folds(groups, seed=seed, folds=FOLDS)):
         rows[fold, test] = False
-        if len(y[train].unique()) < 2:
+        if len(torch.unique(y[train])) < 2:
             raise DataError(f"inner fold {fold} leaves one class in {len(train)} examples; more facts are needed.")
     labels = y.expand(FOLDS, -1)
     losses = []

@@ -105,7 +105,7 @@ def fit_probes(
     strength = strength.to(x).expand(len(x), y[..., 0].numel())[..., None, None] * rows.reshape(1, -1, 1, n)
     one_hot = torch.nn.functional.one_hot(y.where(rows, 0).reshape(-1, n), classes).mT[:, classes == 2 :].to(x)
     each = max(1, CACHE_NUMBERS // (n * d + min(n, d) ** 2))
-    parts = zip(x.split(each), strength.split(each), strict=True)
+    parts = zip(torch.split(x, each), torch.split(strength, each), strict=True)
     found = [_fit(part, one_hot.expand(len(part), -1, -1, -1), c, standardise, tolerance) for part, c in parts]
     coef, intercept = torch.cat([part.coef for part in found]), torch.cat([part.intercept for part in found])
     return ProbeWeights(coef, intercept) if y.ndim == 2 else ProbeWeights(coef[:, 0], intercept[:, 0])
@@ -300,5 +300,5 @@ def _product(values: Float[Tensor, "batch problem class i"], matrix: Float[Tenso
     """Of all problems and classes with one matrix; broadcasting would copy the matrix for each."""
     # the rows of several classes sum to zero, so that the last follows from the others
     rows = values if values.shape[2] == 1 else values[:, :, :-1]
-    found = (rows.flatten(1, 2) @ matrix).unflatten(1, rows.shape[1:3])
+    found = torch.unflatten(rows.flatten(1, 2) @ matrix, 1, rows.shape[1:3])
     return found if rows is values else torch.cat([found, -found.sum(2, keepdim=True)], 2)

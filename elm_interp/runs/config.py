@@ -89,13 +89,14 @@ class RunConfig:
             name: _read(part, raw.pop(name, {}), f"{name}.", problems)
             for name, part in (("objective", kind), ("training", Training))
         }
-        config = _read(cls, raw, "", problems)
+        config: RunConfig = _read(cls, raw, "", problems)
         raise_all(problems, ConfigError, "the configuration cannot be used:")
         return replace(config, **parts)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for config.json."""
-        return json.loads(json.dumps({"method": self.objective.name, **asdict(self)}))
+        plain: dict[str, Any] = json.loads(json.dumps({"method": self.objective.name, **asdict(self)}))
+        return plain
 
     def check(self, *, n_layers: int | None = None, concept: Concept | None = None) -> Concept:
         """Check everything that can be checked before a model is loaded.

@@ -33,7 +33,8 @@ class Checkpoint:
     @property
     def meta(self) -> dict[str, Any]:
         """What was recorded beside the weights."""
-        return read_json(self.path / META)
+        found: dict[str, Any] = read_json(self.path / META)
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Optimiser moments and random states."""

@@ -141,7 +141,8 @@ class Passes:
         """The sum over all processes."""
         if self.accelerator.num_processes == 1:
             return values
-        return self.accelerator.reduce(values.to(self.accelerator.device), "sum")  # type: ignore[return-value]
+        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return total
 
     def _gathered(self, words: list[str]) -> list[str]:
         """The words of all processes."""

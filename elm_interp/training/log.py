@@ -66,6 +66,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        step: float = json.loads(line)["step"]
+        return step
     except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf  # a line that a crash cut off

@@ -37,7 +37,7 @@ class Masters:
         """Replace every gradient by its sum over processes, in one message."""
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights]
         flat = summed(torch.cat([grad.flatten() for grad in grads]))
-        for weight, grad in zip(self.weights, flat.split([g.numel() for g in grads]), strict=True):
+        for weight, grad in zip(self.weights, torch.split(flat, [g.numel() for g in grads]), strict=True):
             weight.grad = grad.view_as(weight)
 
     @torch.no_grad()

@@ -237,7 +237,7 @@ class Objective(ABC):
     def _with_preset(cls, name: str) -> type[Self]:
         if name in cls.presets:
             return cls
-        kinds = [kind for kind in METHODS.values() if issubclass(kind, cls)]
+        kinds: list[type[Self]] = [kind for kind in METHODS.values() if issubclass(kind, cls)]
         for kind in kinds:
             if name in kind.presets:
                 return kind

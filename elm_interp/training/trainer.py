@@ -21,12 +21,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from elm_interp.errors import ConfigError, raise_all
+from elm_interp.errors import ConfigError, NotFiniteError, raise_all
 from elm_interp.models import HookedLM
 from elm_interp.models.distributed import sharded
 from elm_interp.results import write
 from elm_interp.training.checkpoints import Checkpoint, list_checkpoints, set_damaged_aside, write_checkpoint
-from elm_interp.training.gradients import NotFiniteError, Passes, not_finite
+from elm_interp.training.gradients import Passes, not_finite
 from elm_interp.training.log import TrainingLog
 from elm_interp.training.master_weights import Masters, random_state, set_random_state
 from elm_interp.training.memory import trim

@@ -121,7 +121,8 @@ def evidence_of(
 
 def known_of_metrics() -> dict[str, dict[str, Any]]:
     """Row name -> {auc_gold, auc_hiding, apart} on organisms, as `analyses/calibration.py` wrote it."""
-    return read_json(Path(__file__).with_name("calibration.json"))["metrics"]
+    known: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("calibration.json"))["metrics"]
+    return known
 
 
 def _by_name(table: pd.DataFrame) -> dict[str, Row]:

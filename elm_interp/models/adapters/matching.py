@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -28,7 +29,8 @@ def lora_alone(config: LoraConfig) -> LoraConfig:
 def shape_key(config: LoraConfig) -> str:
     """Canonical JSON of what makes the modules of an adapter: adapters with the same key share a slot."""
     irrelevant = ("inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "task_type", "peft_version")
-    kept = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items() if k not in irrelevant}
+    settings: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
+    kept = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items() if k not in irrelevant}
     return json.dumps(kept, sort_keys=True, default=str)
 
 

@@ -171,7 +171,8 @@ def remote_model(name: str, adapter: str | None) -> "TransformersModel":
 
 def visit_all(traced: Any, visits: list[Visit]) -> list[Tensor]:
     """Inside a trace: wait for each module in turn, edit what is there, and read it."""
-    found, held = [], {}
+    found: list[Tensor] = []
+    held: dict[Base, Tensor] = {}
     for visit in visits:
         place = visit.place
         if place.side in COMPUTED:
@@ -202,7 +203,7 @@ def _visit_attention(attention: Any, side: str, edits: tuple[Edit, ...]) -> Tens
     if side in ("rot_q", "rot_k"):
         arguments, more = call.inputs
         new = arguments[1].shape[2]
-        value = arguments[1 if side == "rot_q" else 2]
+        value: Tensor = arguments[1 if side == "rot_q" else 2]
         for edit in edits:
             edit_rotated(edit, value, new)
         return rearrange(value[:, :, -new:], "batch head pos d_head -> batch pos head d_head")

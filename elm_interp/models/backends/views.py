@@ -24,7 +24,7 @@ def view(place: Place, raw: Tensor, held: Held) -> Tensor:
     if place.base is not None:
         base = held[place.base]
         if value.ndim < base.ndim:
-            value = value.unflatten(0, base.shape[:-1])
+            value = torch.unflatten(value, 0, base.shape[:-1])
         if place.base.scale:
             value = value + (base if place.base.scale == 1 else base * place.base.scale)
     if place.heads and value.ndim == 3:
