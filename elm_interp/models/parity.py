@@ -202,8 +202,8 @@ def adapter_gap(lm: HookedLM) -> float:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # some routers are linear layers with another output, which peft does not know
-    return isinstance(module, nn.Linear | Conv1D) and "Router" not in type(module).__name__
+    # some routers and grouped projections are linear layers with another output, which peft does not know
+    return isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 _CHECKS: dict[str, Callable[[HookedLM], float]] = dict(

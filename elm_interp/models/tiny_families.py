@@ -65,6 +65,13 @@ _SIZES: dict[str, Any] = {
     "index_head_dim": 8,
     "index_n_heads": 4,
     "index_topk": 64,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "mamba_chunk_size": 8,
     "mlp_only_layers": [0],
     "max_window_layers": 1,
     "use_sliding_window": True,
@@ -88,12 +95,28 @@ _GEMMA_3N = {
     "intermediate_size": 64,
 }
 _GEMMA_4 = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
+_DOTS_3 = {
+    "shared_experts_intermediate_size": 32,
+    "n_group": 2,
+    **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 4),
+    **dict.fromkeys(("swa_q_lora_rank", "swa_kv_lora_rank", "swa_head_dim"), 16),
+    **dict.fromkeys(("swa_qk_nope_head_dim", "swa_v_head_dim"), 8),
+}
+_ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 50},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROTARY)},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    "dots3_note_text": {"shared_experts_intermediate_size": 32},
+    "dots3_note": {
+        "text_config": _DOTS_3,
+        "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32, "per_layer_config": {}},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
+    "dots3_note_text": _DOTS_3,
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
     "gemma3n_text": _GEMMA_3N,
     "gemma4": {"text_config": _GEMMA_4},
     "gemma4_text": _GEMMA_4,
