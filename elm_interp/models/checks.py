@@ -152,7 +152,8 @@ def check_passes(lm: "HookedLM") -> None:
     if normed.shape != hidden.shape or not torch.allclose(normed.float(), hidden.float(), atol=1e-3, rtol=1e-2):
         raise LayoutError(
             f"{lm.layout.final_norm or 'no norm'} of {kind} does not turn the output of the last of {lm.layout.blocks} "
-            f"into what the unembedding reads{other_mixers(lm.model, lm.layout)}; pass layout=Layout(...) with the paths of this model."
+            f"into what the unembedding reads{other_mixers(lm.model, lm.layout)}; "
+            "pass layout=Layout(...) with the paths of this model."
         )
     gaps = {}
     for scale in logit_scales(lm.model.config):

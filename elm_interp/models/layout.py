@@ -32,9 +32,10 @@ _LOOSE_MLP = ("fc1", "fc2")
 """Projections of an MLP that has no module of its own (OPT, XGLM, BioGPT)."""
 _EXPERTS = "block_sparse_moe"
 _OTHER_MIXERS = re.compile(r"mamba|conv|linear_attn|recurrent(?!.*norm)|ssm|mixer|lstm|gated_delta", re.I)
-_RECURRENT = re.compile(r"rwkv", re.I)
-_ENCODERS = ("intermediate", "self_att")
-"""Parts that the blocks of encoders have, which attend to what comes after too (BERT, CPM-Ant)."""
+_ENCODERS = ("intermediate", "self_att", "rel_attn", "q_lin")
+"""Parts that the blocks of encoders have, which attend to what comes after too (BERT, CPM-Ant, XLNet, XLM)."""
+_CROSSING = "cross_attn_layers"
+"""Layers between stacks of blocks (BLT)."""
 _CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 _ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj", "Wo")
 _MLP_OUTPUTS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "output_linear", "Wo", "2")
@@ -177,6 +178,11 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList, str, str]:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or not len(module):
             continue
+        if _CROSSING in path:
+            raise LayoutError(
+                f"{type(model).__name__} has no one list of decoder blocks: between several stacks it has {path} "
+                f"({type(module[0]).__name__})."
+            )
         parts = [(_first(block, _ATTENTION_NAMES), _mlp_of(block)) for block in module]
         attn, mlp = parts[0]
         backbone = model.get_submodule(path.rpartition(".")[0])
@@ -185,7 +191,7 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList, str, str]:
         if reads_text and all(attn and mlp is not None for attn, mlp in parts) and not _foreign(module):
             lists.append((path, module, attn, cast(str, mlp)))
         else:
-            others.append((reads_text, len(module), module))
+            others.append((reads_text, len(module), module, type(backbone).__name__))
     if not lists:
         raise LayoutError(
             f"found no list of {depth} decoder blocks with attention and MLP in {type(model).__name__}"
@@ -203,19 +209,16 @@ def _mlp_of(block: nn.Module) -> str | None:
 
 
 def _foreign(blocks: nn.ModuleList) -> bool:
-    """Whether some blocks attend to an encoder, or carry a state instead of attending."""
-    return any(_first(block, _CROSS_ATTENTION) or _carries(block) for block in blocks)
+    """Whether some blocks attend to an encoder."""
+    return any(_first(block, _CROSS_ATTENTION) for block in blocks)
 
 
-def _carries(block: nn.Module) -> bool:
-    return bool(_RECURRENT.search(type(block).__name__))
-
-
-def _described(found: tuple[bool, int, nn.ModuleList] | None) -> str:
+def _described(found: tuple[bool, int, nn.ModuleList, str] | None) -> str:
     """What the blocks have that decoder blocks have not, for an error."""
     kinds: dict[str, None] = {}
     names = {name for block in found[2] for name, _ in block.named_children()} if found else set()
-    why = "an encoder's: " if names.intersection(_ENCODERS) else ""
+    why = f"{found[3]}, which runs them, reads no tokens: " if found and not found[0] else ""
+    why = "an encoder's: " if names.intersection(_ENCODERS) else why
     for block in found[2] if found else ():
         parts = {name: type(part).__name__ for name, part in block.named_children()}
         special = [f"{name} ({kind})" for name, kind in parts.items() if _OTHER_MIXERS.search(f"{name} {kind}")]
@@ -228,7 +231,7 @@ def _described(found: tuple[bool, int, nn.ModuleList] | None) -> str:
 def other_mixers(model: nn.Module, layout: Layout) -> str:
     """The layers of a model's blocks that carry a state or convolve, for an error; "" if there are none."""
     blocks = cast(nn.ModuleList, model.get_submodule(layout.blocks))
-    found = _described((True, len(blocks), blocks))
+    found = _described((True, len(blocks), blocks, ""))
     return found if _OTHER_MIXERS.search(found) else ""
 
 

@@ -9,6 +9,7 @@ on one row without padding or cache. Differences are relative to the largest val
 """
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -203,7 +204,7 @@ def adapter_gap(lm: HookedLM) -> float:
 
 def _is_linear(module: nn.Module) -> bool:
     # some routers and grouped projections are linear layers with another output, which peft does not know
-    return isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    return isinstance(module, nn.Linear | Conv1D) and not re.search("Router|Grouped", type(module).__name__)
 
 
 _CHECKS: dict[str, Callable[[HookedLM], float]] = dict(
