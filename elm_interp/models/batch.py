@@ -53,9 +53,25 @@ class Batch:
         """Index of each token among its row's real tokens; 0 on padding."""
         return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
 
+    def on_the_left(self) -> "Batch":
+        """The same rows with all padding behind them."""
+        columns = _from_first(self.attention_mask)
+        return Batch(self.input_ids.gather(1, columns), self.attention_mask.gather(1, columns))
+
+    def back(self, values: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Values of the batch `on_the_left`, where this batch has its tokens and padding."""
+        places = _from_first(self.attention_mask).argsort(1)
+        return values.gather(1, places[..., None].expand_as(values))
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device))
+
+
+def _from_first(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """The columns of each row, the one of its first token first."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return (columns[None] + mask.argmax(1, keepdim=True)) % mask.shape[1]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "right"] = "right") -> Batch:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from elm_interp.errors import BackendError, ConfigError, LayoutError, UnknownSiteError
 from elm_interp.models.backends.torch import TorchBackend, forward_inputs
 from elm_interp.models.batch import Batch, pad
-from elm_interp.models.layout import Layout
+from elm_interp.models.layout import Layout, other_mixers
 from elm_interp.models.sites import Site
 
 _ROW = [0, 1, 2]
@@ -108,7 +108,8 @@ def logit_scales(config: PretrainedConfig) -> list[float]:
     """What the logits may be multiplied with, the likeliest first: some multiply with what others divide by."""
     text = config.get_text_config()
     divisor, factor = getattr(text, "logits_scaling", None) or 1, getattr(text, "logit_scale", None)
-    return [factor or 1 / divisor, float(divisor)]
+    multiplier = getattr(text, "logits_mup_width_multiplier", None)
+    return [factor or 1 / (multiplier or divisor), float(divisor)]
 
 
 @contextmanager
@@ -151,20 +152,21 @@ def check_passes(lm: "HookedLM") -> None:
     if normed.shape != hidden.shape or not torch.allclose(normed.float(), hidden.float(), atol=1e-3, rtol=1e-2):
         raise LayoutError(
             f"{lm.layout.final_norm or 'no norm'} of {kind} does not turn the output of the last of {lm.layout.blocks} "
-            "into what the unembedding reads; pass layout=Layout(...) with the paths of this model."
+            f"into what the unembedding reads{other_mixers(lm.model, lm.layout)}; "
+            "pass layout=Layout(...) with the paths of this model."
         )
     gaps = {}
     for scale in logit_scales(lm.model.config):
         lm._logit_scale = scale
         ours = lm.unembed(hidden)
-        if torch.allclose(ours.float(), theirs.float(), atol=1e-3, rtol=1e-2):
+        if ours.shape == theirs.shape and torch.allclose(ours.float(), theirs.float(), atol=1e-3, rtol=1e-2):
             break
-        gaps[scale] = (ours - theirs).abs().max().item()
+        gaps[scale] = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else float("inf")
     else:
         lm._logit_scale, gap = min(gaps.items(), key=lambda found: found[1])
         raise LayoutError(
             f"{kind} takes a step between {lm.layout.final_norm} and its logits that elm_interp does not know "
-            f"(they differ by {gap:.3g}); pass layout= if a part was found wrongly."
+            f"(they differ by {gap:.3g}){other_mixers(lm.model, lm.layout)}; pass layout= if a part was found wrongly."
         )
     gap = float((through - hidden).float().norm() / hidden.float().norm())
     if gap > (1e-3 if lm.dtype == torch.float32 else 0.05):

@@ -25,7 +25,10 @@ def split_of(name: str, model: nn.Module, layout: Layout, layer: int) -> Split |
     count = head_count(model)
     if name == "z":
         return _whole(width(attention.get_submodule(layout.attn_proj), 0), _size(attention, "v_head_dim"), count)
-    widths = [width(attention.get_submodule(path), 1) for path in layout.qkv]
+    modules = dict(attention.named_modules())
+    if not modules.keys() >= set(layout.qkv):  # of other kind than the attention in which these were found
+        return None
+    widths = [width(modules[path], 1) for path in layout.qkv]
     which = "qkv".index(name)
     if len(widths) == 3:
         own = _size(attention) or (widths[0] // count if widths[0] % count == 0 else 0)

@@ -16,6 +16,7 @@
 The numbers do not depend on the padding side or, beyond rounding, on the rest of the batch. See `sites` for names.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -40,7 +41,7 @@ from elm_interp.models.changed import changed
 from elm_interp.models.checks import check_passes, logit_scales, summed
 from elm_interp.models.edits import PositionEdit, running
 from elm_interp.models.layout import Layout, find_layout
-from elm_interp.models.shared_prefix import full_cache
+from elm_interp.models.shared_prefix import full_cache, keeps_keys, run_again
 from elm_interp.models.sites import KEYED, Site, resolve_sites
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class HookedLM:
         name: what it was loaded from.
         layout: where its parts are.
         adapters: the adapters on it; `adapter` switches them.
+        keeps_keys: whether its cache holds keys and values of tokens and nothing else; if not, it runs whole rows.
     """
 
     def __init__(
@@ -73,9 +75,12 @@ class HookedLM:
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         found = find_layout(model, layout)
         self.layout = found if next(model.parameters()).is_meta else summed(model, found)
+        self.keeps_keys = keeps_keys(model, self.layout.backbone_of(model))
         self.adapters = AdapterSlots(model)
         self._backend = make_backend(backend, model, self.layout) if isinstance(backend, str) else backend
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        # of an unembedding that has more rows than there are tokens
+        self._n_logits: int | None = getattr(model.config.get_text_config(), "unpadded_vocab_size", None)
         self._logit_scale = logit_scales(model.config)[0]
         self._position_edits: list[PositionEdit] = []  # of the `hooks` contexts that are open
         if not self.is_remote:
@@ -104,12 +109,13 @@ class HookedLM:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.embedding.weight.shape[1]
+        weight = getattr(self.layout.norm_of(self.model), "weight", None)
+        return self.embedding.weight.shape[1] if weight is None else weight.shape[-1]
 
     @property
     def d_vocab(self) -> int:
         """Number of logits, which may exceed the tokenizer's vocabulary."""
-        return self.unembedding.weight.shape[0]
+        return min(self.unembedding.weight.shape[0], self._n_logits or sys.maxsize)
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -187,7 +193,7 @@ class HookedLM:
             UnknownSiteError: a site or layer that the model does not have.
             ValueError: a position outside some row.
         """
-        wanted, batch = self._sites(sites, layers), batch.to(self.device)
+        wanted, batch = self._sites(sites, layers), self._placed(batch)
         keep, keep_pattern = (
             partial(picker, mask=batch.attention_mask, positions=positions) for picker in (pick, pick_pattern)
         )
@@ -200,7 +206,7 @@ class HookedLM:
         self, batch: Batch, *, positions: Positions = "last", grad: bool = False
     ) -> Float[Tensor, "batch *pos d_vocab"]:
         """Next-token logits at positions; the unembedding runs on these alone."""
-        batch = batch.to(self.device)
+        batch = self._placed(batch)
         mask = batch.attention_mask
         with torch.set_grad_enabled(grad):
             if isinstance(self._backend, nnsight.RemoteBackend):
@@ -211,7 +217,14 @@ class HookedLM:
     def hidden(self, batch: Batch, *, grad: bool = False) -> Float[Tensor, "batch pos d_model"]:
         """Hidden states after the final norm, which the unembedding reads, at every padded position."""
         with torch.set_grad_enabled(grad):
-            return cast(Tensor, self._run(batch.to(self.device))[1])
+            placed = self._placed(batch)
+            hidden = cast(Tensor, self._run(placed)[1])
+            return hidden if self.keeps_keys else batch.to(self.device).back(hidden)
+
+    def _placed(self, batch: Batch) -> Batch:
+        """A batch on the model's device; without padding before its rows if that would change what they give."""
+        batch = batch.to(self.device)
+        return batch if self.keeps_keys else batch.on_the_left()
 
     def step(
         self,
@@ -227,6 +240,8 @@ class HookedLM:
         The mask covers the cached tokens and the new ones; positions count each row's own real tokens. These must be
         one unbroken run of the mask: padding inside a row pushes its first tokens out of a sliding window.
         """
+        if not self.keeps_keys:
+            return run_again(self, input_ids, attention_mask, cache, grad=grad)
         new = input_ids.shape[1]
         tokens.check_mask(self, attention_mask)
         with torch.set_grad_enabled(grad), running(self._position_edits, attention_mask, new, cached=True):
@@ -248,21 +263,34 @@ class HookedLM:
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of hidden states after the final norm."""
-        return self._scaled(self.unembedding(hidden))
+        return self._scaled(self.unembedding(self._head(hidden)))
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.model.get_submodule(self.layout.head)(hidden)) if self.layout.head else hidden
 
     def _scaled(self, logits: Tensor) -> Tensor:
+        if self._n_logits is not None:
+            logits = logits[..., : self._n_logits]
         if self._logit_scale != 1:  # each operation here is a pass over the vocabulary
             logits = logits * self._logit_scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
     def unembed_gradient(
-        self, grad: Float[Tensor, "*batch d_vocab"], logits: Float[Tensor, "*batch d_vocab"]
+        self,
+        grad: Float[Tensor, "*batch d_vocab"],
+        logits: Float[Tensor, "*batch d_vocab"],
+        hidden: Float[Tensor, "*batch d_model"],
     ) -> Float[Tensor, "*batch d_model"]:
         """The gradient at hidden states, from the gradient at their logits through the frozen unembedding."""
         if self._softcap is not None:
             grad = grad * (1 - (logits.float() / self._softcap) ** 2)
-        weight = self.unembedding.weight
-        return grad.to(weight.dtype) @ (weight * self._logit_scale if self._logit_scale != 1 else weight)
+        weight = self.unembedding.weight[: grad.shape[-1]]
+        found = grad.to(weight.dtype) @ (weight * self._logit_scale if self._logit_scale != 1 else weight)
+        if not self.layout.head:
+            return found
+        with torch.enable_grad():
+            read = hidden.detach().requires_grad_()
+            return torch.autograd.grad(self._head(read), read, found.to(read))[0]
 
     # -- editing --------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,10 @@ _LOOSE_MLP = ("fc1", "fc2")
 """Projections of an MLP that has no module of its own (OPT, XGLM, BioGPT)."""
 _EXPERTS = "block_sparse_moe"
 _OTHER_MIXERS = re.compile(r"mamba|conv|linear_attn|recurrent(?!.*norm)|ssm|mixer|lstm|gated_delta", re.I)
-_RECURRENT = re.compile(r"rwkv", re.I)
+_ENCODERS = ("intermediate", "self_att", "rel_attn", "q_lin")
+"""Parts that the blocks of encoders have, which attend to what comes after too (BERT, CPM-Ant, XLNet, XLM)."""
+_CROSSING = "cross_attn_layers"
+"""Layers between stacks of blocks (BLT)."""
 _CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 _ATTENTION_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj", "Wo")
 _MLP_OUTPUTS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "output_linear", "Wo", "2")
@@ -50,11 +53,12 @@ _MLP_INPUTS = (
 )
 """The projection that the non-linearity reads; of a gated MLP the gate, or gate and values in one, gate first."""
 _QKV = (("q_proj", "k_proj", "v_proj"), ("Wq", "Wk", "Wv"), ("query_key_value",), ("c_attn",), ("qkv_proj",), ("Wqkv",))
-_NORMS_AFTER = (
+_NORMS_AFTER = (  # or convolutions (Inkling)
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
     ("post_attention_layernorm", "post_mlp_layernorm"),
     ("post_norm1", "post_norm2"),
+    ("attn_sconv", "mlp_sconv"),
 )
 # a block has norms after its modules only if it has both: Llama's post_attention_layernorm is the norm before its MLP
 _SCALES = ("residual_multiplier", "residual_scale")
@@ -73,7 +77,8 @@ class Layout:
     embed: str
     """Token embedding, such as `model.embed_tokens`."""
     final_norm: str
-    """Norm between the last block and the unembedding, such as `model.norm`; "" for none (GPT-1)."""
+    """Norm, or projection to another width (OPT 350M), between the last block and the hidden states that the backbone
+    returns, such as `model.norm`; "" for none (GPT-1)."""
     attn_norm: str = ""
     """Norm inside a block between attention and the residual stream (Gemma 2, OLMo 2); "" for none."""
     mlp_norm: str = ""
@@ -93,6 +98,8 @@ class Layout:
     """The same of the MLP."""
     experts: str = ""
     """Module inside a block whose output is added to the MLP's (Granite's experts beside a shared MLP)."""
+    head: str = ""
+    """Module between these hidden states and the unembedding (ModernBERT's decoder); "" for none."""
     scale: float = 1.0
     """Factor of all that is added to the stream (Granite's residual multiplier)."""
     flat: bool = False
@@ -144,7 +151,7 @@ def find_layout(model: PreTrainedModel, override: Layout | None = None) -> Layou
     path, blocks, attn, mlp = _find_blocks(model)
     children = dict(blocks[0].named_children())
     attn_norm, mlp_norm = next((pair for pair in _NORMS_AFTER if all(name in children for name in pair)), ("", ""))
-    embedding = model.get_input_embeddings()
+    embedding, head = model.get_input_embeddings(), getattr(model, "lm_head", None)
     found = Layout(
         blocks=path,
         attn=attn,
@@ -157,6 +164,7 @@ def find_layout(model: PreTrainedModel, override: Layout | None = None) -> Layou
         mlp_proj=_projection(blocks, mlp, _MLP_OUTPUTS),
         mlp_in=_projection(blocks, mlp, _MLP_INPUTS),
         qkv=next((names for names in _QKV if all(_projection(blocks, attn, (name,)) for name in names)), ()),
+        head="lm_head" if head is not None and model.get_output_embeddings() not in set(head.modules()) else "",
         experts=_EXPERTS if _EXPERTS in children and mlp != _EXPERTS else "",
         scale=next((float(s) for name in _SCALES if isinstance(s := getattr(blocks[0], name, None), int | float)), 1.0),
     )
@@ -170,6 +178,11 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList, str, str]:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or not len(module):
             continue
+        if _CROSSING in path:
+            raise LayoutError(
+                f"{type(model).__name__} has no one list of decoder blocks: between several stacks it has {path} "
+                f"({type(module[0]).__name__})."
+            )
         parts = [(_first(block, _ATTENTION_NAMES), _mlp_of(block)) for block in module]
         attn, mlp = parts[0]
         backbone = model.get_submodule(path.rpartition(".")[0])
@@ -178,7 +191,7 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList, str, str]:
         if reads_text and all(attn and mlp is not None for attn, mlp in parts) and not _foreign(module):
             lists.append((path, module, attn, cast(str, mlp)))
         else:
-            others.append((reads_text, len(module), module))
+            others.append((reads_text, len(module), module, type(backbone).__name__))
     if not lists:
         raise LayoutError(
             f"found no list of {depth} decoder blocks with attention and MLP in {type(model).__name__}"
@@ -196,24 +209,30 @@ def _mlp_of(block: nn.Module) -> str | None:
 
 
 def _foreign(blocks: nn.ModuleList) -> bool:
-    """Whether some blocks attend to an encoder, or carry a state instead of attending."""
-    return any(_first(block, _CROSS_ATTENTION) or _carries(block) for block in blocks)
+    """Whether some blocks attend to an encoder."""
+    return any(_first(block, _CROSS_ATTENTION) for block in blocks)
 
 
-def _carries(block: nn.Module) -> bool:
-    return bool(_RECURRENT.search(type(block).__name__))
-
-
-def _described(found: tuple[bool, int, nn.ModuleList] | None) -> str:
+def _described(found: tuple[bool, int, nn.ModuleList, str] | None) -> str:
     """What the blocks have that decoder blocks have not, for an error."""
     kinds: dict[str, None] = {}
+    names = {name for block in found[2] for name, _ in block.named_children()} if found else set()
+    why = f"{found[3]}, which runs them, reads no tokens: " if found and not found[0] else ""
+    why = "an encoder's: " if names.intersection(_ENCODERS) else why
     for block in found[2] if found else ():
         parts = {name: type(part).__name__ for name, part in block.named_children()}
         special = [f"{name} ({kind})" for name, kind in parts.items() if _OTHER_MIXERS.search(f"{name} {kind}")]
         special += [f"{name} ({kind})" for name, kind in parts.items() if name in _CROSS_ATTENTION]
         known = [f"{name} ({kind})" for name, kind in parts.items()]
         kinds[f"{type(block).__name__} has {', '.join(special or known)}"] = None
-    return f" (its {'; '.join(kinds)})" if kinds else ""
+    return f" ({why}its {'; '.join(kinds)})" if kinds else ""
+
+
+def other_mixers(model: nn.Module, layout: Layout) -> str:
+    """The layers of a model's blocks that carry a state or convolve, for an error; "" if there are none."""
+    blocks = cast(nn.ModuleList, model.get_submodule(layout.blocks))
+    found = _described((True, len(blocks), blocks, ""))
+    return found if _OTHER_MIXERS.search(found) else ""
 
 
 def _first(parent: nn.Module, paths: Iterable[str]) -> str:
@@ -235,7 +254,8 @@ def _final_norm(model: PreTrainedModel, blocks: str) -> str:
     norms = [n for n in siblings if "norm" in n.lower() or n.startswith("ln")]
     behind = [n for n in norms if siblings.index(n) > siblings.index(name)]
     named = [n for n in norms if "final" in n]
-    return f"{backbone}.{(behind or named)[0]}".lstrip(".") if behind or named else ""
+    others = [n for n in siblings if n == "project_out"]
+    return next((f"{backbone}.{n}".lstrip(".") for n in (*behind, *named, *others)), "")
 
 
 def _projection(blocks: nn.ModuleList, part: str, names: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ on one row without padding or cache. Differences are relative to the largest val
 """
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,7 @@ LENGTHS = (5, 40, 9, 23, 17)
 NEW_TOKENS = 12
 TOLERANCE = 1e-4
 _STATUSES = ("ok", "refused", "failed", "unbuilt")
+_WORDS = {"unbuilt": "not built"}
 CHECKS = {
     "batch": "logits of rows of 5 to 40 tokens in one batch, padded on either side",
     "shared prefix": "log-probabilities of answers after prompts that share a prefix",
@@ -203,8 +205,8 @@ def adapter_gap(lm: HookedLM) -> float:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # some routers are linear layers with another output, which peft does not know
-    return isinstance(module, nn.Linear | Conv1D) and "Router" not in type(module).__name__
+    # some routers and grouped projections are linear layers with another output, which peft does not know
+    return isinstance(module, nn.Linear | Conv1D) and not re.search("Router|Grouped", type(module).__name__)
 
 
 _CHECKS: dict[str, Callable[[HookedLM], float]] = dict(
@@ -228,7 +230,7 @@ def _absent(lm: HookedLM) -> tuple[dict[str, str], list[str]]:
 def as_markdown(rows: Sequence[Row]) -> str:
     """The page of the documentation."""
     by_status = {status: [row for row in rows if row.status == status] for status in _STATUSES}
-    counts = ", ".join(f"{len(found)} {status}" for status, found in by_status.items() if found)
+    counts = ", ".join(f"{len(found)} {_WORDS.get(status, status)}" for status, found in by_status.items() if found)
     lines = [*_INTRO, f"{len(rows)} families: {counts}.", ""]
     lines += [f"* {name}: {meaning}" for name, meaning in CHECKS.items()]
     lines += ["", f"| family | {' | '.join(CHECKS)} | sites that it lacks |", f"|---|{'---|' * len(CHECKS)}---|"]
@@ -239,7 +241,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
     for status, title in (("refused", "Refused"), ("failed", "Failing"), ("unbuilt", "Not built tiny")):
         if by_status[status]:
             lines += ["", f"## {title}", "", "| family | reason |", "|---|---|"]
-            lines += [f"| {row.family} | {row.reason.replace('|', '/')} |" for row in by_status[status]]
+            reasons = [(row.family, row.reason.partition("; pass layout=")[0]) for row in by_status[status]]
+            lines += [f"| {family} | {reason.replace('|', '/')} |" for family, reason in reasons]
     return "\n".join(lines) + "\n"
 
 
@@ -247,7 +250,8 @@ _INTRO = [
     "# Model families",
     "",
     "Every causal language model of transformers, built tiny with random weights, against plain transformers: one row "
-    "without padding or cache. Windows are 8 tokens long here, rows 5 to 40. Numbers are differences relative to the "
+    "without padding or cache. A name with a model in parentheses is a family whose config can change how it is built. "
+    "Windows are 8 tokens long here, rows 5 to 40. Numbers are differences relative to the "
     'largest value; "–" stands for a check that needs a site that the family lacks.',
     "",
     "Made by `python -m elm_interp.models.parity --markdown docs/models.md`.",

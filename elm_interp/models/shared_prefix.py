@@ -5,19 +5,26 @@ chunks and some position biases count columns, so padding between two parts of a
 window. Where a row is shorter than the longest of its batch, the columns that would be padding run the last tokens of
 the prefix once more instead.
 
+A model whose cache holds something else than keys and values of columns, or that has no cache, runs whole rows from
+their beginning instead, with all padding behind them; its `step` keeps the tokens in place of a cache.
+
     hidden, cache, mask = after_prefix(lm, prefix, rows)      # class prompts of ELM
     hidden, ids = branch(lm, prompts, options)                # a question and its options
 """
 
+import inspect
 from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from elm_interp.errors import BackendError
+from elm_interp.models.batch import Batch
 
 if TYPE_CHECKING:
     from elm_interp.models.hooked import HookedLM
@@ -52,7 +59,7 @@ def after_prefix(
         Hidden states of the rows (their last tokens in the last column), the cache of prefix and rows, and the mask of
         both, padded on the left.
     """
-    if not _can_share(lm):
+    if not lm.keeps_keys:
         prefix, rows = (), [[*prefix, *row] for row in rows]
     width, n_prefix = max(map(len, rows)), len(prefix)
     repeated = [min(width - len(row), n_prefix) for row in rows]
@@ -90,7 +97,8 @@ def branch(
     """
     flat = [option for group in options for option in group]
     ids = torch.tensor([token for option in flat for token in option], device=lm.device)
-    if not _can_share(lm):
+    if not lm.keeps_keys:
+        check_edits(lm)
         pairs = [(prompt, option) for prompt, group in zip(prompts, options, strict=True) for option in group]
         hidden, _, _ = after_prefix(lm, prefix, [[*prompt, *option[:-1]] for prompt, option in pairs], grad=grad)
         return torch.cat([row[-len(option) :] for row, (_, option) in zip(hidden, pairs, strict=True)]), ids
@@ -109,9 +117,51 @@ def branch(
     return torch.cat(found)[order], ids
 
 
-def _can_share(lm: "HookedLM") -> bool:
-    """Whether the cache holds keys and values of columns and nothing else, such as compressed keys of several."""
-    return all(type(layer) in (DynamicLayer, DummyLayer) for layer in full_cache(lm.model.config).layers)
+def keeps_keys(model: PreTrainedModel, backbone: nn.Module) -> bool:
+    """Whether a model has a cache that holds keys and values of columns, and nothing else.
+
+    Others hold states of recurrences and convolutions, or compressed keys of several columns.
+    """
+    if "past_key_values" not in inspect.signature(type(backbone).forward).parameters:
+        return False
+    return all(type(layer) in (DynamicLayer, DummyLayer) for layer in full_cache(model.config).layers)
+
+
+class ReadTokens(Cache):
+    """What `step` keeps of a model that does not keep keys: the tokens, which it then runs again."""
+
+    def __init__(self, ids: Int[Tensor, "row pos"]) -> None:
+        super().__init__(layers=[])
+        self.ids = ids
+
+
+def run_again(
+    lm: "HookedLM", ids: Int[Tensor, "row new"], mask: Int[Tensor, "row pos"], past: Cache | None, *, grad: bool
+) -> tuple[Float[Tensor, "row new d_model"], Cache]:
+    """`HookedLM.step` of a model that does not keep keys: it runs the whole rows.
+
+    Raises:
+        BackendError: an open edit of positions that count from the end, which would move with every pass.
+    """
+    if isinstance(past, ReadTokens):
+        ids, new = torch.cat([past.ids, ids], 1), ids.shape[1]
+        check_edits(lm)
+    else:
+        new = ids.shape[1]
+    return lm.hidden(Batch(ids, mask), grad=grad)[:, -new:], ReadTokens(ids)
+
+
+def check_edits(lm: "HookedLM") -> None:
+    """Check that all open edits act on the same tokens when rows are run as a whole.
+
+    Raises:
+        BackendError: one counts its positions from the end.
+    """
+    if any(index < 0 for edit in lm._position_edits for index in edit.positions):
+        raise BackendError(
+            f"{type(lm.model).__name__} has no cache of keys and values, so every pass runs whole rows, and an edit of "
+            'positions that count from the end ("last") would act on other tokens; give positions from the beginning.'
+        )
 
 
 def _of_similar_length(options: Sequence[Sequence[int]]) -> list[list[int]]:

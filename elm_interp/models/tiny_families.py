@@ -65,6 +65,13 @@ _SIZES: dict[str, Any] = {
     "index_head_dim": 8,
     "index_n_heads": 4,
     "index_topk": 64,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "mamba_chunk_size": 8,
     "mlp_only_layers": [0],
     "max_window_layers": 1,
     "use_sliding_window": True,
@@ -88,35 +95,75 @@ _GEMMA_3N = {
     "intermediate_size": 64,
 }
 _GEMMA_4 = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
+_DOTS_3 = {
+    "shared_experts_intermediate_size": 32,
+    "n_group": 2,
+    **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 4),
+    **dict.fromkeys(("swa_q_lora_rank", "swa_kv_lora_rank", "swa_head_dim"), 16),
+    **dict.fromkeys(("swa_qk_nope_head_dim", "swa_v_head_dim"), 8),
+}
+_QWEN_4 = {
+    "ngram_vocab_size_base": 100,
+    "make_ngram_vocab_size_divisible_by": 1,
+    "split_ngram_parts": 1,
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}
+_ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 50},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROTARY)},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
-    "dots3_note_text": {"shared_experts_intermediate_size": 32},
+    "dots3_note": {
+        "text_config": _DOTS_3,
+        "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32, "per_layer_config": {}},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
+    "dots3_note_text": _DOTS_3,
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
     "gemma3n_text": _GEMMA_3N,
     "gemma4": {"text_config": _GEMMA_4},
     "gemma4_text": _GEMMA_4,
     "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "reformer": {"is_decoder": True},
+    "qwen4_exp": {"text_config": _QWEN_4},
+    "qwen4_exp_text": _QWEN_4,
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": (16, 16)},
     "xlnet": {"d_head": 8},
     "longcat_flash": {"zero_expert_num": 2},
+    "zamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "layers_block_type": None},
     "zaya": {"num_experts_per_tok": 1},
 }
 """What else a family's config needs."""
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon (40B)": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon (RW 1B)": ("falcon", {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}),
+    "gpt_bigcode (multi-head)": ("gpt_bigcode", {"multi_query": False}),
+    "gpt_neox (sequential)": ("gpt_neox", {"use_parallel_residual": False}),
+    "mpt (MPT 7B)": ("mpt", {"attn_config": {"alibi": True, "attn_impl": "eager"}, "no_bias": True}),
+    "opt (350M)": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "stablelm (parallel)": ("stablelm", {"use_parallel_residual": True}),
+}
+"""Models of families that are built otherwise than the family's default: the family, and fields of its config."""
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "encoder_layers")
 
 
 def families() -> list[str]:
-    """All names under which transformers has a causal language model."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """All names under which transformers has a causal language model, and those of models that are built otherwise."""
+    return sorted([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_VARIANTS])
 
 
 def tiny_config(family: str) -> PretrainedConfig:
     """The smallest config of a family that still has each of its kinds of layer."""
-    return _shrunk(CONFIG_MAPPING[family], _OF_FAMILY.get(family, {}))
+    name, special = _VARIANTS.get(family, (family, {}))
+    return _shrunk(CONFIG_MAPPING[name], _OF_FAMILY.get(name, {}) | special)
 
 
 def _shrunk(kind: type[PretrainedConfig], special: Mapping[str, Any]) -> PretrainedConfig:

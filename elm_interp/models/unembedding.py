@@ -93,11 +93,12 @@ class _AtLogits(torch.autograd.Function):
         for start in range(0, len(hidden), UNEMBED_ROWS):
             part = slice(start, start + UNEMBED_ROWS)
             logits = [lm.unembed(h[part].to(hidden)) for h in (hidden, other) if h is not None]
+            read = hidden[part]
             grad = torch.empty_like(logits[0])
             for rows in _pieces(grad):
                 here = slice(start + rows.start, start + rows.stop)
                 values[here], grad[rows] = of(here, *(x[rows] for x in logits))
-            grads[part] = lm.unembed_gradient(grad, logits[0])
+            grads[part] = lm.unembed_gradient(grad, logits[0], read)
         ctx.save_for_backward(grads)
         return values
 

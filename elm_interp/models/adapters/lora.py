@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PARTS = ("attn", "mlp", "mlp-out")
 """Parts of a block: attention, all else, and of all else what writes to the residual stream."""
 _OUTPUTS = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "output_linear", "linear_out")
+_GROUPED = "GroupedLinear"
 _ROUTERS = re.compile("Router|Gate$")
 
 
@@ -147,6 +148,10 @@ def _matrices(lm: "HookedLM", layer: int) -> Iterator[Matrix]:
         inner = getattr(module, "base_layer", None)  # of an adapter's layer around it
         if name is None or isinstance(inner, nn.Module) or _is_no_projection(module):
             continue
+        if _GROUPED in type(module).__name__:
+            raise AdapterError(
+                f"{name} ({type(module).__name__}) would be left out: no LoRA sits on grouped projections."
+            )
         if isinstance(module, nn.Linear | Conv1D):
             yield Matrix(name, module.weight, is_layer=True)
             continue

@@ -50,6 +50,12 @@ def attention_hook(attention: nn.Module, side: str, hook: _Hook, *choosing: nn.M
             f"{type(attention).__name__} has no site {side}: it does not use the attention interface of transformers, "
             "so its rotated queries and keys cannot be found."
         )
+    compressor = getattr(attention, "compressor", None)
+    if compressor is not None and side != "rot_q":
+        raise UnknownSiteError(
+            f"{type(attention).__name__} has no site {side}: behind the keys of tokens it has those that "
+            f"{type(compressor).__name__} makes of several tokens each."
+        )
     implementation = IMPLEMENTATION if interface else "eager"
     hooks = _hooks.setdefault(attention, [])
     with ExitStack() as stack:
