@@ -171,7 +171,8 @@ def remote_model(name: str, adapter: str | None) -> "TransformersModel":
 
 def visit_all(traced: Any, visits: list[Visit]) -> list[Tensor]:
     """Inside a trace: wait for each module in turn, edit what is there, and read it."""
-    found, held = [], {}
+    found: list[Tensor] = []
+    held: dict[Base, Tensor] = {}
     for visit in visits:
         place = visit.place
         if place.side in COMPUTED:

@@ -99,7 +99,8 @@ class TransformerLensBackend(KeptEdits):
         self, found: "TransformerBridge", site: Site, edit: Edit
     ) -> Iterator[tuple[Base, dict[Base, Tensor]] | None]:
         """Inside the context, an edit acts at a site; gives what has to be held for it, and where."""
-        place, held = site.find(self.model, self.layout), {}
+        place = site.find(self.model, self.layout)
+        held: dict[Base, Tensor] = {}
         point = hook_point(found, self.layout, place, site.name)
         if site.name in ("q", "k", "v", "pre"):
             place = place._replace(part=())  # the bridge has them apart
