@@ -44,4 +44,5 @@ def test_the_table_is_a_page(tmp_path):
     parity.main(("llama", "mamba"), tmp_path / "rows.json", tmp_path / "models.md")
     page = (tmp_path / "models.md").read_text(encoding="utf-8")
     assert "| llama |" in page
-    assert "2 families: 1 ok, 1 refused" in page
+    assert "2 families, with transformers " in page
+    assert ": 1 ok, 1 refused." in page

@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import peft
 import torch
+import transformers
 import tyro
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -107,7 +109,10 @@ def _allowed(name: str) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):  # a heading
+        first += f" {rest.strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {first}"[:300]
 
 
 def _rows(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
@@ -231,7 +236,10 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """The page of the documentation."""
     by_status = {status: [row for row in rows if row.status == status] for status in _STATUSES}
     counts = ", ".join(f"{len(found)} {_WORDS.get(status, status)}" for status, found in by_status.items() if found)
-    lines = [*_INTRO, f"{len(rows)} families: {counts}.", ""]
+    others = sum("(" in row.family for row in rows)
+    also = f" and {others} models of them that are built otherwise" if others else ""
+    made_with = f"transformers {transformers.__version__}, peft {peft.__version__} and torch {torch.__version__}"
+    lines = [*_INTRO, f"{len(rows) - others} families{also}, with {made_with}: {counts}.", ""]
     lines += [f"* {name}: {meaning}" for name, meaning in CHECKS.items()]
     lines += ["", f"| family | {' | '.join(CHECKS)} | sites that it lacks |", f"|---|{'---|' * len(CHECKS)}---|"]
     for row in (*by_status["ok"], *by_status["failed"]):

@@ -138,7 +138,7 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": (16, 16)},
     "xlnet": {"d_head": 8},
     "longcat_flash": {"zero_expert_num": 2},
-    "zamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "layers_block_type": None},
+    "zamba": {"num_hidden_layers": 12, "layers_block_type": None},
     "zaya": {"num_experts_per_tok": 1},
 }
 """What else a family's config needs."""
