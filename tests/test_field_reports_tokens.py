@@ -172,7 +172,8 @@ def test_borders_that_running_text_would_tokenise_otherwise_are_counted(tiny_con
     assert [a != b for a, b in zip(whole, parts, strict=True)] == [True, False]
     assert borders(lm, ["Answer:"] * 2, texts, 100) == 1
     concept = Concept("lamps", tuple(texts), ("Water flows.", "Bread is baked."), expert=("Answer:",), novice=("\n",))
-    erase_concept(lm, concept, out=tmp_path / "run", layers=(1,), steps=1, fluency_weight=0, max_tokens=6, method="elm")
+    settings = {"layers": (1,), "steps": 1, "fluency_weight": 0, "answers_weight": 0, "max_tokens": 6}
+    erase_concept(lm, concept, out=tmp_path / "run", method="elm", **settings)
     noted = read_json(tmp_path / "run" / "manifest.json")["tokens"]["lamps"]
     assert noted["borders"] == {"expert": 1, "novice": 0, "of": 2}
     assert noted["forget"]["cut"] == sum(len(row) > 6 for row in lm.encode(texts))

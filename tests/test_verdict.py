@@ -284,7 +284,8 @@ def test_elm_with_its_preset_silences_one_domain_and_its_verdict_has_both_anchor
 
 
 def test_results_of_an_earlier_step_are_no_evidence_on_the_last(tiny_lm, tiny_concept, tmp_path):
-    run = Run.create(tmp_path / "r", RunConfig.preset(None, model=tiny_lm.name), lm=tiny_lm, concept=tiny_concept)
+    config = RunConfig.preset(None, model=tiny_lm.name, layers=(1,))
+    run = Run.create(tmp_path / "r", config, lm=tiny_lm, concept=tiny_concept)
 
     def of(metric, value, step):
         states = (("base", None, 0.9), ("elm", step, value))
