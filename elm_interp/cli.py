@@ -139,7 +139,7 @@ def adopt(
     out: Path,
     base: str | None = None,
     concept: str = RunConfig.concept,
-    method: str = DEFAULT_METHOD,
+    method: str = "adopted",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
 ) -> None:
@@ -151,7 +151,7 @@ def adopt(
         out: run folder to make.
         base: the model before erasure; by default what the adapters name.
         concept: what was erased.
-        method: its name in tables and figures.
+        method: name of the method that erased it, for tables and figures.
         dtype: of the base's weights.
         device: device to run on.
     """

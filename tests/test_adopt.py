@@ -65,7 +65,7 @@ def test_an_adopted_run_speaks_as_the_released_model(released, there, tiny_model
     with run.subject().on() as lm:
         torch.testing.assert_close(logits(lm), logits(theirs), atol=2e-4, rtol=1e-3)
     opened = Run.open(tmp_path / "x")
-    assert (opened.method, opened.finished, opened.config.objective.adapter.layers) == ("elm", True, (1, 2))
+    assert (opened.method, opened.finished, opened.config.objective.adapter.layers) == ("adopted", True, (1, 2))
     assert json.loads((tmp_path / "x" / "adopted.json").read_text())["sources"] == [source]
     assert not any(damage(c.path) for c in opened.checkpoints())
 

@@ -67,7 +67,7 @@ def adopt_models(
     *,
     base: str | None = None,
     concept: str = "harry-potter",
-    method: str = "elm",
+    method: str = "adopted",
     **values: Any,
 ) -> Run:
     """Make a run of models that somebody else trained, so that every analysis works on them.
@@ -82,7 +82,7 @@ def adopt_models(
         base: the model before erasure; by default what the adapters name. Another one is told by a warning, which the
             manifest keeps.
         concept: what was erased.
-        method: name of the method that made them, for tables and figures.
+        method: name of the method that made them, if it is known, for tables and figures.
         values: other fields of `RunConfig`, such as `dtype`.
 
     Raises:
