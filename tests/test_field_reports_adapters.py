@@ -5,6 +5,7 @@ The oracle is plain transformers and peft: the same base, loaded once more, with
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -32,6 +33,7 @@ from elm_interp.errors import AdapterError, ConfigError, UnknownModelError
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import HookedLM, load_model
 from elm_interp.models.adapters.files import CONFIG, WEIGHTS
+from elm_interp.models.batch import Batch
 from elm_interp.runs.adopt import adopt_models
 from elm_interp.runs.run import Run
 
@@ -483,3 +485,38 @@ def test_a_new_adapter_that_would_train_the_base_is_refused(settings):
     with pytest.raises(AdapterError, match="unembedding"):
         lm.adapters.attach(LoraConfig(target_modules=["lm_head"], r=2))
     assert torch.equal(ours(lm), bare)
+
+
+@pytest.mark.parametrize(("alpha", "message"), [(float("nan"), "finite"), (float("inf"), "finite"), (0, "no effect")])
+def test_a_scale_that_breaks_or_silences_an_adapter_is_refused(tmp_path, alpha, message):
+    base = make("llama")
+    folder = train(base, tmp_path / "a")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"lora_alpha": alpha}))
+    lm = HookedLM(base, tiny.make_tokenizer())
+    with pytest.raises(AdapterError, match=message):
+        lm.adapters.load(folder)
+
+
+def test_a_pattern_that_is_none_is_refused_in_our_words(tmp_path):
+    base = make("llama")
+    folder = train(base, tmp_path / "a")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"target_modules": "(("}))
+    with pytest.raises(AdapterError, match="does not fit"):
+        HookedLM(base, tiny.make_tokenizer()).adapters.load(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"0123456789"])
+def test_a_broken_file_of_a_model_is_told(tiny_model_folder, tmp_path, file, content):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "m")
+    (folder / file).write_bytes(content)
+    with pytest.raises(UnknownModelError, match="cannot load model"):
+        load_model(folder)
+
+
+def test_what_stands_on_padding_is_never_looked_up(tiny_model_folder):
+    lm = load_model(tiny_model_folder, dtype="float32")
+    ids, mask = torch.tensor([[400, -100, 5, 9], [5, 9, 7, 3]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
+    torch.testing.assert_close(lm.logits(Batch(ids, mask))[0], lm.logits(lm.pad([[5, 9]]))[0])

@@ -120,3 +120,39 @@ def test_windows_are_the_same_on_every_back_end(lm, backend):
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
     prompts = [lm.tokenizer.decode(row) for row in ROWS]
     assert other.generate(prompts, new_tokens=12, greedy=True) == lm.generate(prompts, new_tokens=12, greedy=True)
+
+
+def built(family: str, **settings) -> HookedLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **FAMILIES[family], **settings)
+        return HookedLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), make_tokenizer())
+
+
+def test_rows_whose_rotary_factors_follow_the_longest_are_not_run_together():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    lm = built("phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    with pytest.raises(ValueError, match="5 to 40 tokens, but .*longrope.*longer than 16"):
+        lm.logits(lm.pad(ROWS))
+    with pytest.raises(ValueError, match="10 to 20 tokens"):
+        branch(lm, [ROWS[2][:10]], [[ROWS[2][10:21]]])
+    for row in ROWS:
+        torch.testing.assert_close(lm.logits(lm.pad([row]))[0], plain(lm, row)[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_attention_that_is_scaled_by_columns_takes_no_padding_before_its_rows():
+    lm = built("llama4_text", floor_scale=4)
+    with pytest.raises(ValueError, match="scales attention by the column"):
+        lm.logits(lm.pad(ROWS, side="left"))
+    for row, found in zip(ROWS, lm.logits(lm.pad(ROWS), positions="all"), strict=True):
+        torch.testing.assert_close(found[: len(row)], plain(lm, row), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lm", ["llama", "gemma2"], indirect=True)
+def test_edits_of_the_last_position_act_after_a_prefix_as_on_each_row_alone(lm):
+    with lm.hooks({"blocks.1.hook_resid_post": lambda x: x + 1}, positions="last"):
+        together = hidden_after(lm, "Old Tamsin keeps the lamp", ROWS)
+        for row, found in zip(ROWS, together, strict=True):
+            torch.testing.assert_close(
+                found, hidden_after(lm, "Old Tamsin keeps the lamp", [row])[0], atol=1e-4, rtol=1e-4
+            )

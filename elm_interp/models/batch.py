@@ -30,6 +30,7 @@ class Batch:
         if self.input_ids.ndim != 2 or self.input_ids.shape != self.attention_mask.shape:
             found = f"{tuple(self.input_ids.shape)} and {tuple(self.attention_mask.shape)}"
             raise ValueError(f"a batch is ids and a mask of one shape (batch, pos); found {found}.")
+        object.__setattr__(self, "attention_mask", self.attention_mask.long())
         mask = self.attention_mask
         if mask.numel() == 0 or bool((mask.sum(1) == 0).any()):
             raise ValueError("a batch needs at least one row, and every row at least one token; is a text empty?")

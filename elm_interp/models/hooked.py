@@ -224,6 +224,8 @@ class HookedLM:
     def _placed(self, batch: Batch) -> Batch:
         """A batch on the model's device; without padding before its rows if that would change what they give."""
         batch = batch.to(self.device)
+        # ids of padding are never looked up, whatever they are
+        batch = Batch(batch.input_ids.masked_fill(batch.attention_mask == 0, 0), batch.attention_mask)
         return batch if self.keeps_keys else batch.on_the_left()
 
     def step(
@@ -243,7 +245,7 @@ class HookedLM:
         if not self.keeps_keys:
             return run_again(self, input_ids, attention_mask, cache, grad=grad)
         new = input_ids.shape[1]
-        tokens.check_mask(self, attention_mask)
+        tokens.check_mask(self, attention_mask, attention_mask.shape[1] - input_ids.shape[1])
         with torch.set_grad_enabled(grad), running(self._position_edits, attention_mask, new, cached=True):
             past = full_cache(self.model.config) if cache is None else cache
             return self._backend.step(input_ids, attention_mask, position_ids, past)

@@ -245,7 +245,9 @@ def _read(part: Any, name: str | Path, source: str, **settings: Any) -> Any:
     _refuse_adapter(name, Path(source))
     try:
         return part.from_pretrained(source, **settings)
-    except (OSError, ValueError, KeyError) as error:
+    except (torch.OutOfMemoryError, ImportError, RuntimeError):
+        raise
+    except Exception as error:  # broken files raise whatever their reader raises
         reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
         raise UnknownModelError(f"cannot load model {str(name)!r} ({reason}).{closest(str(name), ALIASES)}") from error
 

@@ -59,7 +59,8 @@ def after_prefix(
         Hidden states of the rows (their last tokens in the last column), the cache of prefix and rows, and the mask of
         both, padded on the left.
     """
-    if not lm.keeps_keys:
+    # an edit of the last position would also act on the last token of a prefix that runs alone
+    if not lm.keeps_keys or lm._position_edits:
         prefix, rows = (), [[*prefix, *row] for row in rows]
     width, n_prefix = max(map(len, rows)), len(prefix)
     repeated = [min(width - len(row), n_prefix) for row in rows]

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -165,16 +166,44 @@ def check_length(lm: "HookedLM", length: int, what: str, *, more: int = 0) -> No
         )
 
 
-def check_mask(lm: "HookedLM", mask: Int[Tensor, "batch pos"]) -> None:
-    """Check that every row of a batch fits into the context.
+def check_mask(lm: "HookedLM", mask: Int[Tensor, "batch pos"], cached: int = 0) -> None:
+    """Check that every row of a pass fits into the context, and that no row changes what another is.
+
+    Args:
+        lm: the model.
+        mask: of cached tokens and new ones.
+        cached: columns of the mask that are cached.
 
     Raises:
-        ValueError: one does not; the message names it.
+        ValueError: a row is too long, or a family counts by the longest row or by columns, and rows differ.
     """
+    _check_longest(lm, mask, cached)
     limit = lm.n_ctx
     if limit is not None and mask.shape[1] > limit:  # only then may a row be too long
         longest = int(mask.sum(1).argmax())
         check_length(lm, int(mask[longest].sum()), f"row {longest}")
+
+
+def _check_longest(lm: "HookedLM", mask: Int[Tensor, "batch pos"], cached: int) -> None:
+    """Refuse a pass in which one row would change what another gives, by the positions that its family counts."""
+    config = lm.model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        turn = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        lengths = torch.cat([mask.sum(1), mask[:, :cached].sum(1)])
+        shortest, longest = int(lengths[lengths > 0].min()), int(lengths.max())
+        if turn and shortest <= turn < longest:
+            raise ValueError(
+                f"rows of this pass have {shortest} to {longest} tokens, but {lm.name} takes other rotary factors "
+                f"(longrope) for all of them once one is longer than {turn}; expected all on one side. "
+                "Run the short texts and the long ones apart."
+            )
+    scale = getattr(config, "floor_scale", None) if getattr(config, "attn_temperature_tuning", False) else None
+    if scale and mask.shape[1] >= scale and not bool(mask[:, 0].all()):
+        raise ValueError(
+            f"{lm.name} scales attention by the column of a token from column {scale} on, with padding counted; "
+            "expected padding on the right, or rows of one length."
+        )
 
 
 def too_long(lm: "HookedLM", texts: Sequence[str | Sequence[str]], *, more: int = 0) -> dict[int, int]:

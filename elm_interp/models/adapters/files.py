@@ -7,6 +7,7 @@ Reading such an adapter is an error, and so is one that would change the base it
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,11 @@ def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor
     if not isinstance(config, LoraConfig):
         raise AdapterError(f"the adapter in {folder} is {config.peft_type}; only LoRA is supported.")
     check_support(config, folder)
+    scales = [config.lora_alpha, *(config.alpha_pattern or {}).values()]
+    if not all(math.isfinite(scale) for scale in scales):
+        raise AdapterError(f"the adapter in {folder} is scaled by lora_alpha {scales}; expected finite numbers.")
+    if not any(scales):
+        raise AdapterError(f"the adapter in {folder} has no effect: its lora_alpha is 0.")
     if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise AdapterError(f"the adapter in {folder} holds values that are not finite.")
     # what else there is may act alone: whole tensors of the base, and DoRA's magnitudes

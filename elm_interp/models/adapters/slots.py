@@ -1,6 +1,7 @@
 """The adapters on one loaded base: attached, loaded from peft files, switched on and off, swapped, saved."""
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ State: TypeAlias = dict[str, tuple[dict[str, torch.Tensor], Held]]
 """Of slots: their LoRA matrices, and what else they hold."""
 
 
-_MISFITS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+_MISFITS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error)
 """What peft raises for a config that does not fit a model."""
 
 
