@@ -98,9 +98,9 @@ def destroyed(table: pd.DataFrame) -> str | None:
         f"it writes next to nothing ({written:.0f} texts are not empty)": written < LEAST_WRITTEN * before_written,
     }
     found = [reason for reason, holds in reasons.items() if holds]
-    for one in (one for one in list_metrics() if one.ruined is not None):
+    for one in list_metrics():
         sign = 1 if one.better == "up" else -1
-        if sign * value(one.name) < sign * one.ruined:
+        if one.ruined is not None and sign * value(one.name) < sign * one.ruined:
             side = "less" if one.better == "up" else "more"
             found.append(f"{one.name} is {value(one.name):.2f}{f' {one.unit}'.rstrip()}, {side} than {one.ruined:g}")
     return "; ".join(found) or None

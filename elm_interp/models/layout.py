@@ -164,7 +164,7 @@ def find_layout(model: PreTrainedModel, override: Layout | None = None) -> Layou
         mlp_proj=_projection(blocks, mlp, _MLP_OUTPUTS),
         mlp_in=_projection(blocks, mlp, _MLP_INPUTS),
         qkv=next((names for names in _QKV if all(_projection(blocks, attn, (name,)) for name in names)), ()),
-        head="lm_head" if head is not None and model.get_output_embeddings() not in set(head.modules()) else "",
+        head="lm_head" if head is not None and model.get_output_embeddings() not in set(head.modules()) else "",  # type: ignore[no-untyped-call]
         experts=_EXPERTS if _EXPERTS in children and mlp != _EXPERTS else "",
         scale=next((float(s) for name in _SCALES if isinstance(s := getattr(blocks[0], name, None), int | float)), 1.0),
     )
