@@ -110,3 +110,11 @@ def test_nothing_is_warned_of_a_file_that_is_whole(tmp_path, recwarn):
     path.write_text(json.dumps([{"question": "Who?", "choices": ["a", "b"], "answer": "B"}]), encoding="utf-8")
     found = load_questions(path)
     assert (found.dropped, found[0].right, len(recwarn)) == ((), "b", 0)
+
+
+def test_a_file_that_may_count_its_choices_from_1_is_not_read_one_off(tmp_path):
+    rows = [{"question": f"Q{i}?", "choices": list("abcd"), "answer": answer} for i, answer in enumerate((4, 1, 2, 3))]
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="from 0 or from 1"):
+        load_questions(path)

@@ -24,6 +24,8 @@ QUESTIONS = ("question", "question_stem", "input")
 CHOICES = ("choices", "options")
 ANSWERS = ("answer", "answerKey", "target")
 TOPICS = ("topic", "subject", "category")
+FROM_ONE = "number from 1"
+"""Reading of the number of choices as the last one."""
 Labels = list[str] | None
 """What the choices are called in the file; None if they are not labelled."""
 Readings = dict[str, int]
@@ -75,7 +77,9 @@ def readings(row: Mapping[str, Any], labels: Labels, given: Any = None) -> Readi
         if 0 <= answer < len(choices):
             return {"index": answer}
         numbers = [n for n in given if isinstance(n, int | float)] if isinstance(given, list) else []
-        return {"text": choices.index(str(answer))} if answer in numbers and str(answer) in choices else {}
+        if answer in numbers and str(answer) in choices:
+            return {"text": choices.index(str(answer))}
+        return {FROM_ONE: answer - 1} if answer == len(choices) else {}
     return _readings_of_text(answer, choices, labels) if isinstance(answer, str) else {}
 
 
@@ -83,8 +87,14 @@ def answers(found: Sequence[Readings]) -> list[int | str]:
     """The index that each row's answer names; where that is not clear, why.
 
     A row that can be read in two ways is read as most rows that can be read in one way only. Without such rows a text
-    counts before digits in quotes, since JSON holds an index as a number.
+    counts before digits in quotes, since JSON holds an index as a number. A file without an answer 0 in which an answer
+    is the number of choices may count from 1, so its numbers are not read.
     """
+    from_one = any(set(ways) == {FROM_ONE} for ways in found) and not any(ways.get("index") == 0 for ways in found)
+    counted = "may count the choices from 0 or from 1: none of the file's answers is 0; write letters or texts"
+    found = [{kind: index for kind, index in ways.items() if kind != FROM_ONE} for ways in found]
+    if from_one:
+        return [counted if "index" in ways else _one_of(ways, Counter()) for ways in found]
     clear = Counter(kind for ways in found if len(set(ways.values())) == 1 for kind in ways)
     return [_one_of(ways, clear) for ways in found]
 
