@@ -20,19 +20,26 @@ _SHOWN = 60
 """Characters of a text that a repr shows."""
 
 
+def read_utf8(path: Path, problems: list[str]) -> str | None:
+    """The text of a file, with its own line ends; None if it cannot be read, which goes to `problems`."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # some editors start a file with a byte order mark
+    except FileNotFoundError:
+        problems.append(f"{path}: no such file")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read as UTF-8 text ({error})")
+    return None
+
+
 def read_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file (or of a file that holds one JSON list), each with its location.
 
     Broken lines are left out and added to `problems` as "file:line: what was found, what was expected".
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors start a file with a byte order mark
-    except FileNotFoundError:
-        problems.append(f"{path}: no such file")
+    text = read_utf8(path, problems)
+    if text is None:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read as UTF-8 text ({error})")
-        return
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     listed = text.lstrip().startswith("[")
     # not splitlines(), which also splits at characters such as U+2028 that a JSON string may contain
     for number, piece in enumerate([text] if listed else text.split("\n"), 1):

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from elm_interp.data.records import read_rows
+from elm_interp.data.records import read_rows, read_utf8
 from elm_interp.data.schemas import ANSWERS, QUESTIONS
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -38,13 +38,8 @@ def _parquet(path: Path, problems: list[str]) -> Rows:
 
 
 def _csv(path: Path, problems: list[str]) -> Rows:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        problems.append(f"{path}: no such file")
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read as UTF-8 text ({error})")
+    text = read_utf8(path, problems)
+    if text is None:
         return
     names: list[str] | None = None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
