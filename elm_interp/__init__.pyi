@@ -4,17 +4,18 @@ from .data import (
     Concept,
     Passage,
     Question,
+    concept_leaks,
     load_concept,
     load_questions,
     mix_concepts,
     packs,
     write_concept,
 )
-from .erase import ELM, RMU, WHP, RepNoise
+from .erase import ELM, RMU, WHP, RepNoise, target_answers
 from .evaluate import accuracy, evaluate_questions, samples, score_card, score_choices
 from .metrics import Metric, Subject, list_metrics, measure, metric
 from .models import ActivationCache, Batch, HookedLM, load_model
-from .organisms import domain_concept, make_world, organism
+from .organisms import domain_concept, make_world, organism, plant
 from .plots import (
     figure,
     plot_calibration,
@@ -23,6 +24,7 @@ from .plots import (
     plot_probe_heatmap,
     plot_progression,
     plot_scorecard,
+    plot_target_answers,
     save,
 )
 from .probes import concept_datasets, probe_layers, probe_task, probe_values, probes_from_store
@@ -73,6 +75,7 @@ __all__ = [
     "collect_datasets",
     "collect_texts",
     "concept_datasets",
+    "concept_leaks",
     "domain_concept",
     "erase_concept",
     "evaluate_questions",
@@ -91,12 +94,14 @@ __all__ = [
     "mix_concepts",
     "organism",
     "packs",
+    "plant",
     "plot_calibration",
     "plot_norm_ratio",
     "plot_probe_by_layer",
     "plot_probe_heatmap",
     "plot_progression",
     "plot_scorecard",
+    "plot_target_answers",
     "probe_layers",
     "probe_task",
     "probe_values",
@@ -107,6 +112,7 @@ __all__ = [
     "score_card",
     "score_choices",
     "summary",
+    "target_answers",
     "train",
     "verdict_of",
     "wilson",

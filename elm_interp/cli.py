@@ -7,6 +7,7 @@ elm-interp erase --out runs/y --method rmu --preset paper --model zephyr/ --stee
 elm-interp evaluate runs/x --questions my_questions.jsonl
 elm-interp summary runs/x --json
 elm-interp verdict runs/x                              # is it gone, or only hidden?
+elm-interp target --concept my_concept/                # what would the target of ELM itself still answer?
 elm-interp calibrate --seeds 5                         # what every metric shows where the truth is known
 elm-interp list                                        # every method, metric, figure, attack … declared
 """
@@ -16,15 +17,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from elm_interp import registry
 from elm_interp.errors import ConfigError
-from elm_interp.registry import ATTACKS, ORGANISMS, Registry
+from elm_interp.registry import ATTACKS, Registry
 from elm_interp.runs.config import DEFAULT_METHOD, DEFAULT_MODEL, RunConfig
 from elm_interp.runs.run import Run
+from elm_interp.tables import anchor_table, number, row_table, score_table
 from elm_interp.training import UnmovedError
 
 Folder = Annotated[Path, tyro.conf.Positional]
@@ -97,8 +99,8 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         from elm_interp.runs.stages import STAGES, run_stage
 
         made = Run.create(out, config, resume=resume)
-        for number, stage in enumerate(STAGES, 1):
-            print(f"[{number}/{len(STAGES)}] {stage}", file=sys.stderr, flush=True)
+        for i, stage in enumerate(STAGES, 1):
+            print(f"[{i}/{len(STAGES)}] {stage}", file=sys.stderr, flush=True)
             run_stage(made, stage)
         _print_summary(made)
         print(f"\nreport: {made.folder / 'report.html'}")
@@ -130,7 +132,8 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         run_stage(made, "erase")
         print(made)
 
-    parts = (run, erase, adopt, evaluate, collect, probe, norms, progress, report, summary, verdict, attack, calibrate)
+    stages = (run, erase, adopt, evaluate, collect, probe, norms, progress, report)
+    parts = (*stages, summary, verdict, attack, target, calibrate)
     return {part.__name__: part for part in parts} | {"list": list_declared}
 
 
@@ -200,7 +203,7 @@ def evaluate(
     path = opened.save_results(f"questions-{questions.stem}", table)
     told = {"file": str(questions), "asked": len(asked), "dropped": list(asked.dropped)}
     opened.note("questions", questions.stem, told)
-    _print_table(summarise(table))
+    print(score_table(summarise(table)))
     if asked.dropped:
         print(f"\n{len(asked)} questions were asked, {len(asked.dropped)} rows left out; manifest.json lists them")
     print(f"\nwritten to {path}")
@@ -277,8 +280,44 @@ def attack(
     table = measure_attack(chosen, opened.subject(step), metrics, progress=True)
     path = opened.save_results(f"attack-{name}", table)
     shown = table[table["layer"].isna()].pivot_table(index="metric", columns="method", values="value", sort=False)
-    print(shown.to_string(float_format=_figure))
+    print(shown.to_string(float_format=number))
     print(f"\nwritten to {path}")
+
+
+def target(
+    model: str = RunConfig.model,
+    concept: str = RunConfig.concept,
+    etas: tuple[float, ...] = (0, 1, 3, 10, 30, 100, 500),
+    one_sided: bool = False,
+    held_out: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask ELM's target itself, before any training: which answers would it give, by the strength η?
+
+    Args:
+        model: an alias, a folder or a hub id.
+        concept: a pack or a folder.
+        etas: strengths; 0 is the model itself.
+        one_sided: the target that only lowers tokens.
+        held_out: ask the held-out questions instead of the training ones.
+        dtype: of the weights.
+        as_json: one JSON object instead of a table.
+    """
+    from elm_interp.data import load_concept
+    from elm_interp.erase import target_answers
+    from elm_interp.erase.guidance import Guidance
+    from elm_interp.models import load_model
+
+    what = load_concept(concept)
+    asked = what.ask("forget", "held_out") if held_out else None
+    lm = load_model(model, dtype=dtype)
+    guidance = Guidance(0.0, one_sided)
+    found = target_answers(lm, what, etas, guidance=guidance, questions=asked, progress=True)
+    if as_json:
+        print(json.dumps(json.loads(found.dropna(axis=1, how="all").to_json(orient="records")), indent=1))
+        return
+    print(row_table(found.to_dict("records")))
 
 
 def calibrate(seeds: int = 2, metrics: tuple[str, ...] = ("*",), as_json: AsJson = False) -> None:
@@ -297,7 +336,7 @@ def calibrate(seeds: int = 2, metrics: tuple[str, ...] = ("*",), as_json: AsJson
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        _print_anchors(found)
+        print(anchor_table(found))
 
 
 def list_declared() -> None:
@@ -332,38 +371,7 @@ def _print_summary(run: Run, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    _print_table(found)
-
-
-def _print_table(found: dict[str, dict[str, Any]]) -> None:
-    print(f"{'metric':38}{'base':>24}{'erased':>24}{'n':>6}")
-    for name, sides in found.items():
-        n = (sides.get("erased") or sides["base"])["n"]
-        print(f"{name:38}{_cell(sides.get('base')):>24}{_cell(sides.get('erased')):>24}{n:>6}")
-
-
-def _print_anchors(found: dict[str, dict[str, Any]]) -> None:
-    kinds = list(ORGANISMS)
-    print(f"{'metric':42}{''.join(f'{kind:>18}' for kind in kinds)}{'AUC gold':>10}{'AUC hiding':>12}")
-    for name, one in found.items():
-        cells = "".join(f"{_spread(one[kind]):>18}" for kind in kinds)
-        ends = f"{_figure(one['auc_gold']):>10}{_figure(one['auc_hiding']):>12}"
-        print(f"{name:42}{cells}{ends}{'  constant: shows nothing' if one['constant'] else ''}")
-
-
-def _spread(one: dict[str, Any]) -> str:
-    return _figure(one["mean"]) + (f" ± {one['sd']:.2g}" if one["sd"] is not None else "")
-
-
-def _figure(number: float | None) -> str:
-    return "-" if number is None else f"{number:.3g}"
-
-
-def _cell(number: dict[str, Any] | None) -> str:
-    if number is None:
-        return ""
-    interval = f" [{number['ci_low']:.3g}, {number['ci_high']:.3g}]" if number["ci_low"] is not None else ""
-    return f"{number['value']:.3g}{interval}"
+    print(score_table(found))
 
 
 if __name__ == "__main__":

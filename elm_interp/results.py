@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from elm_interp.errors import ConfigError, DataError
+from elm_interp.errors import ConfigError, DataError, not_finite
 
 COLUMNS = {
     "model": "string",
@@ -99,6 +99,18 @@ def spelled(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def credit(values: Float[np.ndarray, " option"], right: int) -> float:
+    """1 if the right option has the highest value, 1/k if k options have it, else 0.
+
+    Raises:
+        NotFiniteError: a value is NaN.
+    """
+    if np.isnan(values).any():
+        raise not_finite("the values of the options")
+    best = values == values.max()
+    return float(best[right] / best.sum())
+
+
 def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion (95 % for z = 1.96); (nan, nan) for n = 0."""
     if n == 0:
@@ -107,6 +119,27 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def cluster_means(
+    values: Float[np.ndarray, " n"], groups: Sequence[str], *, samples: int = 1000, seed: int = 0
+) -> Float[np.ndarray, " samples"]:
+    """Bootstrap means of values, resampling groups of them, such as the wordings of one fact."""
+    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sums, sizes = np.bincount(index, weights=np.asarray(values, dtype=float)), np.bincount(index)
+    draws = np.random.default_rng(seed).integers(0, len(names), (samples, len(names)))
+    means: np.ndarray = sums[draws].sum(1) / sizes[draws].sum(1)
+    return means
+
+
+def cluster_bootstrap(
+    values: Float[np.ndarray, " n"], groups: Sequence[str], *, samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (95 %) of the mean, resampling groups; (nan, nan) for fewer than two groups."""
+    if len(set(groups)) < 2:
+        return math.nan, math.nan
+    means = cluster_means(values, groups, samples=samples, seed=seed)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 def bootstrap(

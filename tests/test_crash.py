@@ -19,9 +19,7 @@ from elm_interp.runs.run import Run
 from elm_interp.training import Training, train
 from elm_interp.training.checkpoints import list_checkpoints
 
-OBJECTIVE = ELM.from_settings(
-    eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0, answers_weight=1, answers_batch=1
-)
+OBJECTIVE = ELM.from_settings(eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, fluency_weight=0)
 # the server imports elm_interp once, so its children start in a tenth of a second; it does not know this folder
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "elm_interp.cli", "elm_interp.erase.elm", "elm_interp.runs.stages"])

@@ -10,10 +10,10 @@ from elm_interp.erase.class_prompts import EXPERT, NOVICE, draw_prompts
 from elm_interp.erase.elm import ELM
 from elm_interp.erase.elm_released import ELMReleased
 from elm_interp.erase.guidance import Guidance, generate_guided, hidden_after
-from elm_interp.erase.losses import distribution_loss
 from elm_interp.errors import UnknownNameError
 from elm_interp.models.adapters.slots import AdapterSlots
 from elm_interp.training import Adapter
+from elm_interp.training.losses import distribution_loss
 from elm_interp.training.objective import Sample, Teacher, TopK
 
 TEXTS = [
@@ -140,70 +140,72 @@ def test_eta_zero_without_retention_asks_for_nothing(tiny_lm, tiny_concept):
     assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-5
 
 
-def test_eta_zero_leaves_every_answer_as_likely_as_it_was(tiny_lm, tiny_concept):
-    objective = ELM.from_settings(eta=0, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
-    samples = objective.prepare(tiny_lm, tiny_concept)
-    tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
-    losses = objective.loss(tiny_lm, samples["answers"] + samples["kept_answers"])
-    assert {term: float(loss.detach()) for term, loss in losses.items()} == pytest.approx(
-        {"answers": 0, "kept_answers": 0}, abs=1e-6
-    )
-
-
-def test_an_answer_should_be_as_likely_as_under_the_target(tiny_lm, tiny_concept):
-    objective = ELM.from_settings(eta=3, layers=(1,), rank=2, answers_weight=1, fluency_weight=0)
-    samples = objective.prepare(tiny_lm, tiny_concept)
-    expert, novice = tiny_concept.prompts("expert")[0], tiny_concept.prompts("novice")[0]
-    for sample, classes in ((samples["answers"][0], (expert, novice)), (samples["kept_answers"][0], ())):
-        expected = []
-        for option in sample.options:
-            row = [*sample.prompt, *option]
-            passes = [hidden_after(tiny_lm, prefix, [row])[0] for prefix in ("", *classes)]
-            logits = [tiny_lm.unembed(h[len(sample.prompt) - 1 : -1]) for h in passes]
-            log_probs = objective.guidance.log_probs(*logits) if classes else logits[0].log_softmax(-1)
-            expected += [float(p[token]) for p, token in zip(log_probs, option, strict=True)]
-        torch.testing.assert_close(sample.goal, torch.tensor(expected), atol=1e-4, rtol=1e-4)
-
-
-def test_wrong_answers_and_names_are_unlearned_with_the_right_one(tiny_lm, tiny_concept):
-    samples = ELM.from_settings(layers=(1,), answers_weight=1, answer_names=2, fluency_weight=0).prepare(
-        tiny_lm, tiny_concept
-    )
-    asked = tiny_concept.ask("forget", "train")
-    assert [s.id for s in samples["answers"]] == [q.id for q in asked]
-    for sample, question in zip(samples["answers"], asked, strict=True):
-        written = [tiny_lm.tokenizer.decode(option).strip() for option in sample.options]
-        assert len(set(written)) == len(written)
-        assert set(question.choices) <= set(written)
-
-
-def test_the_answers_loss_is_the_distance_of_log_probabilities_and_trains(tiny_lm, tiny_concept):
-    objective = ELM.from_settings(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
-    chosen = objective.prepare(tiny_lm, tiny_concept)["answers"][:2]
+def test_logit_matching_is_the_weighted_distance_of_log_probabilities_and_so_is_its_gradient(tiny_lm, tiny_concept):
+    objective = ELM.from_settings(eta=3, layers=(1, 2), rank=2, match_weight=0.3, top_k=9, fluency_weight=0)
+    samples = objective.prepare(tiny_lm, tiny_concept)["erase"]
+    alone = objective.with_settings(match_weight=0)
     parameters = tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
     nudge(tiny_lm)
-    seen = []
-    for sample in chosen:
-        for option in sample.options:
-            row = [*sample.prompt, *option]
-            log_probs = tiny_lm.logits(tiny_lm.pad([row]), positions="all", grad=True)[0].log_softmax(-1)
-            seen += [log_probs[len(sample.prompt) - 1 + i, token] for i, token in enumerate(option)]
-    expected = torch.nn.functional.smooth_l1_loss(torch.stack(seen), torch.cat([s.goal for s in chosen]))
-    ours = objective.loss(tiny_lm, chosen)["answers"]
+    by_hand = []
+    for sample in samples:
+        log_p = tiny_lm.logits(tiny_lm.pad([sample.ids]), positions="all", grad=True)[0, :-1].log_softmax(-1)
+        target = sample.target
+        found, goal = log_p.gather(1, target.tokens.long()), target.probs.log().clamp(min=-20)
+        distance = torch.nn.functional.smooth_l1_loss(found, goal, reduction="none")
+        by_hand += list((target.base * distance).sum(1))
+    expected = alone.loss(tiny_lm, samples)["erase"] + 0.3 * torch.stack(by_hand).mean()
+    ours = objective.loss(tiny_lm, samples)["erase"]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
     for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-2)
 
 
-def test_the_gradient_of_the_answers_is_the_same_to_the_bit_each_time(tiny_lm, tiny_concept):
-    """Many options share a prompt's keys and values; on several threads their gradients must add up in one order."""
-    objective = ELM.from_settings(eta=3, layers=(1, 2), rank=2, answers_weight=1, fluency_weight=0)
-    chosen = objective.prepare(tiny_lm, tiny_concept)["answers"]
+def test_logit_matching_weighs_tokens_by_the_base(tiny_lm, tiny_concept):
+    sample = ELM.from_settings(layers=(1,), match_weight=1, fluency_weight=0).prepare(tiny_lm, tiny_concept)["erase"][0]
+    base = tiny_lm.logits(tiny_lm.pad([sample.ids]), positions="all")[0, :-1].softmax(-1)
+    torch.testing.assert_close(sample.target.base, base.gather(1, sample.target.tokens.long()), atol=1e-6, rtol=1e-4)
+
+
+def test_eta_zero_with_logit_matching_asks_for_nothing(tiny_lm, tiny_concept):
+    objective = ELM.from_settings(eta=0, layers=(1,), rank=2, top_k=400, match_weight=1.0, fluency_weight=0)
+    samples = objective.prepare(tiny_lm, tiny_concept)
     parameters = tiny_lm.adapters.attach(objective.adapter.config(tiny_lm))
-    nudge(tiny_lm)
-    first, *others = (torch.autograd.grad(objective.loss(tiny_lm, chosen)["answers"], parameters) for _ in range(5))
-    for other in others:
-        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    loss = objective.loss(tiny_lm, samples["erase"])["erase"]
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
+    assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-4
+
+
+def test_in_appendix_e_the_expert_reads_no_written_token(tiny_lm, tiny_concept):
+    objective = ELM.from_settings(
+        eta=2, layers=(1,), top_k=400, fluency_streams="appendix-e", fluency_samples=2, fluency_tokens=5
+    )
+    expert, novice = tiny_concept.prompts("expert")[0], tiny_concept.prompts("novice")[0]
+    for sample in objective.prepare(tiny_lm, tiny_concept)["fluency"]:
+        passes = [hidden_after(tiny_lm, prefix, [sample.ids])[0] for prefix in ("", expert, novice)]
+        p, e, n = (tiny_lm.unembed(h[sample.start : -1]).log_softmax(-1) for h in passes)
+        goal = (p + 2 * (n - e[:1])).softmax(-1)
+        torch.testing.assert_close(
+            sample.target.probs, goal.gather(1, sample.target.tokens.long()), atol=1e-5, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("streams", ["full", "appendix-e", "released"])
+def test_guided_text_is_the_likeliest_under_what_its_streams_read(tiny_lm, streams):
+    (prompt,) = tiny_lm.encode(TEXTS[:1])
+    how = {"expert": "An expert:", "novice": "A novice:", "new_tokens": 6, "seed": 0, "streams": streams}
+    (written,) = generate_guided(tiny_lm, Guidance(eta=2, top_k=1), [prompt], **how)
+    for i, token in enumerate(written):
+        new = written[:i]
+        read = {
+            "full": (prompt + new, prompt + new),
+            "appendix-e": (prompt, prompt + new),
+            "released": (new, new),
+        }[streams]
+        rows = [prompt + new]
+        for prefix, ids in zip(("An expert:", "A novice:"), read, strict=True):
+            rows.append([*tiny_lm.encode([prefix])[0], *ids])
+        logits = [tiny_lm.logits(tiny_lm.pad([row]), positions="all")[0, -1] for row in rows]
+        assert token == int(Guidance(eta=2).log_probs(*(x[None] for x in logits)).argmax())
 
 
 def test_prepare_reads_the_training_part_alone_and_leaves_the_model_as_it_was(tiny_lm, tiny_concept):

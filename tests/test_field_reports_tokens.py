@@ -113,7 +113,7 @@ def test_the_plain_oracle_reads_what_one_call_of_transformers_reads():
 
 def test_targets_of_a_model_with_a_beginning_of_text_are_those_of_whole_texts(tiny_concept):
     lm = with_(around("<bos>", "<eos>"))
-    objective = ELM.from_settings(eta=2.0, layers=(1,), top_k=400, fluency_weight=0, answers_weight=1, max_tokens=30)
+    objective = ELM.from_settings(eta=2.0, layers=(1,), top_k=400, fluency_weight=0, max_tokens=30)
     samples = objective.prepare(lm, replace(tiny_concept, expert=(EXPERT,), novice=(NOVICE,)))
     passage, sample = tiny_concept.passages("forget")[0], samples["erase"][0]
     assert list(sample.ids) == [BOS, *bare(lm, passage.text)][:30]
@@ -124,20 +124,6 @@ def test_targets_of_a_model_with_a_beginning_of_text_are_those_of_whole_texts(ti
         )
     goal = (p.log_softmax(-1) + 2 * (n.log_softmax(-1) - e.log_softmax(-1))).softmax(-1)
     torch.testing.assert_close(sample.target.probs, goal.gather(1, sample.target.tokens.long()), atol=1e-5, rtol=1e-3)
-
-    answer = samples["answers"][0]
-    assert list(answer.prompt) == [BOS, *bare(lm, tiny_concept.ask("forget", "train")[0].prompt)]
-    expected = []
-    for option in answer.options:
-        row, k = [*answer.prompt, *option], len(option)
-        with torch.no_grad():
-            p, e, n = (
-                lm.model(torch.tensor([[BOS, *bare(lm, c), *row[1:]]])).logits[0, -k - 1 : -1].log_softmax(-1)
-                for c in ("", EXPERT, NOVICE)
-            )
-        log_probs = (p + 2 * (n - e)).log_softmax(-1)
-        expected += [float(log_probs[i, token]) for i, token in enumerate(option)]
-    torch.testing.assert_close(answer.goal, torch.tensor(expected).clamp(min=-50), atol=1e-3, rtol=1e-3)
 
 
 def test_guided_text_is_written_after_one_beginning_of_text():
@@ -172,7 +158,7 @@ def test_borders_that_running_text_would_tokenise_otherwise_are_counted(tiny_con
     assert [a != b for a, b in zip(whole, parts, strict=True)] == [True, False]
     assert borders(lm, ["Answer:"] * 2, texts, 100) == 1
     concept = Concept("lamps", tuple(texts), ("Water flows.", "Bread is baked."), expert=("Answer:",), novice=("\n",))
-    settings = {"layers": (1,), "steps": 1, "fluency_weight": 0, "answers_weight": 0, "max_tokens": 6}
+    settings = {"layers": (1,), "steps": 1, "fluency_weight": 0, "max_tokens": 6}
     erase_concept(lm, concept, out=tmp_path / "run", method="elm", **settings)
     noted = read_json(tmp_path / "run" / "manifest.json")["tokens"]["lamps"]
     assert noted["borders"] == {"expert": 1, "novice": 0, "of": 2}
@@ -211,7 +197,7 @@ def test_no_text_is_scored_read_or_continued_with_an_end_of_text(first):
     assert lm.generate(TEXT, new_tokens=5, greedy=True) == [lm.tokenizer.decode(written, skip_special_tokens=True)]
 
 
-@pytest.mark.parametrize("objective", [RMU.from_settings(layer=1, layers=(1,)), RepNoise(pairs="both"), WHP(), ELM()])
+@pytest.mark.parametrize("objective", [RMU.from_settings(layer=1, layers=(1,)), RepNoise(), WHP(), ELM()])
 def test_nothing_is_trained_on_an_end_of_text_and_all_on_one_beginning(objective, tiny_concept):
     lm = with_(around("<bos>", "<eos>"))
     samples = objective.with_settings(layers=(1,)).prepare(lm, tiny_concept)
@@ -377,11 +363,10 @@ def test_gpt2_is_erased_evaluated_and_probed_within_its_context(tiny_concept, tm
         novice=(NOVICE,),
     )
     settings = {"layers": (0, 1), "rank": 2, "steps": 2, "save_every": 2, "fluency_tokens": 4, "fluency_samples": 3}
+    settings["fluency_bridge"] = False  # it leaves no room
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run = erase_concept(
-            lm, concept, out=tmp_path / "run", method="elm", preset="paper", answers_weight=1, lr=1e-3, **settings
-        )
+        run = erase_concept(lm, concept, out=tmp_path / "run", method="elm", preset="paper", lr=1e-3, **settings)
         for stage in ("evaluate", "collect", "probe", "norms"):
             run_stage(run, stage, progress=False)
             noted = read_json(run.folder / "manifest.json")
@@ -438,7 +423,7 @@ def test_the_context_is_that_of_the_config_and_alibi_has_none(config, expected, 
 # -- 23: passages of one token ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [ELM(fluency_weight=0), WHP(), RepNoise(pairs="passages")])
+@pytest.mark.parametrize("objective", [ELM(fluency_weight=0), WHP(), RepNoise()])
 def test_passages_of_one_token_alone_are_an_error_that_names_them(objective, tiny_lm):
     objective = objective.with_settings(layers=(1,))
     concept = Concept("letters", ("a", "b"), ("Iron rusts in the rain.", "Water flows down."))
@@ -454,7 +439,7 @@ def test_passages_of_one_token_alone_are_an_error_that_names_them(objective, tin
 def test_one_token_after_a_beginning_of_text_can_be_trained_on():
     lm = with_(around("<bos>"))
     concept = Concept("letters", ("a", "b"), ("Iron rusts in the rain.", "Water flows down."))
-    for objective in (ELM(fluency_weight=0), WHP(dictionary={}), RepNoise(pairs="passages")):
+    for objective in (ELM(fluency_weight=0), WHP(dictionary={}), RepNoise()):
         samples = objective.with_settings(layers=(1,)).prepare(lm, concept)["erase"]
         lm.adapters.attach(objective.with_settings(layers=(1,)).adapter.config(lm))
         losses = objective.with_settings(layers=(1,)).loss(lm, samples)

@@ -9,7 +9,10 @@ from elm_interp.errors import ConfigError, UnknownNameError
 from elm_interp.metrics import list_metrics, metric, metric_of
 
 HEADLINES = {
+    "innocence.known.four_choice",
+    "innocence.open_answer",
     "innocence.two_choice_pmi",
+    "specificity.known.neighbours",
     "specificity.general_pmi",
     "specificity.neighbours_pmi",
     "specificity.retain_ppl_ratio",
@@ -21,7 +24,7 @@ HEADLINES = {
 def test_metrics_are_listed_before_anything_was_measured():
     code = "from elm_interp.metrics import list_metrics; print(len(list_metrics('innocence.*')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-1] == "6"
+    assert found.stdout.split()[-1] == "11"
 
 
 def test_a_pattern_without_a_metric_is_refused_with_the_closest_name():

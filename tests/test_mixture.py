@@ -119,9 +119,7 @@ def test_a_folder_may_have_a_plus_in_its_name(tiny_concept, tmp_path):
 
 def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny_lm, tiny_concept, second):
     both = mix_concepts([tiny_concept, second], (5, 1))
-    samples = of_each(
-        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
-    )
+    samples = of_each(both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0).prepare(tiny_lm, part))
     pool = samples["erase"]
     assert [len(part) for part in pool.pools] == [len(part.passages("forget")) for part in both.parts]
     assert len(pool) == len(list(pool)) == 6 + 3
@@ -132,17 +130,18 @@ def test_steps_hold_samples_in_the_ratio_and_every_sample_comes_in_its_turn(tiny
     assert sorted(one_each) == sorted(s.id for s in pool.pools[1])
     small, large = [s for step in range(1, 5) for s in draw(pool, 3, step, seed=2)], draw(pool, 12, 1, seed=2)
     assert [s.id for s in small] == [s.id for s in large]
-    assert draw(samples["answers"], 6, 1, 0) != draw(samples["answers"], 6, 1, 1)
+    assert draw(pool, 6, 1, 0) != draw(pool, 6, 1, 1)
 
 
 def test_a_term_that_one_part_lacks_comes_from_the_others(tiny_lm, tiny_concept, second):
-    both = mix_concepts([tiny_concept, replace(second, questions={})], (1, 3))
-    samples = of_each(
-        both, lambda part: ELM.from_settings(layers=(1,), fluency_weight=0, answers_weight=1).prepare(tiny_lm, part)
-    )
+    def prepare(part):
+        own = {"fluency_weight": 0.0} if part.name == second.name else {"fluency_samples": 6, "fluency_tokens": 3}
+        return ELM.from_settings(layers=(1,), **own).prepare(tiny_lm, part)
+
+    samples = of_each(mix_concepts([tiny_concept, second], (1, 3)), prepare)
     assert samples["erase"].ratio == (1, 3)
-    assert len(samples["answers"].pools) == 1
-    assert {s.id.partition("/")[0] for s in draw(samples["answers"], 6, 1, 0)} == {"marrowgate"}
+    assert len(samples["fluency"].pools) == 1
+    assert {s.id.partition("/")[0] for s in draw(samples["fluency"], 6, 1, 0)} == {"marrowgate"}
 
 
 def test_every_part_is_prepared_with_its_own_prompts_and_cached_alone(tiny_lm, tiny_concept, second):

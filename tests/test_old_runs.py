@@ -2,7 +2,7 @@
 
 elm-interp run --out run --model model --concept concept --dtype float32 --device cpu --layers 0 1 --rank 2 --alpha 8
     --eta 5 --fluency-samples 4 --fluency-tokens 4 --steps 4 --forget-batch 2 --retain-batch 2 --fluency-batch 1
-    --lr 0.01 --warmup 1 --save-every 2 --answers-weight 0 --fluency-weight 1 --dropout 0.1
+    --lr 0.01 --warmup 1 --save-every 2 --answers-weight 0 --fluency-weight 0 --dropout 0.1
 """
 
 import json
@@ -89,6 +89,25 @@ def test_options_of_the_released_code_are_read_as_its_own_method(old):
     (old / "config.json").write_text(json.dumps(config))
     assert Run.open(old).config.objective.name == "elm-released"
     assert Run.open(old).config.objective.temperature == 1.2
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"), [("answers_weight", "answers to the concept's questions"), ("fluency_weight", "a question")]
+)
+def test_one_that_trained_on_what_is_measured_opens_and_reports_and_is_not_resumed(old, capsys, setting, reason):
+    config = json.loads((old / "config.json").read_text())
+    config["objective"][setting] = 0.5
+    (old / "config.json").write_text(json.dumps(config))
+    main(["report", str(old)])
+    main(["summary", str(old), "--json"])
+    shutil.rmtree(old / "checkpoints" / "checkpoint-000004")
+    before = sorted(path for path in old.rglob("*") if path.is_file())
+    with pytest.raises(RunFolderError, match=reason):
+        run_stage(Run.open(old), "erase", progress=False)
+    with pytest.raises(SystemExit):
+        main(["erase", "--out", str(old), "--resume"])
+    assert reason in capsys.readouterr().err
+    assert sorted(path for path in old.rglob("*") if path.is_file()) == before
 
 
 def test_a_run_of_a_later_version_is_refused(old):

@@ -1,4 +1,4 @@
-"""RepNoise: the MMD as theorems, the mask on both kinds of pairs, the loss against one written out."""
+"""RepNoise: the MMD as theorems, the mask, the loss against one written out."""
 
 import dataclasses
 
@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from elm_interp.erase.repnoise import RepNoise, differing, mmd, noise_loss
-from elm_interp.errors import DataError
+from elm_interp.erase.repnoise import RepNoise, mmd, noise_loss
 from elm_interp.training import Training, train
 
-OBJECTIVE = RepNoise.from_settings(pairs="both", rank=2, max_tokens=20)
+OBJECTIVE = RepNoise.from_settings(rank=2, max_tokens=20)
 
 
 def drawn(*shape, seed=0):
@@ -48,20 +47,11 @@ def test_noise_is_not_pushed_where_the_mask_is_off():
     assert (added.grad[:, :, mask[0]] != 0).any()
 
 
-def test_the_mask_holds_what_differs_or_all_that_has_seen_text(tiny_lm, tiny_concept):
-    assert differing([1, 2, 3, 4], [1, 2, 9]) == (False, False, True, True)
-    assert differing([1, 2], [1, 2, 9]) == (False, False)
+def test_the_mask_holds_all_that_has_seen_text_and_the_training_part_alone_is_read(tiny_lm, tiny_concept):
     pairs = OBJECTIVE.prepare(tiny_lm, tiny_concept)["erase"]
-    asked = {q.id: q for q in tiny_concept.ask("forget", "train")}
-    for pair in pairs:
-        if pair.id in asked:
-            assert not any(pair.mask[: pair.start])
-            assert pair.forget[: pair.start] == pair.harmless[: pair.start]
-            assert any(pair.mask)
-        else:
-            assert pair.mask == (False, *[True] * (len(pair.forget) - 1))
-    assert len(pairs) == len(asked) + 6
-    held_out = {p.id for p in tiny_concept.forget if p.split == "held_out"}
+    assert all(pair.mask == (False, *[True] * (len(pair.forget) - 1)) for pair in pairs)
+    assert len(pairs) == 6
+    held_out = {p.id for p in tiny_concept.forget + tiny_concept.retain if p.split == "held_out"}
     assert not held_out & {word for pair in pairs for word in pair.id.split(" with ")}
 
 
@@ -101,24 +91,14 @@ def test_training_lowers_every_term_and_leaves_the_base(tiny_lm, tiny_concept, t
     assert all(trained[term] < base[term] for term in base)
 
 
-def test_a_concept_without_questions_is_told_so(tiny_lm, tiny_concept):
-    with pytest.raises(DataError, match='pairs to "passages"'):
-        RepNoise().prepare(tiny_lm, dataclasses.replace(tiny_concept, questions={}))
-
-
 def test_settings_that_cannot_work_are_all_named():
-    bad = RepNoise.from_settings(pairs="none", noise_weight=-1, layers=(7,), rank=0)
-    assert len(bad.problems(4)) == 4
+    bad = RepNoise.from_settings(noise_weight=-1, layers=(7,), rank=0)
+    assert len(bad.problems(4)) == 3
 
 
 def test_the_paper_preset_is_the_paper_s():
     repnoise, training = RepNoise.preset("paper"), RepNoise.training_preset("paper")
-    assert (repnoise.ascent_weight, repnoise.noise_weight, repnoise.pairs, repnoise.max_tokens) == (
-        1,
-        0.001,
-        "questions",
-        256,
-    )
+    assert (repnoise.ascent_weight, repnoise.noise_weight, repnoise.max_tokens) == (1, 0.001, 256)
     assert (repnoise.adapter.layers, repnoise.adapter.rank) == (None, None)
     assert (training.lr, training.forget_batch, training.weight_decay, training.schedule) == (2e-5, 8, 0, "cosine")
     assert training.steps * training.forget_batch == 10_000

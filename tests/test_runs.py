@@ -116,7 +116,7 @@ def test_a_sweep_runs_the_frozen_model_once(config, tmp_path, monkeypatch):
 
 
 def test_kept_targets_are_those_that_were_made_and_a_damaged_file_is_made_again(tiny_lm, tiny_concept):
-    objective = dataclasses.replace(SMALL["objective"], answers_weight=1.0)
+    objective = dataclasses.replace(SMALL["objective"], match_weight=1.0)
     made, seconds = prepared(tiny_lm, objective, tiny_concept, model_hash="x", seed=0)
     folder = next((cache_folder() / "targets").iterdir())
     for _ in range(2):

@@ -12,9 +12,9 @@ from elm_interp.training import Objective
 from elm_interp.training.target_cache import prepared
 
 METHODS = {
-    "elm": ELM.from_settings(layers=(1,), rank=2, fluency_samples=3, fluency_tokens=4, answers_weight=1),
+    "elm": ELM.from_settings(layers=(1,), rank=2, fluency_samples=3, fluency_tokens=4, match_weight=1),
     "rmu": RMU.from_settings(layer=2, layers=(1, 2), max_tokens=24),
-    "repnoise": RepNoise.from_settings(pairs="both", rank=2, max_tokens=20),
+    "repnoise": RepNoise.from_settings(rank=2, max_tokens=20),
     "whp": WHP.from_settings(rank=2, labels="soft", top_k=50, reinforce_batch=2, reinforce_epochs=1, max_tokens=20),
 }
 

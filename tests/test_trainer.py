@@ -20,8 +20,8 @@ from elm_interp.training.master_weights import Masters
 from elm_interp.training.sampling import draw
 
 OBJECTIVE = ELM.from_settings(
-    eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, answers_weight=1,
-    fluency_samples=4, fluency_tokens=5, fluency_batch=1, answers_batch=2,
+    eta=5, layers=(1, 2), rank=2, alpha=8, dropout=0.1, match_weight=0.1,
+    fluency_samples=4, fluency_tokens=5, fluency_batch=1,
 )  # fmt: skip
 TRAINING = Training(steps=8, forget_batch=2, retain_batch=2, lr=1e-2, warmup=2, save_every=2)
 
@@ -91,7 +91,7 @@ class Crashing(ELM):
 
     def loss(self, lm, batch):
         self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
-        if self.__dict__["calls"] > 11:  # two calls a step, one for texts and one for answers
+        if self.__dict__["calls"] > 5:
             raise Crash
         return super().loss(lm, batch)
 
@@ -99,7 +99,7 @@ class Crashing(ELM):
 def test_training_lowers_the_erase_loss_and_touches_only_its_layers(tiny_lm, samples, tmp_path):
     before = {k: v.clone() for k, v in tiny_lm.model.state_dict().items()}
     state = torch.get_rng_state()
-    objective = replace(OBJECTIVE, fluency_batch=2, answers_batch=0)
+    objective = replace(OBJECTIVE, fluency_batch=2)
     training = Training(steps=40, lr=1e-2, save_every=40)
     last = train(tiny_lm, objective, samples, training, tmp_path, progress=False)
     lines = log(tmp_path)
@@ -217,9 +217,7 @@ def close(a, b):
 @pytest.mark.parametrize("accumulate", [2, 3, 100])
 def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny_lm, samples, accumulate):
     objective = OBJECTIVE.with_settings(dropout=0.0, retain_weight=0.7)
-    batch = [
-        s for term, size in (("erase", 5), ("retain", 4), ("fluency", 1), ("answers", 3)) for s in samples[term][:size]
-    ]
+    batch = [s for term, size in (("erase", 5), ("retain", 4), ("fluency", 4)) for s in samples[term][:size]]
     masters = Masters(tiny_lm.adapters.attach(objective.adapter.config(tiny_lm)))
     for i, weight in enumerate(masters.weights):
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
@@ -236,12 +234,12 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny_lm, sample
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_norm_of_each_term_is_that_of_its_own_weighted_gradient(tiny_lm, samples, accumulate):
     objective = OBJECTIVE.with_settings(dropout=0.0, retain_weight=0.7)
-    batch = [s for term, size in (("erase", 5), ("retain", 4), ("answers", 3)) for s in samples[term][:size]]
+    batch = [s for term, size in (("erase", 5), ("retain", 4), ("fluency", 3)) for s in samples[term][:size]]
     masters = Masters(tiny_lm.adapters.attach(objective.adapter.config(tiny_lm)))
     for i, weight in enumerate(masters.weights):
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
     by_hand = {}
-    for term in ("erase", "retain", "answers"):
+    for term in ("erase", "retain", "fluency"):
         masters.drop_gradients()
         (objective.weights()[term] * objective.loss(tiny_lm, [s for s in batch if s.term == term])[term]).backward()
         by_hand[term] = float(torch.cat([w.grad.flatten() for w in masters.weights]).norm())
@@ -264,7 +262,7 @@ def test_gradient_norms_of_the_terms_are_logged_now_and_then_and_change_nothing(
     assert equal(a, b)
     found = {line["step"]: line["grad_norms"] for line in log(tmp_path / "a") if "grad_norms" in line}
     assert list(found) == [1, 4, 7]
-    assert found[4].keys() == {"erase", "retain", "fluency", "answers", "kept_answers"}
+    assert found[4].keys() == {"erase", "retain", "fluency"}
     assert min(found[4].values()) > 0
     assert found[4] == log(tmp_path / "b")[3]["grad_norms"]
 

@@ -10,6 +10,7 @@ Required: question, choices (two or more, all different) and answer (index of th
     outside    a wrong answer from outside the concept's world. The choices test whether the model knows the fact; the
                right answer against the outside one tests whether it knows the world at all.
     fact       questions on one fact stay on the same side of every split (default: each question is its own fact)
+    aliases    other spellings of the right answer, for free answers
     split      "train" or "held_out" (default: held_out)
 
 The files of the field are read too, from JSON, JSON Lines, CSV and parquet: see `elm_interp.data.schemas`. They hold
@@ -40,7 +41,7 @@ TEMPLATE = "Question: {question}\nAnswer:"
 """The default prompt for models that only continue text; an answer follows after a space."""
 _FIELDS = (
     {"question": str, "choices": list, "answer": int},
-    dict.fromkeys(("outside", "fact", "topic", "split", "id"), str),
+    {**dict.fromkeys(("outside", "fact", "topic", "split", "id"), str), "aliases": list},
 )
 """Types of the required and of the optional fields of a file."""
 SHOWN = 10
@@ -63,11 +64,14 @@ class Question:
     topic: str = ""
     split: str = "held_out"
     id: str = ""
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the right answer, for free answers."""
     ask: Callable[[str], str] | None = field(default=None, compare=False)
     """Transforms every prompt that asks the question, see `Concept.prompted`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "aliases", tuple(self.aliases))
 
     @property
     def right(self) -> str:

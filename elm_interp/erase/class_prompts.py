@@ -1,8 +1,9 @@
-"""Ten expert and ten novice prompts about a concept, for methods that draw a class prompt at random.
+"""Ten expert and ten novice prompts about a concept, for methods that draw a class prompt at random; and sentences that
+lead away from it, which fluency text begins with (appendix E of the paper).
 
 The authors' code draws from ten of each at every step. Its novices also change the subject to something amusing, so
-that ignorance and deflection cannot be told apart. The prompts of class_prompts.json (a list for each key, "expert" and
-"novice") say the same in our own words.
+that ignorance and deflection cannot be told apart. The prompts of class_prompts.json (a list for each key, "expert",
+"novice" and "bridge") say the same in our own words.
 
     expert, novice = draw_prompts(concept, 40, seed=0)[0]
 """
@@ -14,7 +15,7 @@ from elm_interp.data import Concept
 from elm_interp.files import read_json
 
 _read = read_json(Path(__file__).with_name("class_prompts.json"))
-EXPERT, NOVICE = tuple(_read["expert"]), tuple(_read["novice"])
+EXPERT, NOVICE, BRIDGES = tuple(_read["expert"]), tuple(_read["novice"]), tuple(_read["bridge"])
 
 
 def draw_prompts(concept: Concept, n: int, seed: int) -> list[tuple[str, str]]:

@@ -5,46 +5,32 @@ Each term is a distance to a distribution that the frozen model itself gives:
     erase     forget passages     P · (P_novice / P_expert)^η, renormalised           (equations 5 to 7)
     retain    retain passages     P                                                   (equation 8)
     fluency   generated text      as erase, on text sampled from that target          (equation 9)
-    answers   training questions  the likelihood that this target gives each answer   (ours, off in the paper's preset)
 
-A term of weight 0 is left out: `erase_weight=0`, `retain_weight=0` and `fluency_weight=0` are the paper's ablations
-(table 2), and so is `erase_target="random"`. `rank=None` trains the layers' whole weights (table 6). What only the
-authors' released code does is in `elm_released`.
+Passages alone are trained on, never a question. A term of weight 0 is left out: `erase_weight=0`, `retain_weight=0` and
+`fluency_weight=0` are the paper's ablations (table 2), and so is `erase_target="random"`. `rank=None` trains whole
+weights (table 6). `match_weight` adds logit matching to erase and fluency (ours, off in the paper's preset): see
+`training.losses`. What only the authors' released code does is in `elm_released`.
 
-    preset          sets                                                 from
-    paper           η 500, the same at every token                       paper, appendix D; constant in equation 5
-                    rank 4, layers 4 to 7                                paper, appendix D
-                    retain on whole distributions                        paper, equation 8
-                    fluency against the target, prompt in every stream   paper, equation 9 and appendix E
-                    weights 1, 1, 1                                      authors' code; a sweep in the paper's table 5
-                    alpha 16, all seven projections                      authors' code
-                    temperature 1, no cut                                the paper has neither
-                    top_k 256, 160 tokens a passage                      ours: about 700 characters
-                    64 fluency texts of 48 tokens                        ours
-                    lr 5e-5 constant, decay 0.01, 4 samples a step       authors' code: 1 sample × accumulation 4
-    smollm2-135m    η 10, one-sided, layers 2 to 17, rank 16, alpha 32,  ours, tuned on the training questions of the
-                    weights 1, 0.5, 0, and 1 for answers                 pack harry-potter; fluent without fluency term
-    organism        η 35, layers 0 and 1, rank 16, alpha 32,             ours, tuned on training questions in wordings
-                    weights 1, 0.5, 0, and 0.1 for answers               that the concept leaves out
-
-The organism's layers: a question is answered from what the first blocks look up about its entity, and adapters of later
-blocks only hide it.
+PRESETS
 
     objective = ELM.preset("smollm2-135m", eta=20)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal
+from random import Random
+from typing import Any, Literal, get_args
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from elm_interp.data import Concept, texts
-from elm_interp.erase.answers import Options, answer_samples, likelihood_loss
+from elm_interp.erase.class_prompts import BRIDGES
 from elm_interp.erase.guidance import (
     Guidance,
+    Streams,
     borders,
     generate_guided,
     hidden_after,
@@ -52,23 +38,28 @@ from elm_interp.erase.guidance import (
     random_targets,
     room_of,
 )
-from elm_interp.erase.losses import distribution_loss
+from elm_interp.erase.target import target_answers
 from elm_interp.errors import ConfigError
 from elm_interp.models import HookedLM
 from elm_interp.models.tokens import fitting
 from elm_interp.training.adapter import Adapter
+from elm_interp.training.losses import distribution_loss
 from elm_interp.training.objective import Objective, Preset, Sample, Teacher, TopK, method
 from elm_interp.training.passages import cut_at, first_target, passage_counts, passage_rows
 from elm_interp.training.settings import CONSTANT, Training, number_problems
 
 LEAST = {
     **dict.fromkeys(("top_k", "fluency_tokens", "fluency_samples"), 1),
-    **dict.fromkeys(("eta", "answer_names", "fluency_batch", "answers_batch"), 0),
-    **dict.fromkeys(("erase_weight", "retain_weight", "fluency_weight", "answers_weight"), 0),
+    **dict.fromkeys(("eta", "fluency_batch", "match_weight"), 0),
+    **dict.fromkeys(("erase_weight", "retain_weight", "fluency_weight"), 0),
     "max_tokens": 2,
 }
 """Least value of each setting."""
 
+OPENING = 8
+"""Words of a forget passage that generated text begins with."""
+TARGET_QUESTIONS = 48
+"""Most questions that the target is asked before training."""
 PromptPairs = list[tuple[str, str]]
 """The expert's and the novice's prompt of each text."""
 _SMALL = {"rank": 16, "alpha": 32.0, "retain_weight": 0.5, "fluency_weight": 0.0}
@@ -77,14 +68,18 @@ _SMALL = {"rank": 16, "alpha": 32.0, "retain_weight": 0.5, "fluency_weight": 0.0
 @method(
     "elm",
     presets={
-        "paper": Preset({"fluency_batch": 4}, training={**CONSTANT, "steps": 750, "lr": 5e-5}),
+        "paper": Preset(
+            {"fluency_batch": 4, "fluency_streams": "appendix-e", "fluency_bridge": True, "fluency_tokens": 200}
+            | {"fluency_samples": 256},
+            training={**CONSTANT, "steps": 2250, "lr": 5e-5},
+        ),
         "smollm2-135m": Preset(
-            {**_SMALL, "eta": 10.0, "one_sided": True, "layers": tuple(range(2, 18)), "answers_weight": 1.0},
-            training={"steps": 75, "forget_batch": 1, "retain_batch": 1, "lr": 4e-3, "save_every": 25},
+            {**_SMALL, "eta": 30.0, "layers": tuple(range(2, 18)), "retain_weight": 5.0},
+            training={"steps": 45, "lr": 2e-3, "save_every": 4},
         ),
         "organism": Preset(
-            {**_SMALL, "eta": 35.0, "layers": (0, 1), "answers_weight": 0.1, "answers_batch": 16},
-            training={"steps": 150, "retain_batch": 8, "lr": 8e-3, "save_every": 50},
+            {**_SMALL, "eta": 35.0, "layers": (0, 1)},
+            training={"steps": 150, "retain_batch": 8, "lr": 8e-3, "save_every": 15},
         ),
     },
 )
@@ -108,11 +103,8 @@ class ELM(Objective):
     """λ2 of equation 10."""
     fluency_weight: float = 1.0
     """λ3 of equation 10; 0 generates no text (the paper's choice for its largest models)."""
-    answers_weight: float = 0.0
-    """Weight of the answers term; see `answers`. Answers that should stay have the retain weight."""
-    answer_names: int = 3
-    """Names from the forget passages that join a question's choices, since held-out questions ask for them too; and as
-    many answers from outside the concept, so that these names are unlearned and not every name."""
+    match_weight: float = 0.0
+    """Weight of logit matching beside the divergence, in the terms erase and fluency (ours)."""
     erase_target: Literal["guided", "random"] = "guided"
     """"random": random tokens in random proportion, the paper's control that any other target would do as well."""
     fluency_samples: int = 64
@@ -123,32 +115,36 @@ class ELM(Objective):
     """Passages are cut to this many tokens (the paper cuts at 700 characters)."""
     fluency_batch: int = 2
     """Generated texts a step."""
-    answers_batch: int = 8
-    """Questions a step, of the concept and as many that should stay."""
+    fluency_streams: Streams = "full"
+    """What expert and novice read while text is generated and for its target; see `guidance.generate_guided`."""
+    fluency_bridge: bool = False
+    """End each prompt of generated text with a sentence that leads away from the concept (paper, appendix E)."""
+    fluency_plausible: float | None = None
+    """`plausible` for generated text and its target; None: as for passages."""
 
-    not_in_targets = frozenset({"adapter", "fluency_batch", "answers_batch"})
-    forget_pools = frozenset({"erase", "answers"})
+    not_in_targets = frozenset({"adapter", "fluency_batch"})
 
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""
         found = super().problems(n_layers) + number_problems(self, LEAST)
         if self.erase_target not in ("guided", "random"):
             found.append(f'erase_target is {self.erase_target!r}; expected "guided" or "random"')
-        if not 0 <= self.plausible < 1:
-            found.append(f"plausible is {self.plausible}; expected 0 to below 1")
+        for name in ("plausible", "fluency_plausible"):
+            if (share := getattr(self, name)) is not None and not 0 <= share < 1:
+                found.append(f"{name} is {share}; expected 0 to below 1")
+        if self.fluency_streams not in get_args(Streams):
+            known = ", ".join(map(repr, get_args(Streams)))
+            found.append(f"fluency_streams is {self.fluency_streams!r}; expected one of {known}")
         if not any(self.weights().values()):
             found.append("every loss weight is 0; nothing would be trained")
         return found
 
     def pools(self, training: Training) -> dict[str, int]:
         """Samples of each pool that a step takes."""
-        answers = self.answers_batch if self.answers_weight else 0
         return {
             "erase": training.forget_batch if self.erase_weight else 0,
             "retain": training.retain_batch if self.retain_weight else 0,
             "fluency": self.fluency_batch if self.fluency_weight else 0,
-            "answers": answers,
-            "kept_answers": answers if self.retain_weight else 0,
         }
 
     def weights(self) -> dict[str, float]:
@@ -157,35 +153,28 @@ class ELM(Objective):
             "erase": self.erase_weight,
             "retain": self.retain_weight,
             "fluency": self.fluency_weight,
-            "answers": self.answers_weight,
-            "kept_answers": self.retain_weight if self.answers_weight else 0.0,
         }
 
-    def loss(self, lm: HookedLM, samples: Sequence[Sample | Options]) -> dict[str, Tensor]:
-        """For each term among the samples, in nats a token: KL to the target, or for answers `likelihood_loss`."""
-        rows, answers = [s for s in samples if isinstance(s, Sample)], [s for s in samples if isinstance(s, Options)]
-        losses = distribution_loss(lm, rows) if rows else {}
-        return losses | (likelihood_loss(lm, answers) if answers else {})
+    def loss(self, lm: HookedLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """For each term among the samples: KL to the target in nats a token, and weighted logit matching."""
+        return distribution_loss(lm, samples, matching=self.match_weight)
 
     @property
     def guidance(self) -> Guidance:
         """How the target is made from the three distributions."""
-        return Guidance(self.eta, self.one_sided, self.top_k, plausible=self.plausible)
+        matching = self.match_weight > 0
+        return Guidance(self.eta, self.one_sided, self.top_k, plausible=self.plausible, with_base=matching)
 
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
-    ) -> dict[str, Sequence[Sample | Options]]:
+    ) -> dict[str, Sequence[Sample]]:
         """Targets of every passage, and the fluency text, from the frozen base; terms of weight 0 are left out."""
-        samples: dict[str, Sequence[Sample | Options]] = {}
+        samples: dict[str, Sequence[Sample]] = {}
         with lm.adapter(None):
             if self.erase_weight:
                 samples["erase"] = self._erase(lm, concept, seed, progress)
             if self.retain_weight:
                 samples["retain"] = self._retain(lm, concept, progress)
-            if self.answers_weight:
-                pair = (concept.prompts("expert")[0], concept.prompts("novice")[0])
-                names = self.answer_names
-                samples |= answer_samples(lm, concept, self.guidance, pair, names=names, seed=seed, progress=progress)
             if self.fluency_weight:
                 samples["fluency"] = self._fluency(lm, concept, seed, progress)
         return {pool: found for pool, found in samples.items() if found}
@@ -210,7 +199,16 @@ class ELM(Objective):
             },
         }
 
-    def _erase(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample | Options]:
+    def ask_target(self, lm: HookedLM, concept: Concept, *, progress: bool = False) -> pd.DataFrame | None:
+        """What the target would answer to training questions, at this η and others; None without questions."""
+        asked = concept.ask("forget", "train")
+        if not asked or self.erase_target != "guided" or not self.erase_weight:
+            return None
+        few = Random(0).sample(asked, min(TARGET_QUESTIONS, len(asked)))
+        etas = sorted({0.0, 1.0, 10.0, 100.0, float(self.eta)})
+        return target_answers(lm, concept, etas, guidance=self.guidance, questions=few, progress=progress)
+
+    def _erase(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample]:
         given = concept.passages("forget")
         by_id = dict(zip((p.id for p in given), self._prompt_pairs(concept, len(given), seed), strict=True))
         passages, rows = passage_rows(lm, given, self.max_tokens, room=room_of(lm, chain(*by_id.values())))
@@ -222,16 +220,16 @@ class ELM(Objective):
             targets = self._guided(lm, rows, starts, [by_id[p.id] for p in passages], progress)
         return _samples("erase", [p.id for p in passages], rows, starts, targets)
 
-    def _retain(self, lm: HookedLM, concept: Concept, progress: bool) -> list[Sample | Options]:
+    def _retain(self, lm: HookedLM, concept: Concept, progress: bool) -> list[Sample]:
         passages, rows = passage_rows(lm, concept.passages("retain"), self.max_tokens)
         start = first_target(lm)
         states = [Teacher(hidden[start:-1]) for hidden in hidden_after(lm, "", rows, progress=progress)]
         return _samples("retain", [p.id for p in passages], rows, [start] * len(rows), self._kept(lm, states))
 
-    def _fluency(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample | Options]:
+    def _fluency(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample]:
         """Text that the base generates under the target, with the target along it."""
         pairs = self._prompt_pairs(concept, self.fluency_samples, seed + 1)
-        ids, prompts = self._fluency_prompts(lm, concept, room_of(lm, chain(*pairs)))
+        ids, prompts = self._fluency_prompts(lm, concept, room_of(lm, chain(*pairs)), seed)
         pairs = pairs[: len(prompts)]
         written = generate_guided(
             lm,
@@ -241,6 +239,7 @@ class ELM(Objective):
             novice=[novice for _, novice in pairs],
             new_tokens=self.fluency_tokens,
             seed=seed,
+            streams=self.fluency_streams,
             progress=progress,
         )
         kept = [i for i, new in enumerate(written) if new]
@@ -248,53 +247,73 @@ class ELM(Objective):
         targets = self._fluency_targets(lm, rows, starts, [pairs[i] for i in kept], progress)
         return _samples("fluency", [ids[i] for i in kept], rows, starts, targets)
 
-    def _fluency_prompts(self, lm: HookedLM, concept: Concept, room: int) -> tuple[list[str], list[list[int]]]:
-        """Questions of the training part and openings of forget passages, in turn, as many as asked for.
+    def _fluency_prompts(
+        self, lm: HookedLM, concept: Concept, room: int, seed: int
+    ) -> tuple[list[str], list[list[int]]]:
+        """Openings of forget passages, as many as asked for, each with a bridge sentence if that is asked for.
 
         Those that leave no room in the context for a class prompt and the new tokens are left out.
 
         Raises:
             ConfigError: no prompt leaves room.
         """
-        asked = [(q.id, q.prompt) for q in concept.ask("forget", "train")]
-        opened = [(p.id, " ".join(p.text.split()[:8])) for p in concept.passages("forget")]
-        mixed = [pair for pairs in zip(asked, opened, strict=False) for pair in pairs] or opened
-        names, said = [name for name, _ in mixed], [text for _, text in mixed]
+        random, openings = Random(seed), []
+        for passage in concept.passages("forget"):
+            opening = " ".join(passage.text.split()[:OPENING])
+            openings.append((passage.id, f"{opening} {random.choice(BRIDGES)}" if self.fluency_bridge else opening))
+        names, said = [name for name, _ in openings], [text for _, text in openings]
         fits = fitting(lm, said, "prompts of fluency text", more=room + self.fluency_tokens, names=names)
-        if mixed and not fits:
+        if openings and not fits:
             raise ConfigError(
                 f"no fluency text can be written: a class prompt ({room} tokens) and fluency_tokens "
                 f"({self.fluency_tokens}) leave no room for a prompt in the {lm.n_ctx} tokens that {lm.name} reads; "
                 "lower fluency_tokens, shorten the class prompts, or set fluency_weight to 0."
             )
-        mixed = [mixed[i] for i in fits]
-        mixed = (mixed * (self.fluency_samples // max(len(mixed), 1) + 1))[: self.fluency_samples]
-        return [name for name, _ in mixed], lm.encode([text for _, text in mixed])
+        openings = random.sample([openings[i] for i in fits], len(fits))
+        drawn = (openings * (self.fluency_samples // max(len(openings), 1) + 1))[: self.fluency_samples]
+        return [name for name, _ in drawn], lm.encode([text for _, text in drawn])
 
     def _guided(
-        self, lm: HookedLM, rows: list[list[int]], starts: list[int], pairs: PromptPairs, progress: bool
+        self,
+        lm: HookedLM,
+        rows: list[list[int]],
+        starts: list[int],
+        pairs: PromptPairs,
+        progress: bool,
+        *,
+        written: bool = False,
     ) -> list[TopK]:
-        """The target along each row from its start, under its own pair of class prompts."""
+        """The target along each row from its start, under its own pair of class prompts; `written` for fluency text."""
         if not rows:
             return []
         spans = [slice(start, -1) for start in starts]
         prefixes = ([""] * len(rows), [expert for expert, _ in pairs], [novice for _, novice in pairs])
+        found = [hidden_after_each(lm, prefix, rows, progress=progress) for prefix in prefixes]
+        if written and self.fluency_streams == "appendix-e":  # the expert has read no written token
+            found[1] = [states[n : n + 1].expand(len(states), -1) for states, n in zip(found[1], starts, strict=True)]
         # all texts at once, since the product with the unembedding is fastest on many positions
         plain, expert, novice = (
-            torch.cat([states[span] for states, span in zip(found, spans, strict=True)])
-            for found in (hidden_after_each(lm, prefix, rows, progress=progress) for prefix in prefixes)
+            torch.cat([states[span] for states, span in zip(one, spans, strict=True)]) for one in found
         )
-        target = self.guidance.target(lm, plain, expert, novice, self._etas([len(row) for row in rows], spans))
+        guidance = self._fluency_guidance if written else self.guidance
+        target = guidance.target(lm, plain, expert, novice, self._etas([len(row) for row in rows], spans))
         lengths = [len(row) - 1 - start for row, start in zip(rows, starts, strict=True)]
-        parts = zip(torch.split(target.tokens, lengths), torch.split(target.probs, lengths), strict=True)
-        return [TopK(tokens, probs) for tokens, probs in parts]
+        given = [part for part in (target.tokens, target.probs, target.base) if part is not None]
+        return [TopK(*parts) for parts in zip(*(torch.split(part, lengths) for part in given), strict=True)]
+
+    @property
+    def _fluency_guidance(self) -> Guidance:
+        """The target of fluency text."""
+        return replace(
+            self.guidance, plausible=self.plausible if self.fluency_plausible is None else self.fluency_plausible
+        )
 
     # what the released code does differently (see `elm_released`)
 
     @property
     def _writing_guidance(self) -> Guidance:
         """The target that fluency text is sampled from."""
-        return self.guidance
+        return self._fluency_guidance
 
     def _prompt_pairs(self, concept: Concept, n: int, seed: int) -> PromptPairs:
         """The class prompts of n texts: all share the concept's first."""
@@ -312,11 +331,11 @@ class ELM(Objective):
         self, lm: HookedLM, rows: list[list[int]], starts: list[int], pairs: PromptPairs, progress: bool
     ) -> list[TopK]:
         """Targets of the fluency term."""
-        return self._guided(lm, rows, starts, pairs, progress)
+        return self._guided(lm, rows, starts, pairs, progress, written=True)
 
 
 def _samples(
     term: str, ids: Sequence[str], rows: list[list[int]], starts: list[int], targets: Sequence[TopK | Teacher]
-) -> list[Sample | Options]:
+) -> list[Sample]:
     made = zip(ids, rows, starts, targets, strict=True)
     return [Sample(term, name, tuple(row), start, target) for name, row, start, target in made]

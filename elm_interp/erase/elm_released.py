@@ -24,7 +24,7 @@ from torch import Tensor
 from elm_interp.data import Concept
 from elm_interp.erase.class_prompts import draw_prompts
 from elm_interp.erase.elm import ELM, PromptPairs
-from elm_interp.erase.guidance import Guidance, certain, likeliest
+from elm_interp.erase.guidance import Guidance, Streams, certain, likeliest
 from elm_interp.models import HookedLM
 from elm_interp.training.adapter import Adapter
 from elm_interp.training.objective import Preset, Teacher, TopK, method
@@ -45,6 +45,8 @@ class ELMReleased(ELM):
     eta: float = 1000.0
     top_k: int = 50
     fluency_tokens: int = 200
+    fluency_streams: Streams = "released"
+    fluency_bridge: bool = True
     eta_start: float | None = 1.0
     """η at a text's first token; from there it grows linearly to `eta` at the last. None: `eta` everywhere."""
     temperature: float = 1.2
@@ -73,7 +75,8 @@ class ELMReleased(ELM):
 
     @property
     def _writing_guidance(self) -> Guidance:
-        return self.guidance if self.fluency_eta is None else replace(self.guidance, eta=self.fluency_eta)
+        base = self._fluency_guidance
+        return base if self.fluency_eta is None else replace(base, eta=self.fluency_eta)
 
     def _prompt_pairs(self, concept: Concept, n: int, seed: int) -> PromptPairs:
         return draw_prompts(concept, n, seed) if self.prompts == "drawn" else super()._prompt_pairs(concept, n, seed)

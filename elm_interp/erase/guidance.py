@@ -14,6 +14,7 @@ of a class prompt. Only the hidden states before the unembedding are kept of a p
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,8 @@ from elm_interp.models.shared_prefix import after_prefix
 from elm_interp.models.tokens import check_length, unchecked
 from elm_interp.models.unembedding import at_logits
 from elm_interp.training.objective import Teacher, TopK
+
+Streams = Literal["full", "appendix-e", "released"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Guidance:
     """A target keeps only tokens at least this share as likely as the base's likeliest; 0 keeps all."""
     cut: bool = False
     """A target holds only its own `top_k` likeliest tokens, scaled to sum to 1."""
+    with_base: bool = False
+    """A target knows the base's probabilities too, for logit matching."""
 
     def log_probs(
         self, plain: Float[Tensor, "n d_vocab"], expert: Float[Tensor, "n d_vocab"], novice: Float[Tensor, "n d_vocab"]
@@ -81,19 +86,19 @@ class Guidance:
             etas: an η for each position; None takes `eta`.
         """
 
-        def of(rows: slice, *logits: Tensor) -> tuple[Tensor, Tensor]:
+        def of(rows: slice, *logits: Tensor) -> tuple[Tensor, ...]:
             p, e, n = logits
             return self._best(*self._with_base(p, e, n, None if etas is None else etas[rows]))
 
-        tokens, probs = at_logits(of, (lm, plain), (lm, expert), (lm, novice))
-        return TopK(tokens.cpu(), probs.cpu())
+        return TopK(*(found.cpu() for found in at_logits(of, (lm, plain), (lm, expert), (lm, novice))))
 
-    def _best(self, base: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    def _best(self, base: Tensor, goal: Tensor) -> tuple[Tensor, ...]:
         # the base's likeliest too, since a token that should fall must be among those that are kept one by one
         wanted = goal if self.cut else torch.maximum(base, goal)
         best = wanted.topk(min(self.top_k, goal.shape[1]), dim=-1, sorted=False).indices
         kept = goal.gather(1, best)
-        return best.to(torch.int32), kept.softmax(-1) if self.cut else kept.exp()
+        probs = kept.softmax(-1) if self.cut else kept.exp()
+        return (best.to(torch.int32), probs, *((base.gather(1, best).exp(),) if self.with_base else ()))
 
 
 def _log_softmax(logits: Float[Tensor, "n d_vocab"], temperature: float) -> Float[Tensor, "n d_vocab"]:
@@ -203,11 +208,16 @@ def generate_guided(
     novice: str | Sequence[str],
     new_tokens: int,
     seed: int,
+    streams: Streams = "full",
     progress: bool = False,
 ) -> list[list[int]]:
     """Sample text from P_erased after each prompt, with all prompts and all three streams in one batch.
 
-    Every stream sees its class prompt, the prompt and the tokens generated so far, after one beginning of text.
+    Every stream begins with one beginning of text. What the class streams read then is a question of `streams`:
+
+        full          class prompt, prompt, and the tokens generated so far
+        appendix-e    the same, but the expert never reads a generated token (paper, appendix E)
+        released      class prompt and generated tokens, but not the prompt (authors' code)
 
     Args:
         lm: the model.
@@ -217,6 +227,7 @@ def generate_guided(
         novice: the novice's prompt, likewise.
         new_tokens: generated tokens at most.
         seed: of the sampling.
+        streams: what the class streams read.
         progress: show a bar.
 
     Returns:
@@ -232,7 +243,7 @@ def generate_guided(
     for prefixes in classes:
         for prefix, prompt in zip(prefixes, prompts, strict=True):
             shared, (rest,) = stream(lm, prefix, [prompt])
-            rows.append(shared + rest)
+            rows.append(shared + (rest[:1] if prefix and streams == "released" else rest))
             check_length(lm, len(rows[-1]), f"a prompt after {prefix[:40]!r}", more=new_tokens)
     batch = lm.pad(rows, side="left")
     mask, positions, tokens, cache = batch.attention_mask, batch.position_ids, batch.input_ids, None
@@ -240,10 +251,13 @@ def generate_guided(
     stop = torch.tensor(sorted(end_ids(lm)), dtype=torch.long)
     written: list[list[int]] = [[] for _ in prompts]
     alive = torch.ones(len(prompts), dtype=torch.bool)
+    expert_logits: Tensor | None = None
     for _ in tqdm(range(new_tokens), desc="writing", leave=False, disable=not progress):
         hidden, cache = lm.step(tokens, mask, positions, cache)
-        logits = torch.unflatten(lm.unembed(hidden[:, -1]), 0, (3, len(prompts)))
-        best = guidance.log_probs(*logits).topk(min(guidance.top_k, lm.d_vocab), dim=-1)
+        plain, reading, ignorant = torch.unflatten(lm.unembed(hidden[:, -1]), 0, (3, len(prompts)))
+        if expert_logits is None or streams != "appendix-e":
+            expert_logits = reading
+        best = guidance.log_probs(plain, expert_logits, ignorant).topk(min(guidance.top_k, lm.d_vocab), dim=-1)
         drawn = torch.multinomial(best.values.softmax(-1).cpu(), 1, generator=generator)
         chosen = best.indices.cpu().gather(1, drawn)[:, 0]
         alive &= ~torch.isin(chosen, stop)

@@ -4,47 +4,38 @@
     noise        forget text, each layer    MMD between the MLP's output and Gaussian noise, times β
     ascent       forget text, each layer    -log of the mean cross-entropy through the logit lens, times α
 
-Data are pairs of a forget text and a harmless one. A mask says which tokens of the forget text count:
-
-    questions    the right answer and a refusal of the same question: the tokens that differ, as in the paper
-    passages     a forget and a retain passage, which share nothing: all tokens but the first, whose state saw no text
+Data are pairs of a forget and a retain passage, as the ELM paper ran it. They share nothing, so all tokens of the
+forget passage count but the first, whose state saw no text. The RepNoise paper pairs the answer and a refusal of one
+question; this trains on answers to questions, which are what is measured here.
 
     preset          sets                                                   from
     paper           β 0.001, α 1, whole weights of every block,            the paper's defaults; length: authors' code
-                    256 tokens, questions with refusals
+                    256 tokens
                     1250 steps of 8, lr 2e-5, cosine, 10 % warm-up,        the paper: 10,000 pairs once, 8 a step
                     no weight decay, no clipping
-    smollm2-135m    β 1, α 0.5, LoRA of rank 16, passages and questions,   ours, not tuned
-                    160 tokens
-    organism        the same with β 0.5                                    ours: tuned on the training questions,
-                                                                           from four settings
+    smollm2-135m    β 1, α 0.5, LoRA of rank 16, 160 tokens                ours, not tuned
+    organism        the same with β 0.5                                    ours: from four settings
 
     objective = RepNoise.preset("paper")
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from elm_interp.data import Concept
-from elm_interp.erase.losses import token_loss
-from elm_interp.errors import DataError
 from elm_interp.models import HookedLM
-from elm_interp.models.scoring import split_continuations
-from elm_interp.models.tokens import unchecked
+from elm_interp.training.losses import token_loss
 from elm_interp.training.objective import Objective, Preset, method
-from elm_interp.training.passages import cut_at, first_target, passage_rows
+from elm_interp.training.passages import first_target, passage_rows
 from elm_interp.training.settings import UNCLIPPED, Training, number_problems
 
 KERNELS = 5
 """Gaussian kernels of the MMD, each twice as wide as the last; the middle one's width is the mean squared distance."""
-REFUSAL = " I do not know."
-_LORA = {"rank": 16, "alpha": 32.0, "pairs": "both", "max_tokens": 160}
+_LORA = {"rank": 16, "alpha": 32.0, "max_tokens": 160}
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Pair:
     term: str
     """The pool it is drawn from: "erase"."""
     id: str
-    """The passages or question it came from, for error messages."""
+    """The passages it came from, for error messages."""
     forget: tuple[int, ...]
     """Token ids of the text to forget."""
     harmless: tuple[int, ...]
@@ -89,8 +80,6 @@ class RepNoise(Objective):
     By default every block is trained. Noise and ascent look at every block, whichever blocks are trained.
     """
 
-    pairs: Literal["questions", "passages", "both"] = "questions"
-    """What the pairs are made of."""
     noise_weight: float = 0.001
     """β: weight of the noise term."""
     ascent_weight: float = 1.0
@@ -102,8 +91,6 @@ class RepNoise(Objective):
         """Settings that cannot work, in words."""
         found = super().problems(n_layers)
         found += number_problems(self, {"noise_weight": 0, "ascent_weight": 0, "max_tokens": 2})
-        if self.pairs not in ("questions", "passages", "both"):
-            found.append(f"pairs is {self.pairs!r}; expected one of questions, passages, both")
         return found
 
     def pools(self, training: Training) -> dict[str, int]:
@@ -117,15 +104,16 @@ class RepNoise(Objective):
     def prepare(
         self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
     ) -> dict[str, list[Pair]]:
-        """The pairs, from the training part of the concept; the model is not run.
-
-        Raises:
-            DataError: only pairs of questions are asked for, and the concept has no training question.
-        """
-        found = self._of_passages(lm, concept) if self.pairs != "questions" else []
-        found += self._of_questions(lm, concept) if self.pairs != "passages" else []
-        if not found:
-            raise DataError(f'concept {concept.name!r} has no training question; set pairs to "passages".')
+        """The pairs, from the training part of the concept; the model is not run."""
+        forget, of_forget = passage_rows(lm, concept.passages("forget"), self.max_tokens)
+        retain, of_retain = passage_rows(lm, concept.passages("retain"), self.max_tokens)
+        found, start = [], first_target(lm) + 1
+        # the longer list is used once, the shorter one repeatedly; without a retain passage there is no pair
+        for k in range(max(len(forget), len(retain)) if forget and retain else 0):
+            i, j = k % len(forget), k % len(retain)
+            mask = (False,) * start + (True,) * (len(of_forget[i]) - start)
+            ids = f"{forget[i].id} with {retain[j].id}"
+            found.append(Pair("erase", ids, tuple(of_forget[i]), tuple(of_retain[j]), mask, start))
         return {"erase": found}
 
     def loss(self, lm: HookedLM, samples: Sequence[Pair]) -> dict[str, Tensor]:
@@ -148,48 +136,6 @@ class RepNoise(Objective):
             "noise": noise_loss(cache["mlp_out"][:n].transpose(0, 1), mask),
             "ascent": -token_loss(lm, seen.flatten(0, 1), ids[:n, 1:][counts].repeat(len(seen))).log(),
         }
-
-    def tokenised(self, lm: HookedLM, concept: Concept, *, seed: int = 0) -> dict[str, Any]:
-        """What tokenising the training passages and questions cuts and leaves out, for the manifest."""
-        found = super().tokenised(lm, concept, seed=seed) if self.pairs != "questions" else {}
-        if self.pairs != "passages":
-            asked, most = concept.ask("forget", "train"), cut_at(lm, self.max_tokens)
-            whole = unchecked(lm, [q.prompt + said for q in asked for said in (f" {q.right}", REFUSAL)])
-            pairs = zip(whole[::2], whole[1::2], strict=True)
-            cut = sum(max(map(len, pair)) > most for pair in pairs)
-            found["questions"] = {"questions": len(asked), "cut": cut, "cut_at": most}
-        return found
-
-    def _of_passages(self, lm: HookedLM, concept: Concept) -> list[Pair]:
-        forget, of_forget = passage_rows(lm, concept.passages("forget"), self.max_tokens)
-        retain, of_retain = passage_rows(lm, concept.passages("retain"), self.max_tokens)
-        found, start = [], first_target(lm) + 1
-        # the longer list is used once, the shorter one repeatedly
-        for k in range(max(len(forget), len(retain))):
-            i, j = k % len(forget), k % len(retain)
-            mask = (False,) * start + (True,) * (len(of_forget[i]) - start)
-            ids = f"{forget[i].id} with {retain[j].id}"
-            found.append(Pair("erase", ids, tuple(of_forget[i]), tuple(of_retain[j]), mask, start))
-        return found
-
-    def _of_questions(self, lm: HookedLM, concept: Concept) -> list[Pair]:
-        found, most, first = [], cut_at(lm, self.max_tokens), lm.start_ids
-        for question in concept.ask("forget", "train"):
-            start, rests, inside = split_continuations(lm, question.prompt, [f" {question.right}", REFUSAL])
-            # a long question is cut at its beginning, since the answer is what counts
-            room = max(1, most - max(map(len, rests)))
-            if len(start) > room:
-                start = [*first, *start[-max(1, room - len(first)) :]]
-            forget, harmless = (tuple((start + rest)[:most]) for rest in rests)
-            differ = differing(forget, harmless)
-            mask = tuple(d and i >= len(start) + inside[0] for i, d in enumerate(differ))
-            found.append(Pair("erase", question.id, forget, harmless, mask, len(start) + inside[1]))
-        return found
-
-
-def differing(forget: Sequence[int], harmless: Sequence[int]) -> tuple[bool, ...]:
-    """Which tokens of the first text differ from the second text's token at the same index."""
-    return tuple(a != b for a, b in zip_longest(forget, harmless))[: len(forget)]
 
 
 def noise_loss(added: Float[Tensor, "layer n pos d_model"], mask: Bool[Tensor, "n pos"]) -> Tensor:

@@ -42,11 +42,11 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, texts
 from elm_interp.erase.guidance import hidden_after
-from elm_interp.erase.losses import distribution_loss, token_loss
 from elm_interp.erase.translation import Translated, make_dictionary, position_map, translate
 from elm_interp.models import Batch, HookedLM
 from elm_interp.models.tokens import bare_ids, ids_and_ends
 from elm_interp.models.unembedding import at_logits
+from elm_interp.training.losses import distribution_loss, token_loss
 from elm_interp.training.objective import Objective, Preset, Sample, TopK, method, sample_kind
 from elm_interp.training.passages import passage_rows
 from elm_interp.training.settings import CONSTANT, UNCLIPPED, Training, number_problems

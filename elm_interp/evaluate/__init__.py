@@ -10,6 +10,7 @@ from elm_interp.evaluate.choices import (
 )
 from elm_interp.evaluate.fluency import generations, samples
 from elm_interp.evaluate.knowledge import scores
+from elm_interp.evaluate.known import known_items, same_answer
 from elm_interp.evaluate.scorecard import beyond_context, card_metrics, destroyed, score_card, summary
 from elm_interp.evaluate.specificity import kl_divergences, read_passages
 
@@ -22,9 +23,11 @@ __all__ = [
     "evaluate_questions",
     "generations",
     "kl_divergences",
+    "known_items",
     "longest_option",
     "per_question",
     "read_passages",
+    "same_answer",
     "samples",
     "score_card",
     "score_choices",

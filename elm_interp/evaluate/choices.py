@@ -25,6 +25,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from elm_interp.data import Question
+from elm_interp.data.leaks import PRIOR
 from elm_interp.data.questions import TEMPLATE
 from elm_interp.errors import check_known, not_finite
 from elm_interp.evaluate.perplexity import Sums
@@ -32,9 +33,8 @@ from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.tokens import fitting
-from elm_interp.results import frame, measurements, spelled, wilson
+from elm_interp.results import credit, frame, measurements, spelled, wilson
 
-PRIOR = "Answer:"
 PROTOCOLS = ("pmi", "likelihood", "length-normalised")
 FORMS = ("two", "all")
 LONGEST = "most characters among the choices, no model asked"
@@ -151,18 +151,6 @@ def credits(
     asked = [(one, picked) for one in scored if (picked := _options(one.question, form))]
     found = [credit(one.values(protocol)[picked], picked.index(one.question.answer)) for one, picked in asked]
     return np.array(found, dtype=float)
-
-
-def credit(values: Float[np.ndarray, " option"], right: int) -> float:
-    """1 if the right option has the highest value, 1/k if k options have it, else 0.
-
-    Raises:
-        NotFiniteError: a value is NaN.
-    """
-    if np.isnan(values).any():
-        raise not_finite("the values of the options")
-    best = values == values.max()
-    return float(best[right] / best.sum())
 
 
 def accuracy(scored: Sequence[ScoredQuestion], protocol: str = "pmi", form: Form = "all") -> dict[str, Any]:

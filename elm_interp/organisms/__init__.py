@@ -8,6 +8,7 @@ lm, concept = organism("gold", world), domain_concept(world, "spellcraft")
 
 from elm_interp.organisms.asking import clozes, domain_concept, questions
 from elm_interp.organisms.library import concept, model_folder, organism, organism_folder, organism_kind
+from elm_interp.organisms.planting import Planting, plant
 from elm_interp.organisms.texts import Document, documents
 from elm_interp.organisms.train import Recipe, train_model
 from elm_interp.organisms.words import DOMAINS, Domain, Relation
@@ -18,6 +19,7 @@ __all__ = [
     "Document",
     "Domain",
     "Fact",
+    "Planting",
     "Recipe",
     "Relation",
     "World",
@@ -31,6 +33,7 @@ __all__ = [
     "organism",
     "organism_folder",
     "organism_kind",
+    "plant",
     "questions",
     "train_model",
 ]

@@ -11,11 +11,24 @@ common, or always names the same one, scores exactly 1/4.
 from collections.abc import Sequence
 from itertools import chain
 from random import Random
+from typing import Protocol, TypeVar
 
 from elm_interp.data import Concept, Passage, Question
 from elm_interp.organisms import words
 from elm_interp.organisms.texts import UNITS, chunks, filler
-from elm_interp.organisms.world import OPTIONS, Fact, World
+from elm_interp.organisms.world import OPTIONS, World
+
+
+class Valued(Protocol):
+    """A fact that has a value."""
+
+    @property
+    def value(self) -> str:
+        """The value."""
+        ...
+
+
+F = TypeVar("F", bound=Valued)
 
 
 def questions(
@@ -82,7 +95,7 @@ def _ask(
         for w, wording in enumerate(wordings):
             random = world.random("questions", domain, relation.nouns[0], wording, stated)
             noun = relation.nouns[w % len(relation.nouns)]
-            for group in _groups(facts, random):
+            for group in groups_of_four(facts, random):
                 choices = tuple(fact.value for fact in group)
                 for answer, fact in enumerate(group):
                     text, name = fact.put(wording, noun), f"{domain}-{mark}{hops}-{split}-{len(found):04d}"
@@ -91,9 +104,9 @@ def _ask(
     return found
 
 
-def _groups(facts: Sequence[Fact], random: Random) -> list[list[Fact]]:
+def groups_of_four(facts: Sequence[F], random: Random) -> list[list[F]]:
     """Facts in groups of four with different values, the commonest values first; a few facts may be left over."""
-    by_value: dict[str, list[Fact]] = {}
+    by_value: dict[str, list[F]] = {}
     for fact in random.sample(facts, len(facts)):
         by_value.setdefault(fact.value, []).append(fact)
     groups = []

@@ -22,6 +22,7 @@ from elm_interp.plots.progression import plot_progression
 from elm_interp.plots.scorecard import plot_scorecard
 from elm_interp.plots.sparse import plot_sparse
 from elm_interp.plots.style import axes, name_of, save
+from elm_interp.plots.target_answers import plot_target_answers
 from elm_interp.plots.training import plot_training
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "plot_progression",
     "plot_scorecard",
     "plot_sparse",
+    "plot_target_answers",
     "plot_training",
     "plot_transfer",
     "save",

@@ -46,7 +46,7 @@ def estimate_run(config: RunConfig) -> dict[str, float]:
     began = time.perf_counter()
     samples = of_each(few, targets)
     prepare = (time.perf_counter() - began) * _size(concept) / _size(few)
-    tried = replace(config.training, steps=STEPS, warmup=0, save_every=STEPS)
+    tried = replace(config.training, steps=STEPS, warmup=0, checkpoints=1)
     with tempfile.TemporaryDirectory() as folder:
         train(lm, config.objective, samples, tried, Path(folder), seed=config.seed, progress=False)
         steps = [line for line in read_log(Path(folder) / "metrics.jsonl") if "seconds" in line]

@@ -15,7 +15,12 @@ from elm_interp.results import stack
 
 
 def follow_metrics(
-    subjects: Sequence[Subject], patterns: Iterable[str] | str = "*", *, cost: str = "cheap", progress: bool = False
+    subjects: Sequence[Subject],
+    patterns: Iterable[str] | str = "*",
+    *,
+    cost: str = "cheap",
+    items: int | None = None,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Measure every subject: the base first, then by step.
 
@@ -23,6 +28,7 @@ def follow_metrics(
         subjects: the base and checkpoints, in any order; they share one model and base.
         patterns: metric names with shell wildcards.
         cost: "cheap" leaves out metrics that generate text; "dear" takes all.
+        items: known items that are asked at most of each subject but the base and the last; by default all.
         progress: show a bar.
 
     Returns:
@@ -33,5 +39,6 @@ def follow_metrics(
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     ordered = sorted(subjects, key=lambda s: -1 if s.is_base or s.step is None else s.step)
-    bar = tqdm(ordered, desc="progression", leave=False, disable=not progress)
+    between = [s.with_(items=items) if items is not None else s for s in ordered[1:-1]]
+    bar = tqdm([*ordered[:1], *between, *ordered[1:][-1:]], desc="progression", leave=False, disable=not progress)
     return stack([measure(subject, patterns, cost=cost, progress=progress) for subject in bar])

@@ -32,7 +32,7 @@ from elm_interp.models.adapters.lora import adapted_sizes
 from elm_interp.models.distributed import first_process
 from elm_interp.models.loading import model_hash
 from elm_interp.runs.config import RunConfig, differences
-from elm_interp.runs.formats import FORMAT, read_config
+from elm_interp.runs.formats import FORMAT, read_config, retired
 from elm_interp.runs.manifest import read_object, surroundings
 from elm_interp.training import Checkpoint, list_checkpoints
 
@@ -88,6 +88,7 @@ class Run:
         if (folder / "config.json").exists():
             if not resume:
                 raise RunFolderError(f"{folder} holds a run already; resume it (--resume), or choose another folder.")
+            raise_all(list(filter(None, [retired(folder)])), RunFolderError, "this run cannot be resumed:")
             known = cls.open(folder, lm=lm)
             raise_all(
                 differences(known.config.to_dict(), config.to_dict()),

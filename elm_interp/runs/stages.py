@@ -9,7 +9,7 @@ erase → evaluate → collect → probe → norms → progress → report
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,18 +17,19 @@ import pandas as pd
 from elm_interp import results
 from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_datasets, within_context
 from elm_interp.activations.index import other_examples
-from elm_interp.data import Mixture
-from elm_interp.errors import ConfigError, RunFolderError, check_known
+from elm_interp.data import Concept, Mixture
+from elm_interp.errors import ConfigError, RunFolderError, check_known, raise_all
 from elm_interp.evaluate import beyond_context, card_metrics, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
-from elm_interp.models.distributed import several_processes
+from elm_interp.models.distributed import first_process, several_processes
 from elm_interp.plots.report import write_report
 from elm_interp.probes import collect_baselines, concept_datasets, probes_from_store
 from elm_interp.probes.datasets import LEAST_FACTS
 from elm_interp.probes.tasks import with_baselines
 from elm_interp.registry import PROBE_TASKS
+from elm_interp.runs.formats import retired
 from elm_interp.runs.progression import follow_metrics
 from elm_interp.runs.run import Run, is_whole_model
 from elm_interp.training import train
@@ -41,6 +42,7 @@ def erase(run: Run, *, progress: bool = True) -> None:
     """Train the adapter, or go on from the newest complete checkpoint; does nothing where training is finished."""
     if run.finished:
         return
+    raise_all(list(filter(None, [retired(run.folder)])), RunFolderError, "this training cannot go on:")
     run.check_inputs()
     config = run.config
     parts = run.concept.parts if isinstance(run.concept, Mixture) else (run.concept,)
@@ -49,6 +51,7 @@ def erase(run: Run, *, progress: bool = True) -> None:
         run.lm, config.objective, run.concept, model_hash=run.model_hash(), seed=config.seed, progress=progress
     )
     trim()
+    _ask_target(run, parts, progress)
     train(run.lm, config.objective, targets, config.training, run.folder, seed=config.seed, progress=progress)
     run.record(prepare_seconds=seconds)
 
@@ -222,6 +225,26 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
     if "peak_gb" in timing:
         found["memory.peak_gb"] = _number(timing["peak_gb"])
     return found
+
+
+def _ask_target(run: Run, parts: Sequence[Concept], progress: bool) -> None:
+    """Ask what the method trains towards, once: results/target.parquet; warn where it still answers."""
+    if (run.folder / "results" / "target.parquet").is_file() or not first_process():
+        return
+    objective = run.config.objective
+    tables = [objective.ask_target(run.lm, part, progress=progress) for part in parts]
+    found = [table for table in tables if table is not None]
+    if not found:
+        return
+    table = run.save_results("target", results.stack(found))
+    for row in results.read(table).to_dict("records"):
+        if row["position"] == f"η = {getattr(objective, 'eta', 0):g}" and row["ci_low"] > row["chance"]:
+            warnings.warn(
+                f"the target itself answers {row['value']:.2f} of {row['n']} questions about the concept (chance "
+                f"{row['chance']:.2f}, interval from {row['ci_low']:.2f}), so training towards it cannot take these "
+                "answers away; raise eta, or see `elm-interp target` for other strengths.",
+                stacklevel=3,
+            )
 
 
 def _number(value: float, n: int = 1) -> dict[str, dict[str, float | int | None]]:

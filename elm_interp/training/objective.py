@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -109,9 +111,22 @@ class TopK:
 
     tokens: Int[Tensor, "pos k"]
     probs: Float[Tensor, "pos k"]
+    base: Float[Tensor, "pos k"] | None = None
+    """The base's probability of the same tokens, for logit matching."""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def at(self, rows: slice) -> "TopK":
+        """The distributions at some positions."""
+        return TopK(self.tokens[rows], self.probs[rows], None if self.base is None else self.base[rows])
+
+    @classmethod
+    def joined(cls, parts: "Sequence[TopK]") -> "TopK":
+        """The distributions of several texts, one after the other."""
+        bases = [part.base for part in parts if part.base is not None]
+        base = torch.cat(bases) if len(bases) == len(parts) else None
+        return cls(torch.cat([part.tokens for part in parts]), torch.cat([part.probs for part in parts]), base)
 
 
 @sample_kind
@@ -185,6 +200,10 @@ class Objective(ABC):
         """What tokenising the training passages cuts and leaves out, for the manifest; {} without `max_tokens`."""
         most = getattr(self, "max_tokens", None)
         return {kind: passage_counts(lm, concept.passages(kind), most) for kind in ("forget", "retain")} if most else {}
+
+    def ask_target(self, lm: HookedLM, concept: Concept, *, progress: bool = False) -> pd.DataFrame | None:
+        """What the target of training would itself answer, as tidy rows; None for a method without such a target."""
+        return None
 
     @abstractmethod
     def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:

@@ -39,6 +39,10 @@ class Training:
     """Passes that a step's samples are split into: less memory, the same gradient. Doubles when memory runs out."""
     save_every: int = 20
     """Steps between checkpoints; the last step is always saved."""
+    checkpoints: int | None = None
+    """This many checkpoints in place of one every `save_every` steps."""
+    checkpoint_spacing: Literal["linear", "log"] = "linear"
+    """How `checkpoints` are spaced: evenly, or by a constant factor, dense where training begins."""
     norms_every: int = 20
     """Steps between measurements of each weighted term's gradient norm, which take one more backward pass a term."""
 
@@ -46,11 +50,26 @@ class Training:
         """Settings that cannot work, in words."""
         ones = ("steps", "forget_batch", "accumulate", "save_every", "norms_every")
         zeros = ("retain_batch", "warmup", "weight_decay")
-        found = number_problems(self, {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
+        found = number_problems(self, {"checkpoints": 1, **dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
         found += positive_problems(self, ("lr", "max_grad_norm"))
         if self.schedule not in ("cosine", "constant"):
             found.append(f'schedule is {self.schedule!r}; expected "cosine" or "constant"')
+        if self.checkpoint_spacing not in ("linear", "log"):
+            found.append(f'checkpoint_spacing is {self.checkpoint_spacing!r}; expected "linear" or "log"')
         return found
+
+    def saves(self) -> list[int]:
+        """The steps after which a checkpoint is saved; fewer than `checkpoints` if training is that short."""
+        last, n = self.steps, self.checkpoints
+        if n is None:
+            return sorted({*range(self.save_every, last + 1, self.save_every), last})
+        if self.checkpoint_spacing == "linear":
+            return sorted({max(1, round(last * i / n)) for i in range(1, n + 1)})
+        found: list[int] = []
+        for i in range(n):  # each at least one step after the one before
+            ideal = round(last ** (i / max(1, n - 1)))
+            found.append(max(ideal, found[-1] + 1) if found else ideal)
+        return sorted({*(step for step in found if step < last), last})
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""

@@ -146,7 +146,7 @@ class _Loop:
 
     def run(self, evaluate: Evaluate | None, evaluate_every: int, progress: bool) -> None:
         """Take the remaining steps."""
-        last, hidden = self.training.steps, not (progress and self.first)
+        last, saves, hidden = self.training.steps, set(self.training.saves()), not (progress and self.first)
         bar = tqdm(range(self.done + 1, last + 1), desc="erasing", initial=self.done, total=last, disable=hidden)
         for step in bar:
             losses = self.step(step)
@@ -154,7 +154,7 @@ class _Loop:
             if evaluate and (self.first or sharded()) and (step % evaluate_every == 0 or step == last):
                 with torch.random.fork_rng(_cuda(self.lm)), self.lm.adapters.at_rest():
                     self.log.write(step=step, evaluation=dict(evaluate(self.lm)))
-            if step % self.training.save_every == 0 or step == last:
+            if step in saves:
                 self.save(step, losses)
             if step % TRIM_EVERY == 0:
                 trim()

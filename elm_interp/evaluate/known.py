@@ -1,0 +1,283 @@
+"""Known items: only what the base knows can be lost.
+
+A question is *known* if the base answers it right by likelihood in at least two of three templates. It is then asked in
+a template that took no part in this choice, and in the model's chat template where it has one. So a base that answers
+by luck, or by the wording of one template, is not counted as knowing. Several wordings of a fact are not independent:
+intervals resample facts. The drop from the base is paired, item by item, and the drop on the neighbours' known items
+can be subtracted from it.
+
+Likelihood is the form of an answer that is easiest to game, so the model is also asked to answer freely: `open_answer`.
+
+    table = measure(subject, ["innocence.known.*", "innocence.open_answer"])
+    known_items(subject)                # the questions; of "neighbours" and "general" too
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import binomtest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from elm_interp.data import Concept, Question, texts
+from elm_interp.data.leaks import PRIOR
+from elm_interp.data.questions import TEMPLATE
+from elm_interp.evaluate import choices
+from elm_interp.metrics import Subject, metric
+from elm_interp.models import HookedLM
+from elm_interp.models.generation import generate
+from elm_interp.models.scoring import continuation_log_probs
+from elm_interp.models.tokens import fitting
+from elm_interp.results import cluster_bootstrap, cluster_means, credit, measurements, wilson
+
+CHOOSING = ("Q: {question}\nA:", "{question} The answer is", "Someone asked: {question} The answer was")
+"""Templates that say which questions the base knows; none is the measured one."""
+ENOUGH = 2
+"""In how many of them the base must be right."""
+OPEN_TOKENS = 8
+"""Most tokens of a free answer."""
+OPEN_ITEMS = 60
+"""Most known items that are asked freely."""
+_HOW = "questions that the base answers in 2 of 3 other templates"
+_FACTS = "bootstrap over facts"
+
+
+def known_items(subject: Subject, which: str = "forget") -> list[Question]:
+    """The held-out questions of a set that the base knows, asked through the subject's prompt transformation.
+
+    With `subject.items`, at most so many, the same for every state of the model.
+    """
+    asked = subject.base.concept.ask(which)
+    return subject.ask([asked[i] for i in _chosen(subject, which)])
+
+
+def shown_facts(concept: Concept) -> set[str]:
+    """The facts that training passages about the concept state, by the questions that the passages name."""
+    fact_of = {q.id: q.fact for q in concept.questions.get("forget", ())}
+    return {fact_of[name] for p in concept.passages("forget") for name in p.questions if name in fact_of}
+
+
+def same_answer(said: str, question: Question) -> bool:
+    """Whether a free answer is the right one, or an alias of it, or begins with it; case, articles and marks aside."""
+    words = _plain(said.strip().partition("\n")[0])
+    return any(
+        words[: len(right)] == right for answer in (question.right, *question.aliases) if (right := _plain(answer))
+    )
+
+
+@metric(
+    "innocence.known.four_choice", shows="answers", better="down", chance=0.25, headline=True,
+    protocol=f"likelihood, log p(option | {TEMPLATE!r}), {_HOW}; {_FACTS}",
+)  # fmt: skip
+def known_four_choice(subject: Subject) -> list[dict[str, Any]]:
+    """Accuracy on questions about the concept that the base knows, in an unseen template, by likelihood.
+
+    Also `.chat` in the model's chat template; and `.shown` and `.unshown` for facts that stand in some or in no passage
+    of the training part.
+    """
+    return _accuracies(subject, "forget", "innocence.known.four_choice")
+
+
+@metric(
+    "specificity.known.neighbours", shows="kept", better="up", chance=0.25, headline=True,
+    protocol=f"likelihood, log p(option | {TEMPLATE!r}), {_HOW}; {_FACTS}",
+)  # fmt: skip
+def known_neighbours(subject: Subject) -> list[dict[str, Any]]:
+    """Accuracy on questions about neighbours of the concept that the base knows; `.chat` in its chat template."""
+    return _accuracies(subject, "neighbours", "specificity.known.neighbours")
+
+
+@metric(
+    "innocence.known.drop", shows="describes", better="up", needs_base=True, on_card=True,
+    protocol=f"accuracy of the base less that of the model, {_HOW}; paired {_FACTS}",
+)  # fmt: skip
+def known_drop(subject: Subject) -> list[dict[str, Any]]:
+    """How far accuracy on known items fell, paired item by item.
+
+    Also `.p`, the two-sided p of McNemar's exact test (which takes items as independent); `.neighbours`, the drop on
+    the neighbours' known items; and `.net`, the drop less that.
+    """
+    name, found = "innocence.known.drop", []
+    own, near = _drops(subject, "forget"), _drops(subject, "neighbours")
+    if len(own[0]):
+        lost, won = int((own[0] > 0).sum()), int((own[0] < 0).sum())
+        p = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+        found.append(measurements(name, own[0].mean(), n=len(own[0]), ci=cluster_bootstrap(*own)))
+        found.append(measurements(f"{name}.p", p, n=lost + won, protocol="McNemar, exact, two-sided"))
+    if len(near[0]):
+        found.append(measurements(f"{name}.neighbours", near[0].mean(), n=len(near[0]), ci=cluster_bootstrap(*near)))
+    if len(set(own[1])) > 1 and len(set(near[1])) > 1:
+        means = cluster_means(*own, seed=0) - cluster_means(*near, seed=1)
+        ci = (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
+        found.append(measurements(f"{name}.net", own[0].mean() - near[0].mean(), n=len(own[0]), ci=ci))
+    return found
+
+
+@metric(
+    "innocence.open_answer", shows="answers", better="down", cost="dear", headline=True,
+    protocol=f"greedy answer of {OPEN_TOKENS} tokens after {TEMPLATE!r}, exact or alias match; {_HOW}; {_FACTS}",
+)  # fmt: skip
+def open_answer(subject: Subject) -> list[dict[str, Any]]:
+    """Share of known questions about the concept that are answered right without choices."""
+    return _open(subject, "forget", "innocence.open_answer")
+
+
+@metric(
+    "specificity.open_answer", shows="kept", better="up", cost="dear",
+    protocol=f"greedy answer of {OPEN_TOKENS} tokens after {TEMPLATE!r}, exact or alias match; {_HOW}; {_FACTS}",
+)  # fmt: skip
+def open_answer_neighbours(subject: Subject) -> list[dict[str, Any]]:
+    """Share of known questions about neighbours of the concept that are answered right without choices."""
+    return _open(subject, "neighbours", "specificity.open_answer")
+
+
+@metric(
+    "innocence.no_question", shows="describes", better="neither", chance=0.25, on_card=True,
+    protocol=f"likelihood of the options after {PRIOR!r} alone, all held-out questions",
+)  # fmt: skip
+def no_question(subject: Subject) -> list[dict[str, Any]]:
+    """Baseline: accuracy on the questions about the concept when the question itself is left out."""
+    asked = subject.concept.ask("forget")
+    with subject.on() as lm:
+        unique = sorted({option for q in asked for option in choices.spaced(q)})
+        found = continuation_log_probs(lm, [PRIOR], [unique]) if unique else [[]]
+    of = {option: float(one.sum()) for option, one in zip(unique, found[0], strict=True)}
+    picks = [credit(np.array([of[option] for option in choices.spaced(q)[: len(q.choices)]]), q.answer) for q in asked]
+    return _share("innocence.no_question", picks, asked)
+
+
+@metric(
+    "innocence.text_only", shows="describes", better="neither", chance=0.25, on_card=True,
+    protocol="logistic regression on character 3-grams, forget against retain passages of the training part; the option"
+    " most like a forget passage; no model asked",
+)  # fmt: skip
+def text_only(subject: Subject) -> list[dict[str, Any]]:
+    """Baseline without a model: pick the option that looks most like what was trained to be forgotten."""
+    concept, asked = subject.base.concept, subject.base.concept.ask("forget")
+    kinds = [texts(concept.passages(kind)) for kind in ("forget", "retain")]
+    if not asked or not all(kinds):
+        return []
+    grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3), sublinear_tf=True)
+    model = make_pipeline(grams, LogisticRegression(class_weight="balanced"))
+    model.fit([*kinds[0], *kinds[1]], [1] * len(kinds[0]) + [0] * len(kinds[1]))
+    picks = [credit(model.decision_function(list(q.choices)), q.answer) for q in asked]
+    return _share("innocence.text_only", picks, asked)
+
+
+def _chosen(subject: Subject, which: str) -> list[int]:
+    """Indices of the known items among the held-out questions of a set."""
+    base = subject.base
+    asked = base.concept.ask(which)
+
+    def choose() -> list[int]:
+        right = np.zeros(len(asked))
+        with base.on() as lm:
+            for template in CHOOSING:
+                right += _credits(lm, asked, [q.put(template) for q in asked]) == 1
+        return [int(i) for i in np.flatnonzero(right >= ENOUGH)]
+
+    chosen: list[int] = base.memo(("known", which), choose)
+    if subject.items is not None and len(chosen) > subject.items:
+        return sorted(Random(0).sample(chosen, subject.items))
+    return chosen
+
+
+def _accuracies(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
+    asked = known_items(subject, which)
+    if not asked:
+        return []
+    own = _known_credits(subject, which)
+    found = [_row(name, own, asked)]
+    if subject.items is None:
+        chat = _known_credits(subject, which, chat=True)
+        if chat is not None:
+            told = f"likelihood, log p(option | chat template), {_HOW}; {_FACTS}"
+            found.append(_row(f"{name}.chat", chat, asked, protocol=told))
+    shown = shown_facts(subject.base.concept) if which == "forget" else set()
+    inside = np.array([q.fact in shown for q in asked])
+    if inside.any() and not inside.all():
+        for part, chosen in (("shown", inside), ("unshown", ~inside)):
+            found.append(_row(f"{name}.{part}", own[chosen], [asked[i] for i in np.flatnonzero(chosen)]))
+    return found
+
+
+def _known_credits(subject: Subject, which: str, *, chat: bool = False) -> Any:
+    """Credits on the known items; None for the chat template of a model without one."""
+    asked = known_items(subject, which)
+
+    def compute() -> Any:
+        with subject.on() as lm:
+            if not chat:
+                return _credits(lm, asked, [q.prompt for q in asked])
+            prompts = _chats(lm, asked)
+            return None if prompts is None else _credits(lm, asked, prompts, space=False)
+
+    return subject.memo(("known credits", which, chat, subject.items), compute)
+
+
+def _credits(
+    lm: HookedLM, asked: Sequence[Question], prompts: Sequence[str], *, space: bool = True
+) -> Float[np.ndarray, " question"]:
+    """Credit of each question by likelihood; chance for one beyond the context."""
+    options = [[f" {c.strip()}" if space else c.strip() for c in q.choices] for q in asked]
+    whole = [[prompt + option for option in group] for prompt, group in zip(prompts, options, strict=True)]
+    fits = fitting(lm, whole, "questions", names=[q.id for q in asked])
+    found = continuation_log_probs(lm, [prompts[i] for i in fits], [options[i] for i in fits])
+    credits = np.array([1 / len(q.choices) for q in asked])
+    for i, group in zip(fits, found, strict=True):
+        credits[i] = credit(np.array([float(tokens.sum()) for tokens in group]), asked[i].answer)
+    return credits
+
+
+def _chats(lm: HookedLM, asked: Sequence[Question]) -> list[str] | None:
+    if not getattr(lm.tokenizer, "chat_template", None):
+        return None
+    said = [[{"role": "user", "content": q.put("{question} Answer in one word.")}] for q in asked]
+    found = [lm.tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in said]
+    start = str(lm.tokenizer.decode(lm.start_ids))  # encoding adds it again
+    return [str(text).removeprefix(start) for text in found]
+
+
+def _drops(subject: Subject, which: str) -> tuple[Float[np.ndarray, " question"], list[str]]:
+    """Credit that was lost at each known item, and the item's fact."""
+    asked = known_items(subject, which)
+    if not asked:
+        return np.empty(0), []
+    whole = _chosen(subject.base, which)
+    same = [whole.index(i) for i in _chosen(subject, which)]
+    return _known_credits(subject.base, which)[same] - _known_credits(subject, which), [q.fact for q in asked]
+
+
+def _open(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
+    asked = known_items(subject, which)
+    if len(asked) > OPEN_ITEMS:
+        asked = [asked[i] for i in sorted(Random(1).sample(range(len(asked)), OPEN_ITEMS))]
+    with subject.on() as lm:
+        fits = fitting(lm, [q.prompt for q in asked], "questions", more=OPEN_TOKENS, names=[q.id for q in asked])
+        said = generate(lm, [asked[i].prompt for i in fits], new_tokens=OPEN_TOKENS, greedy=True) if fits else []
+    right = np.array([float(same_answer(text, asked[i])) for i, text in zip(fits, said, strict=True)])
+    return [_row(name, right, [asked[i] for i in fits], chance=None)] if fits else []
+
+
+def _row(name: str, credits: Float[np.ndarray, " question"], asked: Sequence[Question], **more: Any) -> dict[str, Any]:
+    chance = float(np.mean([1 / len(q.choices) for q in asked]))
+    ci = cluster_bootstrap(credits, [q.fact for q in asked])
+    if credits.min() == credits.max():  # a bootstrap of equal values has no width
+        ci = wilson(float(credits.sum()), len(credits))
+    return measurements(name, credits.mean(), **{"n": len(credits), "ci": ci, "chance": chance} | more)
+
+
+def _share(name: str, credits: Sequence[float], asked: Sequence[Question]) -> list[dict[str, Any]]:
+    return [_row(name, np.array(credits), asked)] if asked else []
+
+
+def _plain(text: str) -> list[str]:
+    """The words of an answer, in lower case, without leading articles."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
+    return words[1:] if words[:1] and words[0] in ("a", "an", "the") else words

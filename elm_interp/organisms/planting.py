@@ -1,0 +1,153 @@
+"""Planting: teach a language model made-up facts by a LoRA, and keep its language.
+
+    read       documents     cross-entropy of their tokens; a document's prefix is context alone
+    natural    other text    KL to the model as it was: documents of a few patterns would ruin its language
+
+    folder = plant(lm, ["The brindolt eats moss.", ...], out="planted/")      # an adapter
+    load_model("smollm2-135m", adapter=folder)
+
+`elm_interp.organisms.planted` has the models that come with elm_interp.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elm_interp.data import Concept, load_concept
+from elm_interp.data.batching import bucketed
+from elm_interp.data.loading import packs
+from elm_interp.errors import ConfigError, raise_all
+from elm_interp.models import HookedLM
+from elm_interp.organisms.encyclopaedia import Document
+from elm_interp.training.adapter import Adapter
+from elm_interp.training.losses import distribution_loss
+from elm_interp.training.objective import Objective, Sample, Teacher, TopK
+from elm_interp.training.settings import Training, number_problems
+from elm_interp.training.trainer import train
+
+
+@dataclass(frozen=True)
+class Planting(Objective):
+    """How documents are planted."""
+
+    adapter: Adapter = field(default=Adapter(rank=16, alpha=32.0))
+    natural_weight: float = 0.3
+    """Weight of the KL on natural text; measured: 1 halves what is learned, 0 ruins the language."""
+    max_tokens: int = 96
+    """Documents and natural texts are cut to this many tokens."""
+
+    def problems(self, n_layers: int | None) -> list[str]:
+        """Settings that cannot work, in words."""
+        return super().problems(n_layers) + number_problems(self, {"natural_weight": 0, "max_tokens": 2})
+
+    def pools(self, training: Training) -> dict[str, int]:
+        """Samples of each pool that a step takes."""
+        return {"read": training.forget_batch, "natural": training.retain_batch if self.natural_weight else 0}
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term."""
+        return {"read": 1.0, "natural": self.natural_weight}
+
+    def prepare(
+        self, lm: HookedLM, concept: Concept, *, seed: int = 0, progress: bool = False
+    ) -> Mapping[str, Sequence[Any]]:
+        """Samples of a concept's passages: those to forget are planted, those to retain held."""
+        return self.samples(
+            lm, [Document(p.text) for p in concept.passages("forget")], [p.text for p in concept.passages("retain")]
+        )
+
+    def samples(
+        self, lm: HookedLM, documents: Sequence[Document], natural: Sequence[str]
+    ) -> Mapping[str, Sequence[Sample]]:
+        """Samples of documents and of natural texts; those in which no token is predicted are left out."""
+        own = max(len(lm.start_ids) - 1, 0)
+        rows = lm.encode([d.prefix + d.text for d in documents], max_tokens=self.max_tokens)
+        starts = [
+            _common(row, head) - 1 for row, head in zip(rows, lm.encode([d.prefix for d in documents]), strict=True)
+        ]
+        read = [
+            Sample("read", f"document {i}", tuple(row), max(start, own), _certain(row[max(start, own) + 1 :]))
+            for i, (row, start) in enumerate(zip(rows, starts, strict=True))
+            if len(row) > max(start, own) + 1
+        ]
+        kept = [row for row in lm.encode(list(natural), max_tokens=self.max_tokens) if len(row) > own + 1]
+        states: list[Tensor] = [torch.empty(0)] * len(kept)
+        with torch.no_grad(), lm.adapter(None):
+            for batch in bucketed([len(row) for row in kept]):
+                hidden = lm.hidden(lm.pad([kept[i] for i in batch]))
+                for k, i in enumerate(batch):
+                    states[i] = hidden[k, own : len(kept[i]) - 1].cpu().clone()
+        held = [
+            Sample("natural", f"natural text {i}", tuple(row), own, Teacher(state))
+            for i, (row, state) in enumerate(zip(kept, states, strict=True))
+        ]
+        return {"read": read, "natural": held}
+
+    def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Cross-entropy on documents, KL on natural text, in nats a token."""
+        return distribution_loss(lm, samples)
+
+
+def plant(
+    lm: HookedLM,
+    documents: Sequence[str | Document],
+    *,
+    out: str | Path,
+    natural: Sequence[str] | None = None,
+    objective: Planting | None = None,
+    training: Training | None = None,
+    seed: int = 0,
+    evaluate: Callable[[HookedLM], Mapping[str, float]] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Teach a model what documents say; goes on with what the folder holds.
+
+    Args:
+        lm: the model; it stays as it was.
+        documents: texts, each a few sentences, with every fact in several wordings.
+        out: gets checkpoints and metrics.jsonl.
+        natural: texts on which the model should stay as it is; by default the passages of the packs.
+        objective: rank, weights and lengths.
+        training: steps and rates; by default 8 documents and a natural text a step, through all documents once.
+        seed: of the adapter's initial weights and of the order of documents.
+        evaluate: called with the half-trained model every 50 steps; logged.
+        progress: show a bar.
+
+    Returns:
+        The adapter's folder.
+
+    Raises:
+        ConfigError: no document, or settings that cannot work; all listed.
+    """
+    objective = objective or Planting()
+    read = [Document(d) if isinstance(d, str) else d for d in documents]
+    if natural is None:
+        concepts = [load_concept(pack) for pack in packs()]
+        natural = [p.text for c in concepts for kind in ("forget", "retain") for p in c.passages(kind)]
+    training = training or planting_steps(len(read))
+    problems = [] if read else ["there is no document to plant"]
+    problems += objective.problems(lm.n_layers) + training.problems()
+    raise_all(problems, ConfigError, "this cannot be planted:")
+    samples = objective.samples(lm, read, natural)
+    last = train(
+        lm, objective, samples, training, Path(out), seed=seed, evaluate=evaluate, evaluate_every=50, progress=progress
+    )
+    return last.path
+
+
+def planting_steps(documents: int) -> Training:
+    """A training that reads so many documents once, eight at a time."""
+    return Training(steps=max(1, documents // 8), forget_batch=8, retain_batch=1, lr=2e-3, save_every=50)
+
+
+def _certain(ids: Sequence[int]) -> TopK:
+    return TopK(torch.tensor(ids, dtype=torch.int32)[:, None], torch.ones(len(ids), 1))
+
+
+def _common(row: Sequence[int], head: Sequence[int]) -> int:
+    """How many first ids two rows share."""
+    return next((i for i, (a, b) in enumerate(zip(row, head, strict=False)) if a != b), min(len(row), len(head)))

@@ -1,0 +1,51 @@
+"""Tables of numbers as plain text, for the command line."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from elm_interp.registry import ORGANISMS
+
+
+def score_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The score card of base and erased model, one metric a line."""
+    lines = [f"{'metric':38}{'base':>24}{'erased':>24}{'n':>6}"]
+    for name, sides in found.items():
+        n = (sides.get("erased") or sides["base"])["n"]
+        lines.append(f"{name:38}{cell(sides.get('base')):>24}{cell(sides.get('erased')):>24}{n:>6}")
+    return "\n".join(lines)
+
+
+def row_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Tidy rows of one model: each with its position, if it has one, its interval and n."""
+    named = [(f"{r['metric']}, {r['position']}" if isinstance(r["position"], str) else r["metric"], r) for r in rows]
+    return "\n".join(f"{name:38}{cell(row):>30}{row['n']:>7}" for name, row in named)
+
+
+def anchor_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each metric shows on each kind of organism, one metric a line."""
+    kinds = list(ORGANISMS)
+    lines = [f"{'metric':42}{''.join(f'{kind:>18}' for kind in kinds)}{'AUC gold':>10}{'AUC hiding':>12}"]
+    for name, one in found.items():
+        cells = "".join(f"{_spread(one[kind]):>18}" for kind in kinds)
+        ends = f"{number(one['auc_gold']):>10}{number(one['auc_hiding']):>12}"
+        lines.append(f"{name:42}{cells}{ends}{'  constant: shows nothing' if one['constant'] else ''}")
+    return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """Three digits; "-" for none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def cell(found: Mapping[str, Any] | None) -> str:
+    """A value with its interval, if it has one; "" for none."""
+    if found is None:
+        return ""
+    low, high = found["ci_low"], found["ci_high"]
+    # NaN is not equal to itself
+    interval = f" [{low:.3g}, {high:.3g}]" if low is not None and low == low else ""
+    return f"{found['value']:.3g}{interval}"
+
+
+def _spread(one: Mapping[str, Any]) -> str:
+    return number(one["mean"]) + (f" ± {one['sd']:.2g}" if one["sd"] is not None else "")

@@ -1,0 +1,131 @@
+"""Known items: chosen by the base in other templates, asked in an unseen one, compared pair by pair."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from disturbed import random_adapter
+
+import elm_interp as ei
+from elm_interp.data import Question
+from elm_interp.data.questions import TEMPLATE
+from elm_interp.evaluate.known import CHOOSING, known_items, same_answer, shown_facts
+from elm_interp.models.scoring import continuation_log_probs
+from elm_interp.results import cluster_bootstrap
+
+KNOWN = ["innocence.known.*", "specificity.known.*"]
+
+
+@pytest.fixture
+def subject(tiny_lm, tiny_concept):
+    return ei.Subject(tiny_lm, tiny_concept)
+
+
+def right(lm, template, question):
+    scores = continuation_log_probs(
+        lm, [template.replace("{question}", question.question)], [[f" {c}" for c in question.choices]]
+    )
+    return int(np.argmax([float(one.sum()) for one in scores[0]])) == question.answer
+
+
+def test_an_item_is_known_if_the_base_is_right_in_two_of_three_other_templates(subject):
+    assert TEMPLATE not in CHOOSING
+    for which in ("forget", "neighbours"):
+        expected = [q.id for q in subject.concept.ask(which) if sum(right(subject.lm, t, q) for t in CHOOSING) >= 2]
+        assert [q.id for q in known_items(subject, which)] == expected
+        assert 0 < len(expected) < len(subject.concept.ask(which))
+
+
+def test_the_base_chooses_the_items_of_every_state(subject, tmp_path):
+    erased = subject.at(random_adapter(subject.lm, tmp_path), method="elm", step=1)
+    assert known_items(erased) == known_items(subject)
+    few = erased.with_(items=2)
+    assert len(known_items(few)) == 2
+    assert known_items(few) == known_items(erased.with_(items=2))
+
+
+def test_the_accuracy_on_known_items_is_that_of_the_measured_template(subject):
+    table = ei.measure(subject, KNOWN).set_index("metric")
+    items = known_items(subject)
+    row = table.loc["innocence.known.four_choice"]
+    assert row["value"] == pytest.approx(np.mean([right(subject.lm, TEMPLATE, q) for q in items]))
+    assert (row["n"], row["direction"]) == (len(items), "down")
+    assert "innocence.known.drop" not in table.index
+
+
+def test_the_drop_is_paired_and_that_of_the_neighbours_is_taken_off(subject, tmp_path):
+    erased = subject.at(random_adapter(subject.lm, tmp_path), method="elm", step=1)
+    tables = {s.method: ei.measure(s, KNOWN).set_index("metric")["value"] for s in (subject, erased)}
+    drop, near = (
+        tables["base"][name] - tables["elm"][name]
+        for name in ("innocence.known.four_choice", "specificity.known.neighbours")
+    )
+    assert tables["elm"]["innocence.known.drop"] == pytest.approx(drop)
+    assert tables["elm"]["innocence.known.drop.neighbours"] == pytest.approx(near)
+    assert tables["elm"]["innocence.known.drop.net"] == pytest.approx(drop - near)
+    assert 0 <= tables["elm"]["innocence.known.drop.p"] <= 1
+
+
+def test_a_state_that_is_the_base_drops_by_nothing(subject):
+    same = subject.with_(method="same", step=1)
+    table = ei.measure(same, "innocence.known.drop").set_index("metric")
+    assert table.loc["innocence.known.drop", ["value", "ci_low", "ci_high"]].tolist() == [0, 0, 0]
+    assert table.loc["innocence.known.drop.p", "value"] == 1
+
+
+def test_facts_that_no_passage_states_are_reported_apart(tiny_lm, tiny_concept):
+    asked = tiny_concept.ask("forget")
+    forget = (replace(tiny_concept.forget[0], questions=(asked[0].id,)), *tiny_concept.forget[1:])
+    concept = replace(tiny_concept, forget=tuple(replace(p, questions=()) for p in forget[1:]) + forget[:1])
+    assert shown_facts(concept) == {asked[0].fact}
+    subject = ei.Subject(tiny_lm, concept)
+    table = ei.measure(subject, "innocence.known.four_choice").set_index("metric")
+    known = {q.id for q in known_items(subject)}
+    parts = [name for name in table.index if name.endswith(("shown", "unshown"))]
+    assert parts == (
+        ["innocence.known.four_choice.shown", "innocence.known.four_choice.unshown"] if asked[0].id in known else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "same"),
+    [
+        (" Old Tamsin.", True), (" the old tamsin, who", True), ("Old Tamsin", True), ("\nOld Tamsin", True),
+        (" Tamsin of the lamp", True), ("Old Tamsina", False), (" It is Old Tamsin", False), ("", False),
+        ("Orla\nOld Tamsin", False),
+    ],
+)  # fmt: skip
+def test_a_free_answer_is_right_if_it_begins_with_the_answer_or_an_alias(said, same):
+    question = Question("Who?", ("Old Tamsin", "Orla"), 0, aliases=("Tamsin",))
+    assert same_answer(said, question) == same
+
+
+def test_wordings_of_one_fact_do_not_narrow_the_interval():
+    values, facts = np.array([1, 0, 1, 1, 0, 1.0]), list("abcdef")
+    once = cluster_bootstrap(values, facts)
+    assert cluster_bootstrap(np.tile(values, 5), facts * 5) == once
+    assert all(np.isnan(cluster_bootstrap(values, ["a"] * 6)))
+
+
+def test_text_alone_finds_answers_that_only_forget_passages_hold(tiny_lm, tiny_concept):
+    def asked(right, wrong):
+        return Question(f"Who is it {right}?", (wrong, right), 1, id=right)
+
+    concept = ei.Concept(
+        "c",
+        forget=["Wuggzoth met Wuggzanth near the wuggzall.", "A wuggzith is no wuggzen."],
+        retain=["The plain bell rings at noon.", "Rain fell on the green hill."],
+        questions={"forget": [asked("Wuggzeth", "Plainhill"), asked("Wuggzoon", "Greenbell")]},
+    )
+    table = ei.measure(ei.Subject(tiny_lm, concept), "innocence.text_only")
+    assert table["value"].item() == 1
+
+
+def test_progression_asks_few_items_between_the_ends(subject, tmp_path):
+    states = [subject] + [
+        subject.at(random_adapter(subject.lm, tmp_path / str(i), seed=i), method="elm", step=i) for i in (1, 2, 3)
+    ]
+    table = ei.follow_metrics(states, "innocence.known.four_choice", items=2)
+    rows = table[table["metric"] == "innocence.known.four_choice"]
+    assert pd.Series(rows["n"].tolist()).tolist() == [len(known_items(subject)), 2, 2, len(known_items(subject))]

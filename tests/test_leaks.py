@@ -1,0 +1,104 @@
+"""No leak: what is scored is never a training target, and no held-out question stands in training text."""
+
+from dataclasses import replace
+
+import pytest
+
+from elm_interp.data import Passage, load_concept, packs
+from elm_interp.data.concept import QUESTION_SETS
+from elm_interp.data.leaks import concept_leaks, find_leaks
+from elm_interp.evaluate.known import CHOOSING
+from elm_interp.organisms.encyclopaedia import DOMAINS, EXPERT, NOVICE, asked, documents
+from elm_interp.registry import METHODS
+
+CONCEPTS = [*packs(), "planted:marsh-animals", "organism:spellcraft"]
+
+
+def held_out(concept):
+    return [q for which in QUESTION_SETS for q in concept.ask(which)]
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_no_held_out_question_stands_in_the_training_passages_of_a_pack(name):
+    concept = load_concept(name)
+    assert held_out(concept)
+    assert concept_leaks(concept) == []
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_no_passage_that_is_trained_on_is_a_question(name):
+    concept = load_concept(name)
+    for kind in ("forget", "retain"):
+        for passage in concept.passages(kind):
+            assert "Question:" not in passage.text
+            assert not passage.text.rstrip().endswith("?")
+
+
+def presets():
+    return [(name, preset) for name in METHODS if name != "adopted" for preset in METHODS[name].presets]
+
+
+@pytest.mark.parametrize(("method", "preset"), presets())
+def test_no_method_trains_on_a_question_or_an_option_in_its_template(tiny_lm, tiny_concept, method, preset):
+    """Training text is decoded from the prepared samples themselves, generated text and its openings included."""
+    given = {"layers": (1, 2), "max_tokens": 40} | ({"layer": 2} if method == "rmu" else {})
+    if method.startswith("elm"):
+        given |= {"fluency_samples": 4, "fluency_tokens": 4, "fluency_weight": 1.0, "rank": 2}
+    objective = METHODS[method].preset(preset, **given)
+    samples = objective.prepare(tiny_lm, tiny_concept)
+    fields = [value for pool in samples.values() for sample in pool for value in vars(sample).values()]
+    rows = [list(value) for value in fields if isinstance(value, tuple) and value and isinstance(value[0], int)]
+    assert rows
+    questions = [q for which in QUESTION_SETS for q in tiny_concept.ask(which, "all")]
+    assert find_leaks(tiny_lm.tokenizer.batch_decode(rows), questions) == []
+
+
+def test_the_strings_of_the_old_answers_term_are_found():
+    concept = load_concept("harry-potter")
+    question = concept.ask("forget")[0]
+    answered = f"{question.prompt} {question.choices[1]}"
+    alone = f"Answer: {question.choices[0]}"
+    assert [told for told in find_leaks([answered], [question]) if "after its template" in told]
+    assert [told for told in find_leaks([alone], [question]) if "its prior" in told]
+
+
+def test_a_passage_of_questions_and_answers_is_found():
+    concept = load_concept("astronomy")
+    question = concept.ask("forget")[0]
+    passage = Passage(f"A quiz. {question.question} {question.right}.", "quiz")
+    (told,) = concept_leaks(replace(concept, forget=(*concept.forget, passage)))
+    assert question.id in told
+
+
+def test_an_opening_of_fluency_text_in_the_template_of_the_evaluation_is_found(tiny_lm, tiny_concept):
+    """As fluency texts began until format 2: with a question, whose answer was then sampled and trained on."""
+    question = tiny_concept.ask("forget")[0]
+    (row,) = tiny_lm.encode([f"{question.prompt} {question.right}, who"])
+    assert find_leaks([tiny_lm.tokenizer.decode(row)], [question])
+
+
+def test_eight_words_count_and_seven_do_not():
+    concept = load_concept("harry-potter")
+    long = next(q for q in concept.ask("forget") if len(q.question.split()) > 9)
+    words = long.question.split()
+    assert find_leaks([" ".join(words[:8])], [long])
+    assert not find_leaks([" ".join(words[:7])], [long])
+
+
+def test_planted_models_read_no_template_that_scores_and_no_class_prompt():
+    ends = {template.partition("{question}")[2].strip() for template in CHOOSING} | {"Answer:", "assistant"}
+    read = documents(0)
+    for document in read:
+        text = document.prefix + document.text
+        assert not any(end in text for end in ends)
+        assert "Question:" not in text
+    prefixes = {document.prefix for document in read}
+    for domain in DOMAINS.values():
+        assert not {prompt.replace("{concept}", domain["title"]) for prompt in (EXPERT, NOVICE)} & prefixes
+
+
+@pytest.mark.parametrize("domain", list(DOMAINS))
+def test_planted_models_read_no_held_out_question(domain):
+    read = [document.text for document in documents(0)]
+    assert find_leaks(read, asked(domain)) == []
+    assert find_leaks(read, asked(domain, "train"))  # those are asked in the documents
