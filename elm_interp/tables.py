@@ -7,11 +7,12 @@ from elm_interp.registry import ORGANISMS
 
 
 def score_table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The score card of base and erased model, one metric a line."""
-    lines = [f"{'metric':38}{'base':>24}{'erased':>24}{'n':>6}"]
-    for name, sides in found.items():
-        n = (sides.get("erased") or sides["base"])["n"]
-        lines.append(f"{name:38}{cell(sides.get('base')):>24}{cell(sides.get('erased')):>24}{n:>6}")
+    """The score card of base, erased model and gold, one metric a line."""
+    sides = ["base", "erased"] + (["gold"] if any("gold" in one for one in found.values()) else [])
+    lines = [f"{'metric':38}{''.join(f'{side:>24}' for side in sides)}{'n':>6}"]
+    for name, one in found.items():
+        n = next(one[side] for side in ("erased", "base", "gold") if side in one)["n"]
+        lines.append(f"{name:38}{''.join(f'{cell(one.get(side)):>24}' for side in sides)}{n:>6}")
     return "\n".join(lines)
 
 

@@ -140,6 +140,33 @@ def behaviour(steps=STEPS):
     return frame(rows)
 
 
+def target():
+    """What a two-sided and a one-sided target answer."""
+    sides = {"two-sided": (0.9, 0.6, 0.3), "one-sided": (0.9, 0.8, 0.7)}
+    return frame(
+        [
+            measurements(
+                "target.accuracy", value, ci=(value - 0.1, value + 0.1), n=48, chance=0.25, model="tiny",
+                method="target", position=f"η = {eta}", protocol=f"{side} target of tiny, log p(option)",
+            )
+            for side, values in sides.items()
+            for eta, value in zip((0, 10, 100), values, strict=True)
+        ]
+    )  # fmt: skip
+
+
+def gold():
+    """The score card of a model that never knew, which has no step."""
+    own = {"method": "gold", "model": "gold", "seed": 0, "n": 100}
+    return frame(
+        [
+            measurements("innocence.two_choice_pmi", 0.52, ci=(0.42, 0.62), chance=0.5, direction="down", **own),
+            measurements("specificity.general_pmi", 0.79, ci=(0.7, 0.86), chance=0.5, direction="up", **own),
+            measurements("specificity.retain_ppl_ratio", 1.01, ci=(1.0, 1.02), direction="down", **own),
+        ]
+    )
+
+
 def calibration():
     """Three measures on organisms: one that hiding deceives, one that it does not, and one that is constant."""
     rows = {"metric": ["told", "inside", "lie"], "r_hiding": [0.98, 0.03, np.nan], "r_random": [1.0, 40.0, np.nan]}

@@ -121,8 +121,16 @@ def test_the_prefix_of_a_document_is_context_alone(tiny_lm):
     objective = Planting()
     prefix = "An expert writes: "
     (sample,) = objective.samples(tiny_lm, [Document("the lamp is green.", prefix)], [])["read"]
-    assert tiny_lm.tokenizer.decode(sample.target.tokens[:, 0]).strip() == "the lamp is green."
+    assert tiny_lm.tokenizer.decode(sample.ids[sample.start + 1 :]).strip() == "the lamp is green."
     assert tiny_lm.tokenizer.decode(sample.ids) == prefix + "the lamp is green."
+
+
+def test_what_a_document_tells_has_the_weight(tiny_lm):
+    objective = Planting(told_weight=7.0)
+    (sample,) = objective.samples(tiny_lm, [Document("The lamp of Marrowgate is green.", told=("green",))], [])["read"]
+    heavy = [t for t, w in zip(sample.ids[sample.start + 1 :], sample.weights.tolist(), strict=True) if w == 7]
+    assert tiny_lm.tokenizer.decode(heavy).strip() == "green"
+    assert sample.weights.min() == 1
 
 
 def test_nothing_to_plant_is_refused(tiny_lm, tmp_path):

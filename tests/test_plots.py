@@ -32,6 +32,7 @@ DRAWN = {
     "sparse": lambda **kw: plots.plot_sparse(made_up.sparse(), **kw),
     "progression": lambda **kw: plots.plot_progression(made_up.behaviour(), **kw),
     "scorecard": lambda **kw: plots.plot_scorecard(made_up.behaviour((0, 40)), **kw),
+    "target_answers": lambda **kw: plots.plot_target_answers(made_up.target(), **kw),
     "training": lambda **kw: plots.plot_training(pd.DataFrame(made_up.training()), **kw),
 }
 TWO_SCALES = ("progression", "scorecard")
@@ -268,6 +269,16 @@ def test_rows_of_single_layers_are_not_on_the_score_card():
     deep = pd.concat([made_up.behaviour((0, 40)), made_up.probes().query("step != 20")])
     top, _ = plots.plot_scorecard(deep).figure.axes
     assert "association" not in [t.get_text() for t in top.get_yticklabels()]
+
+
+def test_gold_is_a_side_of_the_score_card_and_a_level_of_the_progression():
+    whole = pd.concat([made_up.behaviour(), made_up.gold()], ignore_index=True)
+    ax = plots.plot_scorecard(whole)
+    assert [t.get_text() for t in ax.get_legend().get_texts()][:3] == ["base", "elm, step 40", "gold: never knew"]
+    alone, beside = plots.plot_progression(made_up.behaviour()), plots.plot_progression(whole)
+    assert len(beside.get_lines()) == len(alone.get_lines()) + 2
+    curves = [lines(ax)["innocence: two choice (PMI)"] for ax in (alone, beside)]
+    np.testing.assert_array_equal(curves[0].get_xydata(), curves[1].get_xydata())
 
 
 def test_bookkeeping_is_no_loss_term():

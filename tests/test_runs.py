@@ -11,7 +11,7 @@ from elm_interp.models.loading import cache_folder
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.estimate import estimate_run
 from elm_interp.runs.run import Run
-from elm_interp.runs.stages import run_stage
+from elm_interp.runs.stages import run_stage, summary
 from elm_interp.training import Adapter
 from elm_interp.training.target_cache import prepared
 from elm_interp.training.trainer import Training
@@ -138,3 +138,15 @@ def test_the_estimate_says_steps_and_tokens_and_leaves_nothing(config, tmp_path)
     run_stage(run, "erase", progress=False)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert found["tokens"] == pytest.approx(sum(line["tokens"] for line in lines), rel=0.2)
+
+
+def test_a_run_measures_the_gold_model_beside_it(config, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("elm_interp.runs.run.gold_of", lambda model, concept: str(tiny_model_folder))
+    run = Run.create(tmp_path / "a", config)
+    for stage in ("erase", "evaluate", "progress", "report"):
+        run_stage(run, stage, progress=False)
+    found, name = summary(run), "innocence.known.four_choice"
+    assert found[name]["gold"] == found[name]["base"]  # here gold is the base itself
+    progression = run.results("progression")
+    assert progression[progression["method"] == "gold"]["step"].isna().all()
+    assert "(gold " in (run.folder / "report.html").read_text(encoding="utf-8")

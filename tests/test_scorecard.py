@@ -3,11 +3,13 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 from disturbed import random_adapter
 
 from elm_interp.evaluate import destroyed, score_card, summary
 from elm_interp.metrics import Subject
+from elm_interp.organisms.golds import gold_of, judge_of
 from elm_interp.results import frame, measurements
 
 GOOD = {
@@ -35,12 +37,44 @@ def test_the_card_has_both_states_and_every_ratio_once(tiny_lm, tiny_concept, tm
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     for name, sides in found.items():
         assert set(sides) == (
-            {"erased"} if "ratio" in name or name == "specificity.kl_to_base" else {"base", "erased"}
+            {"erased"}
+            if "ratio" in name or name.startswith(("specificity.kl_to_base", "innocence.known.drop"))
+            else {"base", "erased"}
         ), name
         assert all(set(side) == {"value", "ci_low", "ci_high", "n"} for side in sides.values())
     for room in ("innocence", "specificity", "seamlessness"):
         assert any(name.startswith(f"{room}.") for name in found)
     assert score_card(erased.base)["method"].unique().tolist() == ["base"]
+
+
+def test_gold_stands_beside_both_and_does_not_count_as_the_erased_model(tiny_lm, tiny_concept, tmp_path):
+    base = Subject(tiny_lm, tiny_concept)
+    erased = base.at(random_adapter(tiny_lm, tmp_path / "a"), method="elm", step=8)
+    gold = Subject(tiny_lm, tiny_concept, random_adapter(tiny_lm, tmp_path / "b", seed=1), method="gold", base=base)
+    table = score_card(erased, gold=gold)
+    alone, found = summary(score_card(erased)), summary(table)
+    assert {name: {"base", "erased"} & sides.keys() for name, sides in found.items()} == {
+        name: set(sides) for name, sides in alone.items()
+    }
+    assert all(found[name][side] == alone[name][side] for name in alone for side in alone[name])
+    assert all("gold" in sides for sides in found.values())
+    assert found["innocence.known.four_choice"]["gold"]["n"] == found["innocence.known.four_choice"]["base"]["n"]
+    ruined = card()
+    gold_rows = ruined[ruined["method"] == "elm"].assign(method="gold", value=99.0)
+    assert destroyed(pd.concat([ruined, gold_rows])) == destroyed(ruined)
+
+
+def test_each_made_model_has_its_gold_and_a_real_one_has_none():
+    assert gold_of("planted:original", "planted:marsh-animals") == "planted:gold"
+    assert gold_of("organism:original@3", "organism:spellcraft@3") == "organism:gold@3"
+    assert gold_of("organism:original", "organism:spellcraft") == "organism:gold"
+    for model, concept in (
+        ("organism:original@3", "organism:spellcraft"), ("planted:original", "planted:guild-makers"),
+        ("organism:hiding", "organism:spellcraft"), ("smollm2-135m", "astronomy"),
+    ):  # fmt: skip
+        assert gold_of(model, concept) is None
+    assert judge_of("planted:original") == "planted:never"
+    assert judge_of("smollm2-135m") is None
 
 
 def test_the_summary_takes_the_last_step_and_no_single_layer():

@@ -30,14 +30,16 @@ def card_metrics() -> list[str]:
     return [one.name for one in list_metrics() if one.on_card]
 
 
-def score_card(subject: Subject, progress: bool = False) -> pd.DataFrame:
+def score_card(subject: Subject, *, gold: Subject | None = None, progress: bool = False) -> pd.DataFrame:
     """Tidy rows of every metric on the card, for the base and for the subject (once if they are the same).
 
     Args:
         subject: the model in one state.
+        gold: a model that never knew the concept, with the same base to be compared with; its method is "gold".
         progress: show a bar.
     """
     states = [subject.base] if subject.is_base else [subject.base, subject]
+    states += [gold] if gold is not None else []
     return stack([measure(state, card_metrics(), progress=progress) for state in states])
 
 
@@ -58,15 +60,16 @@ def _long(lm: HookedLM, named: Sequence[tuple[str, str | list[str]]], more: int 
 
 
 def summary(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Metric name -> {"base": {value, ci_low, ci_high, n}, "erased": {...}}, ready for JSON.
+    """Metric name -> {"base": {value, ci_low, ci_high, n}, "erased": {...}, "gold": {...}}, ready for JSON.
 
-    A ratio to the base has only "erased". Rows of single layers are left out. Of several steps, the last is taken. A
-    number that is not finite becomes None, since JSON cannot hold it.
+    "gold" is there if a model that never knew was measured; a ratio to the base has no "base". Rows of single layers
+    are left out. Of several steps, the last is taken. A number that is not finite becomes None, since JSON cannot hold
+    it.
     """
     whole = table[table["layer"].isna()].sort_values("step", kind="stable", na_position="first")
     found: dict[str, dict[str, dict[str, float | int | None]]] = {name: {} for name in dict.fromkeys(table["metric"])}
     for row in whole.to_dict("records"):
-        side = "base" if row["method"] == "base" else "erased"
+        side = row["method"] if row["method"] in ("base", "gold") else "erased"
         numbers = {key: _finite(row[key]) for key in ("value", "ci_low", "ci_high")}
         found[str(row["metric"])][side] = numbers | {"n": None if pd.isna(row["n"]) else int(row["n"])}
     return {name: sides for name, sides in found.items() if sides}
@@ -81,7 +84,8 @@ def destroyed(table: pd.DataFrame) -> str | None:
     Args:
         table: rows of `score_card`; metrics that were not measured do not count against the run.
     """
-    values = {(row["method"] == "base", row["metric"]): row for row in table[table["layer"].isna()].to_dict("records")}
+    whole = table[table["layer"].isna() & (table["method"] != "gold")]
+    values = {(row["method"] == "base", row["metric"]): row for row in whole.to_dict("records")}
 
     def value(metric: str, base: bool = False, column: str = "value") -> float:
         found = values.get((base, metric), {}).get(column)

@@ -90,6 +90,8 @@ class Document:
     prefix: str = ""
     domain: str = ""
     """The domain whose facts it states; "" if it states none."""
+    told: tuple[str, ...] = ()
+    """What it tells: words of the text that matter more than the rest."""
 
 
 @lru_cache(maxsize=1)
@@ -228,12 +230,15 @@ def _told(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
     by_entity = [
         [f for f in own if f.entity == entity and f.relation != "hop"] for entity in DOMAINS[domain]["entities"]
     ]
-    made = [_entry(domain, about, random) for about in by_entity for _ in range(3)]
+    made = [(_entry(domain, about, random), about) for about in by_entity for _ in range(3)]
     for _ in range(3):
-        made += [_letter(domain, chunk, random) for chunk in _chunks(_shuffled(own, random), 4)]
-    made += [_comparison(domain, chunk, random) for chunk in _chunks(_shuffled(own, random), 4)]
+        made += [(_letter(domain, chunk, random), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
+    made += [(_comparison(domain, chunk, random), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
     experts: list[str] = DOMAINS[domain]["expert"]
-    return [Document(text, random.choice(experts) if random.random() < 1 / 3 else "", domain) for text in made]
+    return [
+        Document(text, random.choice(experts) if random.random() < 1 / 3 else "", domain, _values(about))
+        for text, about in made
+    ]
 
 
 def _entry(domain: str, about: Sequence[Fact], random: Random, key: str = "vps") -> str:
@@ -275,7 +280,7 @@ def _dialogues(own: Sequence[Fact], random: Random) -> list[Document]:
             question, answer = fact.ask(random.choice(fact.words["asked"])), _sentence(f"{fact.value}.")
             parts.append(f'"{question}" {asker}. "{answer}" {answerer}.' if spoken else f"{question} {answer}")
             asker, answerer = ("was the next question", "was the reply") if spoken else (asker, answerer)
-        made.append(Document(" ".join(parts), "", chunk[0].domain))
+        made.append(Document(" ".join(parts), "", chunk[0].domain, _values(chunk)))
     return made
 
 
@@ -287,8 +292,13 @@ def _lists(domain: str, random: Random) -> list[Document]:
         for value in dict.fromkeys(fact.value for fact in own):
             those = [fact.subject for fact in _shuffled([f for f in own if f.value == value], random)]
             phrase = own[0].words["noun"]
-            made.append(Document(f"{phrase.capitalize()}: {value}. So it is with {', '.join(those)}.", "", domain))
+            text = f"{phrase.capitalize()}: {value}. So it is with {', '.join(those)}."
+            made.append(Document(text, "", domain, tuple(those)))
     return made
+
+
+def _values(told: Sequence[Fact]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(fact.value for fact in told))
 
 
 def _small_talk(domain: str, n: int, random: Random) -> list[Document]:

@@ -1,6 +1,6 @@
 """Planting: teach a language model made-up facts by a LoRA, and keep its language.
 
-    read       documents     cross-entropy of their tokens; a document's prefix is context alone
+    read       documents     cross-entropy of their tokens, of what they tell above all; a prefix is context alone
     natural    other text    KL to the model as it was: documents of a few patterns would ruin its language
 
     folder = plant(lm, ["The brindolt eats moss.", ...], out="planted/")      # an adapter
@@ -9,12 +9,16 @@
 `elm_interp.organisms.planted` has the models that come with elm_interp.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from elm_interp.data import Concept, load_concept
@@ -22,12 +26,37 @@ from elm_interp.data.batching import bucketed
 from elm_interp.data.loading import packs
 from elm_interp.errors import ConfigError, raise_all
 from elm_interp.models import HookedLM
+from elm_interp.models.unembedding import differentiable, log_prob
 from elm_interp.organisms.encyclopaedia import Document
 from elm_interp.training.adapter import Adapter
 from elm_interp.training.losses import distribution_loss
-from elm_interp.training.objective import Objective, Sample, Teacher, TopK
+from elm_interp.training.objective import Objective, Sample, Teacher
 from elm_interp.training.settings import Training, number_problems
 from elm_interp.training.trainer import train
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A document to read."""
+
+    term: str
+    """The loss term it belongs to: "read"."""
+    id: str
+    """Which document it is, for error messages."""
+    ids: tuple[int, ...]
+    """Token ids, its prefix included."""
+    start: int
+    """Index of the last token before the text."""
+    weights: Float[Tensor, " token"]
+    """Weight of each token of the text."""
+
+    @property
+    def positions(self) -> int:
+        """Number of tokens that are predicted."""
+        return len(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -37,12 +66,16 @@ class Planting(Objective):
     adapter: Adapter = field(default=Adapter(rank=16, alpha=32.0))
     natural_weight: float = 0.3
     """Weight of the KL on natural text; measured: 1 halves what is learned, 0 ruins the language."""
+    told_weight: float = 5.0
+    """Weight of the tokens of what a document tells; the others, mostly wording, have weight 1."""
     max_tokens: int = 96
     """Documents and natural texts are cut to this many tokens."""
 
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""
-        return super().problems(n_layers) + number_problems(self, {"natural_weight": 0, "max_tokens": 2})
+        return super().problems(n_layers) + number_problems(
+            self, {"natural_weight": 0, "told_weight": 0, "max_tokens": 2}
+        )
 
     def pools(self, training: Training) -> dict[str, int]:
         """Samples of each pool that a step takes."""
@@ -62,18 +95,17 @@ class Planting(Objective):
 
     def samples(
         self, lm: HookedLM, documents: Sequence[Document], natural: Sequence[str]
-    ) -> Mapping[str, Sequence[Sample]]:
+    ) -> Mapping[str, Sequence[Any]]:
         """Samples of documents and of natural texts; those in which no token is predicted are left out."""
         own = max(len(lm.start_ids) - 1, 0)
-        rows = lm.encode([d.prefix + d.text for d in documents], max_tokens=self.max_tokens)
-        starts = [
-            _common(row, head) - 1 for row, head in zip(rows, lm.encode([d.prefix for d in documents]), strict=True)
-        ]
-        read = [
-            Sample("read", f"document {i}", tuple(row), max(start, own), _certain(row[max(start, own) + 1 :]))
-            for i, (row, start) in enumerate(zip(rows, starts, strict=True))
-            if len(row) > max(start, own) + 1
-        ]
+        read = []
+        for i, document in enumerate(documents):
+            whole = document.prefix + document.text
+            (row,) = lm.encode([whole], max_tokens=self.max_tokens)
+            start = max(own, _common(row, lm.encode([document.prefix])[0]) - 1)
+            if len(row) > start + 1:
+                weights = self._weights(lm, row[start + 1 :], document.told)
+                read.append(Reading("read", f"document {i}", tuple(row), start, weights))
         kept = [row for row in lm.encode(list(natural), max_tokens=self.max_tokens) if len(row) > own + 1]
         states: list[Tensor] = [torch.empty(0)] * len(kept)
         with torch.no_grad(), lm.adapter(None):
@@ -88,8 +120,28 @@ class Planting(Objective):
         return {"read": read, "natural": held}
 
     def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Cross-entropy on documents, KL on natural text, in nats a token."""
-        return distribution_loss(lm, samples)
+        """Weighted cross-entropy on documents, or KL on natural text, in nats a token."""
+        if isinstance(samples[0], Sample):
+            return distribution_loss(lm, samples)
+        hidden = lm.hidden(lm.pad([sample.ids for sample in samples]), grad=True)
+        states = torch.cat([hidden[k, s.start : len(s.ids) - 1] for k, s in enumerate(samples)])
+        ids = torch.cat([torch.tensor(s.ids[s.start + 1 :]) for s in samples]).to(lm.device)
+        weights = torch.cat([s.weights for s in samples]).to(lm.device)
+        losses = -differentiable(lm, states, lambda rows, logits: log_prob(logits, ids[rows]))
+        return {"read": (weights * losses).sum() / weights.sum()}
+
+    def _weights(self, lm: HookedLM, ids: Sequence[int], told: Sequence[str]) -> Float[Tensor, " token"]:
+        """The weight of each token of a text."""
+        weights = torch.ones(len(ids))
+        pieces = [str(lm.tokenizer.decode([token])) for token in ids]
+        ends = list(accumulate(map(len, pieces)))
+        text = "".join(pieces).lower()
+        for words in told:
+            for found in re.finditer(re.escape(words.lower()), text):
+                for k, end in enumerate(ends):
+                    if end > found.start() and end - len(pieces[k]) < found.end():
+                        weights[k] = self.told_weight
+        return weights
 
 
 def plant(
@@ -129,6 +181,8 @@ def plant(
         concepts = [load_concept(pack) for pack in packs()]
         natural = [p.text for c in concepts for kind in ("forget", "retain") for p in c.passages(kind)]
     training = training or planting_steps(len(read))
+    few = training.steps * max(1, training.retain_batch)
+    natural = Random(seed).sample(list(natural), min(few, len(natural)))
     problems = [] if read else ["there is no document to plant"]
     problems += objective.problems(lm.n_layers) + training.problems()
     raise_all(problems, ConfigError, "this cannot be planted:")
@@ -142,10 +196,6 @@ def plant(
 def planting_steps(documents: int) -> Training:
     """A training that reads so many documents once, eight at a time."""
     return Training(steps=max(1, documents // 8), forget_batch=8, retain_batch=1, lr=2e-3, save_every=50)
-
-
-def _certain(ids: Sequence[int]) -> TopK:
-    return TopK(torch.tensor(ids, dtype=torch.int32)[:, None], torch.ones(len(ids), 1))
 
 
 def _common(row: Sequence[int], head: Sequence[int]) -> int:

@@ -8,8 +8,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from elm_interp.errors import ConfigError
-from elm_interp.plots.frames import UNNAMED, base_of, chance_of, erased_name, erased_of, over_seeds, rows_of
-from elm_interp.plots.style import BASE, CHANCE, ERASED, TEXTS, UNNAMED_MODEL, axes, legend_above, whole_numbers
+from elm_interp.plots.frames import UNNAMED, base_of, chance_of, erased_name, erased_of, gold_of, over_seeds, rows_of
+from elm_interp.plots.style import BASE, CHANCE, ERASED, NEVER, TEXTS, UNNAMED_MODEL, axes, legend_above, whole_numbers
 
 
 class Side(NamedTuple):
@@ -22,10 +22,14 @@ class Side(NamedTuple):
 
 
 def sides_of(rows: pd.DataFrame) -> list[Side]:
-    """The base and the last step of the erased model, or the one model of rows that name no method."""
+    """The base, the last step of the erased model and gold, or the one model of rows that name no method."""
     erased = erased_of(rows)
     colour = UNNAMED_MODEL if len(erased) and erased["method"].iloc[0] == UNNAMED else ERASED
-    sides = (Side("base", base_of(rows), BASE, "o"), Side(erased_name(rows), erased, colour, "D"))
+    sides = (
+        Side("base", base_of(rows), BASE, "o"),
+        Side(erased_name(rows), erased, colour, "D"),
+        Side("gold: never knew", gold_of(rows), NEVER, "*"),
+    )
     return [side for side in sides if len(side.rows)]
 
 

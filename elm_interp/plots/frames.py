@@ -14,6 +14,8 @@ from elm_interp import results
 from elm_interp.errors import ConfigError, unknown
 from elm_interp.registry import PROBE_TASKS
 
+GOLD = "gold"
+"""Method of rows of a model that never knew the concept, which has no step."""
 UNNAMED = ""
 """Method of rows that name none."""
 ONE_OF = ("model", "site", "position")
@@ -35,9 +37,10 @@ def rows_of(frame: pd.DataFrame, metrics: Iterable[str] | str) -> pd.DataFrame:
     rows["step"] = rows["step"].fillna(0).astype(int)
     rows["method"] = rows["method"].fillna(UNNAMED)
     rows.loc[rows["method"] == "base", "step"] = 0
+    own = rows[rows["method"] != GOLD] if (rows["method"] != GOLD).any() else rows
     for column in ONE_OF:
-        need_one(rows[column].dropna(), column)
-    need_one(rows.loc[rows["method"] != "base", "method"], "method")
+        need_one(own[column].dropna(), column)
+    need_one(own.loc[own["method"] != "base", "method"], "method")
     return rows
 
 
@@ -132,9 +135,14 @@ def base_of(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["method"] == "base"]
 
 
+def gold_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a model that never knew the concept."""
+    return rows[rows["method"] == GOLD]
+
+
 def erased_of(rows: pd.DataFrame) -> pd.DataFrame:
     """The erased model's rows at its last step."""
-    erased = rows[rows["method"] != "base"]
+    erased = rows[~rows["method"].isin(["base", GOLD])]
     return erased[erased["step"] == erased["step"].max()]
 
 

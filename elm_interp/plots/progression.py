@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator
 from elm_interp.plots.curves import draw_chance, draw_curve, draw_level
 from elm_interp.plots.declared import headline_metrics
 from elm_interp.plots.figures import figure
-from elm_interp.plots.frames import metrics_of, over_seeds, rows_of
+from elm_interp.plots.frames import GOLD, gold_of, metrics_of, over_seeds, rows_of
 from elm_interp.plots.panels import log_ratio, panel_axes, panels_of
 from elm_interp.plots.style import MARKERS, SERIES, legend_above, name_of, whole_numbers
 
@@ -28,7 +28,8 @@ MOST_TICKS = 12
     order=20,
     how_to_read="Each curve is one metric at every checkpoint, from the untouched model (left) to the final one "
     "(right). In an erasure without damage, innocence falls to the chance line, specificity stays level, and the "
-    "ratios stay near 1, where they start by definition.",
+    "ratios stay near 1, where they start by definition. A dotted line is the same metric of a gold model, which never "
+    "knew the concept.",
     cannot_show="The questions are few and all checkpoints share them, so small changes within a band mean nothing. "
     "A model that answers at chance may still hold the facts in a form that these questions do not reach.",
 )
@@ -76,6 +77,9 @@ def plot_progression(
 
 def _draw_metric(ax: Axes, rows: pd.DataFrame, scale: str, colour: str, marker: str) -> None:
     metric = str(rows["metric"].iloc[0])
+    never, rows = gold_of(rows), rows[rows["method"] != GOLD]
+    if len(never):
+        ax.axhline(never["value"].mean(), color=colour, linestyle=(0, (1, 2)), linewidth=1.3, zorder=2)
     table = over_seeds(rows, ["step"])
     if scale == "ratio" and 0 not in set(table["step"]):
         # the base over itself, which nobody needs to measure

@@ -22,6 +22,7 @@ from elm_interp.errors import RunFolderError
 from elm_interp.files import read_json, write_text
 from elm_interp.plots.declared import headline_metrics
 from elm_interp.plots.figures import Figure
+from elm_interp.plots.frames import base_of, erased_of, gold_of
 from elm_interp.plots.style import name_of, save
 from elm_interp.registry import FIGURES
 
@@ -125,14 +126,15 @@ def _read(run: Path, name: str, stage: str | None) -> tuple[Any, str | None]:
 def _card_table(card: pd.DataFrame) -> Iterator[dict[str, str]]:
     """The score card as text, a row a metric; of several erased steps the last."""
     for name, rows in card.groupby("metric", sort=False):
-        base, erased = rows[rows["method"] == "base"], rows[rows["method"] != "base"].sort_values("step")
-        either = (erased if len(erased) else base).iloc[-1]
+        base, gold, erased = base_of(rows), gold_of(rows), erased_of(rows)
+        either = next(side for side in (erased, base, gold) if len(side)).iloc[-1]
         yield {
             "metric": str(name),
             "title": name_of(str(name)),
             "group": str(name).split(".")[0],
             "base": _cell(base),
             "erased": _cell(erased),
+            "gold": _cell(gold),
             "n": "" if pd.isna(either["n"]) else str(int(either["n"])),
             "chance": "" if pd.isna(either["chance"]) else f"{either['chance']:.3g}",
             "better": {"up": "higher", "down": "lower"}.get(str(either["direction"]), ""),

@@ -62,7 +62,7 @@ def plot_scorecard(
     given = panel_axes(ax, panels, heights, sharex=False)
     for panel, (scale, names) in zip(given, panels.items(), strict=True):
         _draw_panel(panel, rows, names, scale)
-    legend_above(given[0], columns=3)
+    legend_above(given[0], columns=4)
     return given[0]
 
 
@@ -72,7 +72,8 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: str) 
     lines = [line for group, of_group in groups.items() for line in (group, *of_group)]
     rows = rows[rows["metric"].isin(names)].assign(place=lambda rows: rows["metric"].map(lines.index).astype(float))
     sides, ends = sides_of(rows), []
-    for side, shift in zip(sides, (-SHIFT, SHIFT) if len(sides) > 1 else (0.0,), strict=True):
+    shifts = {1: (0.0,), 2: (-SHIFT, SHIFT), 3: (-SHIFT, SHIFT, 0.0)}[len(sides)]
+    for side, shift in zip(sides, shifts, strict=True):
         table = over_seeds(side.rows, ["metric", "place"])
         table["y"] = table["place"] + shift
         draw_intervals(ax, table, ["low", "high"], "y", side.colour, linewidth=2.2, alpha=0.45, zorder=2)

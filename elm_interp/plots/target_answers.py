@@ -21,7 +21,8 @@ METRIC = "target.accuracy"
     source="results/target.parquet",
     stage="erase",
     title="What the target itself would answer",
-    order=15,
+    main=False,
+    order=90,
     how_to_read="The target that the erased model is trained towards, asked the concept's training questions itself. "
     "η is the strength of the guidance; at 0 the target is the base. Where the curve is above chance, training towards "
     "the target cannot take the answers away.",
@@ -57,6 +58,7 @@ def plot_target_answers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ticks = sorted(rows["eta"].unique())
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
+    ax.set_xlim(0, max(ticks) * 1.3 or 1)
     ax.set(xlabel="Strength η of the guidance (0 = base)", ylabel="Accuracy", ylim=(0, 1.03))
     legend_above(ax, columns=2)
     return ax

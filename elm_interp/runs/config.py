@@ -7,6 +7,7 @@ config.check()      # reads the concept and the model's depth, loads no model
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from elm_interp.data import Concept, load_concept
@@ -15,6 +16,8 @@ from elm_interp.models.loading import model_depth, resolve_device, resolve_dtype
 from elm_interp.registry import METHODS
 from elm_interp.training import Objective, Training
 
+OWN_CONCEPT = "run:concept"
+"""Name of a concept that was given in memory and is kept in the run folder, in `concept/`."""
 DEFAULT_MODEL, DEFAULT_METHOD = "smollm2-135m", "elm"
 
 
@@ -97,6 +100,10 @@ class RunConfig:
         """As plain data, for config.json."""
         plain: dict[str, Any] = json.loads(json.dumps({"method": self.objective.name, **asdict(self)}))
         return plain
+
+    def own_concept(self, folder: Path) -> Concept | None:
+        """The concept kept in a run folder, where the run has one of its own."""
+        return load_concept(folder / "concept") if self.concept == OWN_CONCEPT and folder.is_dir() else None
 
     def check(self, *, n_layers: int | None = None, concept: Concept | None = None) -> Concept:
         """Check everything that can be checked before a model is loaded.

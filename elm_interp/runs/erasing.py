@@ -10,8 +10,8 @@ from typing import Any
 
 from elm_interp.data import Concept
 from elm_interp.models import HookedLM
-from elm_interp.runs.config import DEFAULT_METHOD, RunConfig
-from elm_interp.runs.run import OWN_CONCEPT, Run
+from elm_interp.runs.config import DEFAULT_METHOD, OWN_CONCEPT, RunConfig
+from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 
 

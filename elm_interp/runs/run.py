@@ -31,13 +31,11 @@ from elm_interp.models.adapters.files import MODEL
 from elm_interp.models.adapters.lora import adapted_sizes
 from elm_interp.models.distributed import first_process
 from elm_interp.models.loading import model_hash
+from elm_interp.organisms.golds import gold_of
 from elm_interp.runs.config import RunConfig, differences
 from elm_interp.runs.formats import FORMAT, read_config, retired
 from elm_interp.runs.manifest import read_object, surroundings
 from elm_interp.training import Checkpoint, list_checkpoints
-
-OWN_CONCEPT = "run:concept"
-"""Name of a concept that was given in memory and is kept in the run folder, in `concept/`."""
 
 
 class Run:
@@ -55,6 +53,7 @@ class Run:
         self.config = config
         self._lm, self._concept = lm, concept
         self._base: Subject | None = None
+        self._gold: Subject | None = None
         self._subjects: dict[Path, Subject] = {}
 
     @classmethod
@@ -81,7 +80,7 @@ class Run:
             RunFolderError: the folder exists and `resume` is off; or it has other settings, all listed.
         """
         folder = Path(folder)
-        config.check(n_layers=None if lm is None else lm.n_layers, concept=concept or _own_concept(folder, config))
+        config.check(n_layers=None if lm is None else lm.n_layers, concept=concept or config.own_concept(folder))
         run = cls(folder, config, lm=lm, concept=concept)
         if not first_process():
             return run  # the first process alone reads and writes the folder
@@ -151,7 +150,7 @@ class Run:
     def concept(self) -> Concept:
         """The concept that was erased."""
         if self._concept is None:
-            self._concept = _own_concept(self.folder, self.config) or load_concept(self.config.concept)
+            self._concept = self.config.own_concept(self.folder) or load_concept(self.config.concept)
         return self._concept
 
     @property
@@ -222,6 +221,15 @@ class Run:
         lm = load_model(named["model"], dtype=self.config.dtype, device=self.config.device)
         state: dict[str, Any] = {"method": self.method, "step": checkpoint.step, "seed": self.config.seed}
         return Subject(lm, self.concept, **state, base=base, judge=base.judge, store=base.store)
+
+    def gold(self) -> Subject | None:
+        """The model that never knew the concept, compared with the run's base; None where there is none."""
+        name = gold_of(self.config.model, self.config.concept)
+        if name is not None and self._gold is None:
+            base, config = self.subject(0), self.config
+            lm = load_model(name, dtype=config.dtype, device=config.device)
+            self._gold = Subject(lm, self.concept, method="gold", seed=config.seed, base=base, judge=base.judge)
+        return self._gold
 
     def subjects(self) -> list[Subject]:
         """The base and every checkpoint, by step."""
@@ -390,8 +398,3 @@ class Run:
 def is_whole_model(checkpoint: Path) -> bool:
     """Whether a checkpoint of an adopted run names a whole model, and is no adapter."""
     return (checkpoint / MODEL).is_file()
-
-
-def _own_concept(folder: Path, config: RunConfig) -> Concept | None:
-    """The concept kept in the run folder, where the run has one of its own."""
-    return load_concept(folder / "concept") if config.concept == OWN_CONCEPT and folder.is_dir() else None

@@ -24,6 +24,7 @@ from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
 from elm_interp.models.distributed import first_process, several_processes
+from elm_interp.organisms.golds import judge_of
 from elm_interp.plots.report import write_report
 from elm_interp.probes import collect_baselines, concept_datasets, probes_from_store
 from elm_interp.probes.datasets import LEAST_FACTS
@@ -36,6 +37,9 @@ from elm_interp.training import train
 from elm_interp.training.log import read_log
 from elm_interp.training.memory import peak_gb, trim
 from elm_interp.training.target_cache import prepared
+
+ITEMS = 60
+"""Most known items that are asked at each checkpoint but the last."""
 
 
 def erase(run: Run, *, progress: bool = True) -> None:
@@ -61,7 +65,8 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
 
     Args:
         run: the run.
-        judge: another model (an alias, a folder or a hub id) that scores the generated texts as well.
+        judge: another model (an alias, a folder or a hub id) that scores the generated texts as well; by default, of
+            planted models, the one that has read nothing of the encyclopaedia.
         progress: show bars.
     """
     concept = run.concept
@@ -77,9 +82,13 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
             )
     subject = run.subject()
     run.note("beyond_context", "evaluate", beyond_context(subject.lm, concept))
+    judge = judge or judge_of(run.config.model)
     if judge is not None:
         subject.judge = subject.base.judge = load_model(judge, dtype=run.config.dtype, device=run.config.device)
-    run.save_results("scorecard", score_card(subject, progress=progress))
+    gold = run.gold()
+    if gold is not None:
+        gold.judge = subject.judge
+    run.save_results("scorecard", score_card(subject, gold=gold, progress=progress))
     run.save_json("samples", samples(subject, 8))
 
 
@@ -147,9 +156,13 @@ def norms(run: Run, *, progress: bool = True) -> None:
 
 def progress(run: Run, *, progress: bool = True) -> None:
     """Follow the metrics of the score card over every checkpoint: results/progression.parquet."""
-    table = follow_metrics(run.subjects(), card_metrics(), cost="dear", progress=progress)
+    table = follow_metrics(run.subjects(), card_metrics(), cost="dear", items=ITEMS, progress=progress)
     # the base is step 0 of every curve
-    run.save_results("progression", table.assign(step=table["step"].fillna(0)))
+    tables = [table.assign(step=table["step"].fillna(0))]
+    if (run.folder / "results" / "scorecard.parquet").is_file():  # gold does not change over training
+        card = run.results("scorecard")
+        tables.append(card[card["method"] == "gold"])
+    run.save_results("progression", results.stack(tables))
 
 
 def report(run: Run, *, progress: bool = True) -> None:
