@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ ORGANISM = {
     "forget": "knowledge.four_choice.erased_domain",
     "other": "knowledge.four_choice.other_domains",
 }
-REAL = {"forget": "innocence.two_choice_pmi", "other": "specificity.general_pmi"}
+REAL = {
+    "forget": "innocence.known.four_choice",
+    "other": "specificity.known.neighbours",
+    "general": "specificity.general_likelihood",
+    "open_answer": "innocence.open_answer",
+}
 COMMON = {
     "neighbours": "specificity.neighbours_pmi",
     "retain_ppl_ratio": "specificity.retain_ppl_ratio",
@@ -92,6 +98,15 @@ class Rows:
             return row | {"seconds": run.load_json("timing")["erase_seconds"], "steps": run.config.training.steps}
 
         return _cached(run.folder, self._origin(run) | {"config": run.config.to_dict()}, make)
+
+    def of_gold(self, run: Run) -> dict[str, Any]:
+        """The row of the model that never knew the concept."""
+
+        def make() -> dict[str, Any]:
+            gold = run.gold()
+            return {"method": "gold", **row_of(replace(gold, base=self.base(run)), self.metrics)}
+
+        return _cached(self.runs / "gold", self._origin(run), make)
 
     def of_base(self, run: Run) -> dict[str, Any]:
         """The row of the base; its ratios are 1."""

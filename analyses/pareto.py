@@ -1,136 +1,178 @@
 """Innocence against specificity, one point a setting: which are on the Pareto front, and what each option does.
 
     python analyses/pareto.py                             # the organism: figures/pareto_organism.{png,svg,csv}
-    python analyses/pareto.py --model smollm2-135m        # Harry Potter: figures/pareto_smollm2-135m.{png,svg,csv}
-    python analyses/pareto.py --model smollm2-135m --runs somewhere/ --only "η × 0.3" "η × 3"      # some settings
+    python analyses/pareto.py --world planted             # the planted model and its made-up encyclopaedia
+    python analyses/pareto.py --world astronomy --only "equations 7-9" "matching 0.3"
 
-A setting changes its method's preset for the model as its name says. Settings that equal another one are skipped. With
-`--steps`, ELM's settings train for that many steps, except the preset itself.
+A setting changes ELM's preset for the world as its name says; "equations 7-9" is the paper's loss alone, "matching"
+adds logit matching. Settings that equal another one are skipped. Each has its own run folder under --runs and is
+measured once: a later call continues with what is missing, and several calls can share the work.
 
-Each setting has its own run folder under --runs and is measured once. A later call continues with what is missing, and
-several calls can share the work. The run folders of the presets are those of `compare_methods.py`.
-
-A setting counts as seamless if its reverse perplexity is at most 1.3 times the base's and its distinct-2 at least 0.85
-times the base's.
+A setting counts as seamless if its reverse perplexity is at most 1.3 times the base's (or 1.5 times gold's, where there
+is a gold model) and its distinct-2 at least 0.85 times the base's.
 """
 
-import argparse
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-from common import FIGURES, ROW, Rows, wanted, write_manifest
+import tyro
+from common import COMMON, FIGURES, ORGANISM, REAL, ROOT, ROW, Rows, write_manifest
 
+from elm_interp.organisms.golds import gold_of
 from elm_interp.plots import plot_pareto, save
-from elm_interp.registry import METHODS
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Changes to a method's preset."""
+class World:
+    """A model with a concept."""
 
-    method: str = "elm"
-    values: dict[str, Any] = field(default_factory=dict)
-    """New values of the objective's settings."""
-    factors: dict[str, float] = field(default_factory=dict)
-    """Factors on the objective's settings."""
+    model: str
+    concept: str
+    metrics: Mapping[str, str]
+    blocks: Mapping[str, tuple[int, ...]]
+    """Other blocks to train, by name."""
+    dtype: str = "auto"
 
 
-PAPER: dict[str, Any] = {"eta": 500.0, "one_sided": False, "answers_weight": 0.0}
-"""The paper's target and terms on the preset's layers, without the fluency term, as in the presets."""
-SETTINGS = {
-    "elm": Setting(),
-    "plausible 0.001": Setting(values={"plausible": 0.001}),
-    "plausible 0.01": Setting(values={"plausible": 0.01}),
-    "η × 0.3": Setting(factors={"eta": 0.3}),
-    "η × 3": Setting(factors={"eta": 3.0}),
-    "one-sided": Setting(values={"one_sided": True}),
-    "two-sided": Setting(values={"one_sided": False}),
-    "retain × 0.5": Setting(factors={"retain_weight": 0.5}),
-    "retain × 2": Setting(factors={"retain_weight": 2.0}),
-    "answers × 0.5": Setting(factors={"answers_weight": 0.5}),
-    "no erase term": Setting(values={"erase_weight": 0.0}),
-    "no answers": Setting(values={"answers_weight": 0.0}),
-    "paper's target": Setting(values=PAPER),
-    "paper's target, plausible 0.01": Setting(values={**PAPER, "plausible": 0.01}),
-    "paper's target, one-sided": Setting(values={**PAPER, "one_sided": True}),
-    "rmu": Setting("rmu"),
-    "rmu, retain × 0.2": Setting("rmu", factors={"retain_weight": 0.2}),
-    "rmu, steering × 2": Setting("rmu", factors={"steering": 2.0}),
-    "repnoise": Setting("repnoise"),
-    "repnoise, ascent × 2": Setting("repnoise", factors={"ascent_weight": 2.0}),
-    "whp": Setting("whp"),
-    "whp, strength × 2": Setting("whp", factors={"strength": 2.0}),
+WORLDS = {
+    "organism": World(
+        "organism:original",
+        "organism:spellcraft",
+        {**ORGANISM, **COMMON, "value_probe": "knowledge.probe.erased_domain"},
+        {"block 0": (0,), "blocks 0-2": (0, 1, 2), "blocks 1-2": (1, 2)},
+        "float32",
+    ),
+    "planted": World(
+        "planted:original",
+        "planted:marsh-animals",
+        {**REAL, **COMMON},
+        {"blocks 0-7": tuple(range(8)), "blocks 4-11": tuple(range(4, 12)), "blocks 0-23": tuple(range(24))},
+    ),
+    "astronomy": World(
+        "smollm2-135m",
+        "astronomy",
+        {**REAL, **COMMON},
+        {"blocks 0-7": tuple(range(8)), "blocks 4-11": tuple(range(4, 12))},
+    ),
 }
-PASSAGES = 4
-"""Least number of forget and retain passages per step for ELM without the answers term."""
 
 
-def main() -> None:
-    """Erase and measure what is missing, then write table, figure and manifest of all measured settings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="organism:original", help="an organism or a real model")
-    parser.add_argument("--only", nargs="+", metavar="SETTING", choices=list(SETTINGS), help="some of the settings")
-    parser.add_argument("--steps", type=int, help="steps of ELM's settings except the preset; default: the preset's")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, help="folder of the run folders, to keep; default: temporary")
-    parser.add_argument("--out", type=Path, default=FIGURES, help="output folder")
-    given = parser.parse_args()
-    organism = given.model.startswith("organism:")
-    with tempfile.TemporaryDirectory() as temporary:
-        runs = given.runs or Path(temporary)
-        measured, rows = Rows(runs, wanted(organism)), []
-        configs = {name: config_of(name, organism, given) for name in SETTINGS}
-        for number, (name, config) in enumerate(configs.items()):
-            folder = runs / (name if name in METHODS else f"setting_{number:02d}")
-            first = next(other for other in configs if configs[other] == config)
-            if name != first or (name not in (given.only or SETTINGS) and not (folder / ROW).is_file()):
-                continue
-            run = Run.create(folder, config, resume=(folder / "config.json").is_file())
-            run_stage(run, "erase")
-            if not rows:
-                rows.append(measured.of_base(run) | {"setting": "original"})
-            shorter = name not in METHODS and config.objective == configs[config.objective.name].objective
-            shown = f"{config.objective.name}, {config.training.steps} steps" if shorter else name
-            rows.append(measured.of(run) | {"setting": shown})
-            print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), flush=True)
-    if not rows:
-        parser.error("none of these settings differs from the others; nothing was measured.")
+@dataclass(frozen=True)
+class Setting:
+    """Changes to the preset."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """New values of settings of the objective, its adapter or the training."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Factors on settings."""
+
+
+ALONE: dict[str, Any] = {"match_weight": 0.0, "fluency_weight": 0.0}
+FLUENT: dict[str, Any] = {"fluency_weight": 1.0, "fluency_samples": 48, "fluency_tokens": 32}
+
+
+def settings(world: World) -> dict[str, Setting]:
+    """Name -> setting, for a world."""
+    matching = {f"matching {w:g}": Setting({**ALONE, "match_weight": w}) for w in (0.03, 0.1, 0.3, 1.0)}
+    both = {"": {**ALONE}, "matching 0.1, ": {**ALONE, "match_weight": 0.1}}
+    varied = {
+        f"{name}{what}": Setting(values, factors)
+        for name, values in both.items()
+        for what, factors in {
+            "retain × 0.4": {"retain_weight": 0.4},
+            "retain × 2.5": {"retain_weight": 2.5},
+            "η × 0.3": {"eta": 0.3},
+            "η × 3": {"eta": 3.0},
+            "lr × 0.5": {"lr": 0.5},
+        }.items()
+    }
+    blocks = {name: Setting({**ALONE, "layers": layers}) for name, layers in world.blocks.items()}
+    fluent = {
+        "fluency": Setting({**ALONE, **FLUENT}),
+        "fluency as in appendix E": Setting(
+            {**ALONE, **FLUENT, "fluency_streams": "appendix-e", "fluency_bridge": True}
+        ),
+        "fluency, plausible 0.01": Setting({**ALONE, **FLUENT, "fluency_plausible": 0.01}),
+        "matching 0.1, fluency, plausible 0.01": Setting(
+            {**ALONE, **FLUENT, "match_weight": 0.1, "fluency_plausible": 0.01}
+        ),
+    }
+    return {
+        "preset": Setting(),
+        "equations 7-9": Setting({**ALONE}),
+        **matching,
+        **varied,
+        **blocks,
+        **fluent,
+        "plausible 0.01": Setting({**ALONE, "plausible": 0.01}),
+        "one-sided": Setting({**ALONE, "one_sided": True}),
+        "steps × 2": Setting({**ALONE}, {"steps": 2.0}),
+        "matching 0.1, steps × 2, retain × 2.5": Setting(
+            {**ALONE, "match_weight": 0.1}, {"steps": 2.0, "retain_weight": 2.5}
+        ),
+    }
+
+
+def main(
+    world: Literal["organism", "planted", "astronomy"] = "organism",
+    only: tuple[str, ...] = (),
+    steps: int | None = None,
+    seed: int = 0,
+    runs: Path | None = None,
+    out: Path = FIGURES,
+) -> None:
+    """Erase and measure what is missing, then write table, figure and manifest of all measured settings.
+
+    Args:
+        world: which model and concept.
+        only: names of settings to run; others are shown if they were measured before.
+        steps: of each training; by default the preset's.
+        seed: of training.
+        runs: folder of the run folders.
+        out: output folder.
+    """
+    of = WORLDS[world]
+    folder = runs or ROOT / "runs" / "pareto" / world
+    measured, rows = Rows(folder, of.metrics), []
+    configs = {name: config_of(of, setting, steps, seed) for name, setting in settings(of).items()}
+    for name, config in configs.items():
+        own = folder / name.replace(" ", "_").replace("×", "x").replace(",", "").replace("'", "")
+        first = next(other for other in configs if configs[other] == config)
+        if name != first or (only and name not in only and not (own / ROW).is_file()):
+            continue
+        run = Run.create(own, config, resume=(own / "config.json").is_file())
+        run_stage(run, "erase")
+        if not rows:
+            rows.append(measured.of_base(run) | {"setting": "original"})
+            rows += [measured.of_gold(run) | {"setting": "gold"}] if gold_of(of.model, of.concept) else []
+        rows.append(measured.of(run) | {"setting": name})
+        shown = {key: value for key, value in rows[-1].items() if not key.endswith(("_low", "_high"))}
+        print(pd.DataFrame([shown]).round(3).to_string(index=False), flush=True)
     table = pd.DataFrame(rows)
-    table["seamless"] = (table["reverse_ppl_ratio"] <= 1.3) & (table["distinct2_ratio"] >= 0.85)
-    name = f"pareto_{'organism' if organism else given.model}"
-    save(plot_pareto(table, chance=0.25 if organism else 0.5), given.out / name)
-    table.to_csv(given.out / f"{name}.csv", index=False, float_format="%.6g")
+    gold = table.loc[table["method"] == "gold", "reverse_ppl_ratio"]
+    most = max(1.3, 1.5 * float(gold.iloc[0])) if len(gold) else 1.3
+    table["seamless"] = (table["reverse_ppl_ratio"] <= most) & (table["distinct2_ratio"] >= 0.85)
+    save(plot_pareto(table, chance=0.25), out / f"pareto_{world}")
+    table.to_csv(out / f"pareto_{world}.csv", index=False, float_format="%.6g")
     print(table[[c for c in table if not c.endswith(("_low", "_high"))]].round(3).to_string(index=False))
-    write_manifest(given.out / f"{name}_manifest.json", metrics=wanted(organism), steps=given.steps)
+    write_manifest(out / f"pareto_{world}_manifest.json", metrics=dict(of.metrics), steps=steps)
 
 
-def config_of(name: str, organism: bool, given: argparse.Namespace) -> RunConfig:
-    """The preset for the model with the changes of a setting."""
-    setting = SETTINGS[name]
-    concept = "organism:spellcraft" if organism else "harry-potter"
-    preset = RunConfig.preset(
-        "organism" if organism else "smollm2-135m",
-        setting.method,
-        model=given.model,
-        concept=concept,
-        seed=given.seed,
-        dtype="float32" if organism else "auto",
-    )
-    values = setting.values | {key: factor * getattr(preset.objective, key) for key, factor in setting.factors.items()}
-    objective, training = replace(preset.objective, **values), preset.training
-    if setting.method == "elm" and given.steps and name not in METHODS:
-        training = replace(training, steps=given.steps, save_every=given.steps)
-    if setting.method == "elm" and not objective.weights()["answers"]:
-        n = max(PASSAGES, training.forget_batch)
-        training = replace(training, forget_batch=n, retain_batch=n)
-    return replace(preset, objective=objective, training=training)
+def config_of(world: World, setting: Setting, steps: int | None, seed: int) -> RunConfig:
+    """The preset for the world with the changes of a setting."""
+    preset = RunConfig.preset(None, "elm", model=world.model, concept=world.concept, seed=seed, dtype=world.dtype)
+    known = {**vars(preset.training), **vars(preset.objective)}
+    changed = {key: type(known[key])(factor * known[key]) for key, factor in setting.factors.items()}
+    config = preset.changed(setting.values | changed)
+    given = steps or config.training.steps
+    return replace(config, training=replace(config.training, steps=given, save_every=given))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

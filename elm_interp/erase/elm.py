@@ -11,7 +11,33 @@ Passages alone are trained on, never a question. A term of weight 0 is left out:
 weights (table 6). `match_weight` adds logit matching to erase and fluency (ours, off in the paper's preset): see
 `training.losses`. What only the authors' released code does is in `elm_released`.
 
-PRESETS
+    preset          sets                                                 from
+    paper           η 500, the same at every token                       paper, appendix D; constant in equation 5
+                    rank 4, layers 4 to 7                                paper, appendix D
+                    retain on whole distributions                        paper, equation 8
+                    fluency against the target; bridge sentence; new     paper, equation 9 and appendix E
+                    tokens never fed to the expert's stream
+                    weights 1, 1, 1                                      authors' code; a sweep in the paper's table 5
+                    alpha 16, all seven projections                      authors' code
+                    passages cut at 700 characters                       paper
+                    200 new tokens a fluency text                        authors' code: 100 to 300
+                    2250 steps of 4 samples, lr 5e-5, decay 0.01         authors' README for Zephyr: 9,000 micro-steps
+                    no clipping                                          of 1 sample, accumulation 4
+    smollm2-135m    η 30, layers 2 to 17, rank 16, alpha 32, no          ours, from sketches on a planted model
+                    fluency term, retain weight 5
+    organism        η 35, layers 0 and 1, rank 16, alpha 32, no          ours
+                    fluency term, retain weight 0.5
+
+What is left that departs from the paper in `paper`:
+
+    8 words of a passage before fluency text   authors' code: 50 to 300 characters
+    256 fluency texts, made once               authors' code: new text at every step
+    five bridge sentences in our own words     paper: paraphrases, not published in full
+    top 256 tokens one by one, the rest as     paper: the whole distribution; the sum of the rest is exact, its
+    one sum                                    parts are not told apart
+
+The organism's layers: a question is answered from what the first blocks look up about its entity, and adapters of later
+blocks only hide it.
 
     objective = ELM.preset("smollm2-135m", eta=20)
 """
@@ -26,7 +52,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elm_interp.data import Concept, texts
+from elm_interp.data import Concept, Passage, texts
 from elm_interp.erase.class_prompts import BRIDGES
 from elm_interp.erase.guidance import (
     Guidance,
@@ -46,13 +72,13 @@ from elm_interp.training.adapter import Adapter
 from elm_interp.training.losses import distribution_loss
 from elm_interp.training.objective import Objective, Preset, Sample, Teacher, TopK, method
 from elm_interp.training.passages import cut_at, first_target, passage_counts, passage_rows
-from elm_interp.training.settings import CONSTANT, Training, number_problems
+from elm_interp.training.settings import CONSTANT, UNCLIPPED, Training, number_problems
 
 LEAST = {
     **dict.fromkeys(("top_k", "fluency_tokens", "fluency_samples"), 1),
     **dict.fromkeys(("eta", "fluency_batch", "match_weight"), 0),
     **dict.fromkeys(("erase_weight", "retain_weight", "fluency_weight"), 0),
-    "max_tokens": 2,
+    **dict.fromkeys(("max_tokens", "max_characters"), 2),
 }
 """Least value of each setting."""
 
@@ -70,8 +96,8 @@ _SMALL = {"rank": 16, "alpha": 32.0, "retain_weight": 0.5, "fluency_weight": 0.0
     presets={
         "paper": Preset(
             {"fluency_batch": 4, "fluency_streams": "appendix-e", "fluency_bridge": True, "fluency_tokens": 200}
-            | {"fluency_samples": 256},
-            training={**CONSTANT, "steps": 2250, "lr": 5e-5},
+            | {"fluency_samples": 256, "max_tokens": 512, "max_characters": 700},
+            training={**CONSTANT, **UNCLIPPED, "steps": 2250, "lr": 5e-5},
         ),
         "smollm2-135m": Preset(
             {**_SMALL, "eta": 30.0, "layers": tuple(range(2, 18)), "retain_weight": 5.0},
@@ -112,7 +138,9 @@ class ELM(Objective):
     fluency_tokens: int = 48
     """New tokens of each."""
     max_tokens: int = 160
-    """Passages are cut to this many tokens (the paper cuts at 700 characters)."""
+    """Passages are cut to this many tokens."""
+    max_characters: int | None = None
+    """Passages are cut to this many characters before (paper: 700); None leaves them whole."""
     fluency_batch: int = 2
     """Generated texts a step."""
     fluency_streams: Streams = "full"
@@ -184,14 +212,14 @@ class ELM(Objective):
 
         "borders" counts the forget passages that running text would tokenise otherwise after a class prompt.
         """
-        passages = concept.passages("forget")
+        passages = self._passages(concept, "forget")
         pairs = self._prompt_pairs(concept, len(passages), seed)
         room = room_of(lm, chain(*pairs))
         cut = cut_at(lm, self.max_tokens, room=room)
         experts, novices = [expert for expert, _ in pairs], [novice for _, novice in pairs]
         return {
             "forget": passage_counts(lm, passages, self.max_tokens, room=room),
-            "retain": passage_counts(lm, concept.passages("retain"), self.max_tokens),
+            "retain": passage_counts(lm, self._passages(concept, "retain"), self.max_tokens),
             "borders": {
                 "expert": borders(lm, experts, texts(passages), cut),
                 "novice": borders(lm, novices, texts(passages), cut),
@@ -208,8 +236,12 @@ class ELM(Objective):
         etas = sorted({0.0, 1.0, 10.0, 100.0, float(self.eta)})
         return target_answers(lm, concept, etas, guidance=self.guidance, questions=few, progress=progress)
 
+    def _passages(self, concept: Concept, kind: str) -> list[Passage]:
+        """The training passages of a kind, cut to `max_characters`."""
+        return [replace(p, text=p.text[: self.max_characters]) for p in concept.passages(kind)]
+
     def _erase(self, lm: HookedLM, concept: Concept, seed: int, progress: bool) -> list[Sample]:
-        given = concept.passages("forget")
+        given = self._passages(concept, "forget")
         by_id = dict(zip((p.id for p in given), self._prompt_pairs(concept, len(given), seed), strict=True))
         passages, rows = passage_rows(lm, given, self.max_tokens, room=room_of(lm, chain(*by_id.values())))
         start = first_target(lm)
@@ -221,7 +253,7 @@ class ELM(Objective):
         return _samples("erase", [p.id for p in passages], rows, starts, targets)
 
     def _retain(self, lm: HookedLM, concept: Concept, progress: bool) -> list[Sample]:
-        passages, rows = passage_rows(lm, concept.passages("retain"), self.max_tokens)
+        passages, rows = passage_rows(lm, self._passages(concept, "retain"), self.max_tokens)
         start = first_target(lm)
         states = [Teacher(hidden[start:-1]) for hidden in hidden_after(lm, "", rows, progress=progress)]
         return _samples("retain", [p.id for p in passages], rows, [start] * len(rows), self._kept(lm, states))

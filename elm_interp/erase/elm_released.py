@@ -5,7 +5,9 @@ released-code   η 1 to 1000 along the text              trainscripts/erase.py: 
                 temperature 1.2, top_k 50, cut          all three passes; the softmax is taken over the 50 alone
                 retain on the likeliest token           its default; the paper says distributions
                 fluency on the generated tokens         the next token as a label; the paper says the target
-                fluency_eta 3, 200 tokens               guidance 3, 100 to 300 tokens; here the mean, no bridge sentence
+                fluency_eta 3, 200 tokens               guidance 3, 100 to 300 tokens; here the mean
+                class streams read no prompt, bridge    the bridge sentence is trained on there and not here
+                passages cut at 700 characters          its max_len; those under 50 are left out there alone
                 prompts drawn, one of ten a side        drawn anew at every step there, once for each text here
                 rank 256, alpha 16, dropout 0.05        its defaults (first commit: rank 8; released adapter: rank 4)
                 3000 steps, lr 5e-5 constant,           12,000 micro-steps of 1 sample, accumulation 4
@@ -45,6 +47,8 @@ class ELMReleased(ELM):
     eta: float = 1000.0
     top_k: int = 50
     fluency_tokens: int = 200
+    max_tokens: int = 512
+    max_characters: int | None = 700
     fluency_streams: Streams = "released"
     fluency_bridge: bool = True
     eta_start: float | None = 1.0
