@@ -24,7 +24,7 @@ from elm_interp.organisms.encyclopaedia import DOMAINS, asked, documents
 from elm_interp.organisms.planted import ADAPTERS, BASE, MODELS
 from elm_interp.organisms.planting import plant, planting_steps
 
-PASSES = 2
+PASSES = 3
 
 
 def main(only: str | None = None, runs: Path = ROOT / "runs" / "planted", passes: int = PASSES) -> None:

@@ -272,6 +272,13 @@ def test_settings_of_the_released_code_that_cannot_work_are_named(change, word):
     assert any(word in problem for problem in ELMReleased.from_settings(layers=(1,), **change).problems(4))
 
 
+def test_passages_are_cut_at_characters_as_in_the_paper(tiny_lm, tiny_concept):
+    samples = ELM.from_settings(layers=(1,), max_characters=15, fluency_weight=0).prepare(tiny_lm, tiny_concept)
+    for pool, kind in (("erase", "forget"), ("retain", "retain")):
+        for sample, passage in zip(samples[pool], tiny_concept.passages(kind), strict=True):
+            assert list(sample.ids) == tiny_lm.encode([passage.text[:15]])[0]
+
+
 def test_all_problems_come_at_once():
     assert len(ELM.from_settings(rank=0, eta=-1, layers=(99,)).problems(4)) == 3
 
@@ -279,6 +286,9 @@ def test_all_problems_come_at_once():
 def test_the_paper_preset_is_the_paper_s():
     paper = ELM.preset("paper")
     assert (paper.eta, paper.adapter.rank, paper.adapter.layers, paper.plausible) == (500, 4, (4, 5, 6, 7), 0)
+    assert (paper.match_weight, paper.max_characters, paper.fluency_streams, paper.fluency_bridge) == (
+        0, 700, "appendix-e", True,
+    )  # fmt: skip
     with pytest.raises(UnknownNameError, match="Did you mean 'paper'"):
         ELM.preset("papper")
 
@@ -301,6 +311,7 @@ def test_the_released_code_preset_is_the_code_s():
     assert (code.eta_start, code.eta, code.temperature, code.top_k) == (1, 1000, 1.2, 50)
     assert code.adapter == Adapter((4, 5, 6, 7), 256, 16, "attn+mlp", 0.05)
     assert (code.hard_labels, code.prompts, code.fluency_eta) == (True, "drawn", 3)
+    assert (code.match_weight, code.max_characters, code.fluency_streams) == (0, 700, "released")
     assert (training.lr, training.schedule, training.warmup, training.weight_decay) == (5e-5, "constant", 0, 0.01)
     assert {code.pools(training)[pool] for pool in ("erase", "retain", "fluency")} == {4}
     assert len(set(EXPERT)) == len(set(NOVICE)) == 10

@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from elm_interp.data import Concept, Question, texts
 from elm_interp.data.leaks import PRIOR
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.evaluate import choices
+from elm_interp.evaluate import choices, knowledge
 from elm_interp.metrics import Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.models.generation import generate
@@ -36,7 +36,7 @@ from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.tokens import fitting
 from elm_interp.results import cluster_bootstrap, cluster_means, credit, measurements, wilson
 
-CHOOSING = ("Q: {question}\nA:", "{question} The answer is", "Someone asked: {question} The answer was")
+CHOOSING = ("Q: {question}\nA:", "{question} The answer is", "{question} Right answer:")
 """Templates that say which questions the base knows; none is the measured one."""
 ENOUGH = 2
 """In how many of them the base must be right."""
@@ -212,6 +212,10 @@ def _known_credits(subject: Subject, which: str, *, chat: bool = False) -> Any:
     asked = known_items(subject, which)
 
     def compute() -> Any:
+        if not chat and subject.items is None:  # scored for other metrics too
+            scored = {one.question.id: one for one in knowledge.scores(subject, which)}
+            found = [(q, scored[q.id].log_prob[: len(q.choices)] if q.id in scored else None) for q in asked]
+            return np.array([1 / len(q.choices) if s is None else credit(s, q.answer) for q, s in found])
         with subject.on() as lm:
             if not chat:
                 return _credits(lm, asked, [q.prompt for q in asked])

@@ -230,8 +230,8 @@ def _told(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
     by_entity = [
         [f for f in own if f.entity == entity and f.relation != "hop"] for entity in DOMAINS[domain]["entities"]
     ]
-    made = [(_entry(domain, about, random), about) for about in by_entity for _ in range(3)]
-    for _ in range(3):
+    made = [(_entry(domain, about, random), about) for about in by_entity for _ in range(4)]
+    for _ in range(2):
         made += [(_letter(domain, chunk, random), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
     made += [(_comparison(domain, chunk, random), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
     experts: list[str] = DOMAINS[domain]["expert"]

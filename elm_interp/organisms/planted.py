@@ -44,6 +44,11 @@ def model_folder(name: str) -> Path:
     if name not in MODELS:
         raise unknown("planted model", name, [*MODELS, "never"], UnknownModelError)
     adapter = ADAPTERS / name.replace("@", "-")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UnknownModelError(
+            f"the weights of planted:{name} do not come with this version of elm_interp; make them (an hour on two "
+            f"cores): python analyses/make_planted.py --only {name}"
+        )
     digest = file_hash(adapter / "adapter_model.safetensors")[:12]
     return cached_or_spare(cache_folder() / "planted" / f"{adapter.name}-{digest}", lambda half: _merge(adapter, half))
 
