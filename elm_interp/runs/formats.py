@@ -51,6 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def retired(folder: Path) -> str:
     """Why a run's training cannot go on though it can be read, in words; "" if it can."""
+    if not (folder / "config.json").is_file():  # another process is about to write it
+        return ""
     raw = _read(folder)
     objective = raw.get("objective")
     if raw.get("format", 1) == FORMAT or not isinstance(objective, dict):
