@@ -118,3 +118,12 @@ def test_a_file_that_may_count_its_choices_from_1_is_not_read_one_off(tmp_path):
     path.write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(ValueError, match="from 0 or from 1"):
         load_questions(path)
+
+
+def test_rows_without_choices_say_nothing_of_how_a_file_counts(tmp_path):
+    path = tmp_path / "a.json"
+    empty = {"question": "Who?", "choices": [], "answer": 0}
+    path.write_text(json.dumps([empty, empty, {"question": "Who?", "choices": ["Orla", "orla"], "answer": 1}]))
+    with pytest.warns(UserWarning):
+        (question,) = load_questions(path)
+    assert question.right == "orla"

@@ -79,7 +79,7 @@ def readings(row: Mapping[str, Any], labels: Labels, given: Any = None) -> Readi
         numbers = [n for n in given if isinstance(n, int | float)] if isinstance(given, list) else []
         if answer in numbers and str(answer) in choices:
             return {"text": choices.index(str(answer))}
-        return {FROM_ONE: answer - 1} if answer == len(choices) else {}
+        return {FROM_ONE: answer - 1} if choices and answer == len(choices) else {}
     return _readings_of_text(answer, choices, labels) if isinstance(answer, str) else {}
 
 
