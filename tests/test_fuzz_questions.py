@@ -8,7 +8,7 @@ import unicodedata
 import warnings
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from elm_interp.data import load_questions
@@ -78,6 +78,8 @@ def load(name, text):
 
 @given(st.lists(ROW, min_size=1, max_size=4), st.booleans())
 def test_what_remains_is_what_a_simple_oracle_keeps(rows, lines):
+    # a file in which an answer is the number of choices may count from 1, and is then refused (test_question_files)
+    assume(not any(row["choices"] and row["answer"] == len(row["choices"]) for row in rows))
     text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
     asked, expected = load("a.jsonl", text), kept(rows)
     assert [(same(q.question), same(q.right)) for q in asked or ()] == expected

@@ -124,6 +124,6 @@ def test_rows_without_choices_say_nothing_of_how_a_file_counts(tmp_path):
     path = tmp_path / "a.json"
     empty = {"question": "Who?", "choices": [], "answer": 0}
     path.write_text(json.dumps([empty, empty, {"question": "Who?", "choices": ["Orla", "orla"], "answer": 1}]))
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="2 rows were left out"):
         (question,) = load_questions(path)
     assert question.right == "orla"
