@@ -13,7 +13,7 @@ from elm_interp import results
 from elm_interp.erase.elm import ELM
 from elm_interp.errors import ConfigError
 from elm_interp.models import load_model
-from elm_interp.training import Objective, Training, UnmovedError, train
+from elm_interp.training import Objective, Training, UnmovedError, gradients, train
 from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.gradients import NotFiniteError, Passes
 from elm_interp.training.master_weights import Masters
@@ -228,6 +228,29 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny_lm, sample
         masters.drop_gradients()
     assert found[1][0] == pytest.approx(found[accumulate][0], rel=1e-5)
     for a, b in zip(found[1][1], found[accumulate][1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_passes_of_alike_samples_give_the_gradient_of_the_whole_batch(tiny_lm, samples, monkeypatch):
+    objective = OBJECTIVE.with_settings(dropout=0.0, retain_weight=0.7)
+    batch = [s for term, size in (("erase", 5), ("retain", 4), ("fluency", 4)) for s in samples[term][:size]]
+    masters = Masters(tiny_lm.adapters.attach(objective.adapter.config(tiny_lm)))
+    for i, weight in enumerate(masters.weights):
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
+    found, read = {}, []
+    monkeypatch.setattr(
+        ELM, "loss", lambda self, lm, part, _loss=ELM.loss: read.append(len(part)) or _loss(self, lm, part)
+    )
+    for fewest in (10_000, 0):
+        monkeypatch.setattr(gradients, "FEWEST_TOKENS", fewest)
+        terms, _ = Passes(tiny_lm, objective, Accelerator(cpu=True), pytest.fail).gradients(batch, 1, masters)
+        found[fewest] = (terms, [w.grad for w in masters.weights], list(read))
+        masters.drop_gradients()
+        read.clear()
+    assert found[10_000][2] == [13]
+    assert len(found[0][2]) > 1
+    assert found[10_000][0] == pytest.approx(found[0][0], rel=1e-5)
+    for a, b in zip(found[10_000][1], found[0][1], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 

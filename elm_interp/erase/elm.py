@@ -151,6 +151,7 @@ class ELM(Objective):
     """`plausible` for generated text and its target; None: as for passages."""
 
     not_in_targets = frozenset({"adapter", "fluency_batch"})
+    additive = True
 
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""

@@ -51,9 +51,9 @@ class Reading:
     """Weight of each token of the text."""
 
     @property
-    def positions(self) -> int:
-        """Number of tokens that are predicted."""
-        return len(self.weights)
+    def positions(self) -> float:
+        """What its loss counts in a step: the sum of its weights."""
+        return float(self.weights.sum())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,6 +63,7 @@ class Reading:
 class Planting(Objective):
     """How documents are planted."""
 
+    additive = True
     adapter: Adapter = field(default=Adapter(rank=16, alpha=32.0))
     natural_weight: float = 0.3
     """Weight of the KL on natural text; measured: 1 halves what is learned, 0 ruins the language."""

@@ -25,6 +25,9 @@ from elm_interp.models.distributed import sharded
 from elm_interp.training.master_weights import Masters, random_state, set_random_state
 from elm_interp.training.objective import Example, Objective
 
+ALIKE, FEWEST_TOKENS = 0.8, 192
+"""When samples share a pass on a CPU; see `of_similar_length`."""
+
 
 @dataclass
 class Passes:
@@ -96,7 +99,7 @@ class Passes:
             # a pass for each class of samples, so that their graphs are not alive at once
             for kind in dict.fromkeys(map(type, batch)):
                 whole = [sample for sample in batch if type(sample) is kind]
-                for part in (whole[i::n] for i in range(first, n, processes)):
+                for part in self._parts(whole, first, n, processes):
                     losses = self.objective.loss(self.lm, part) if part else {}
                     broken = not_finite(losses, step, part)
                     if broken:
@@ -110,6 +113,12 @@ class Passes:
                 raise
             return terms, str(error).partition("\n")[0] or "out of memory", ""
         return terms, "", ""
+
+    def _parts(self, whole: list[Example], first: int, n: int, processes: int) -> list[list[Example]]:
+        """What each pass takes of a class of samples. On a CPU, those of unlike length go apart, if they may."""
+        parts = [whole[i::n] for i in range(first, n, processes)]
+        together = self.lm.device.type != "cpu" or not self.objective.additive
+        return parts if together else [alike for part in parts for alike in of_similar_length(part)]
 
     def _backward(self, shared: dict[str, Tensor], masters: Masters, own: dict[str, Tensor] | None) -> None:
         """Add the gradient of one pass to the masters, and that of each term to `own`."""
@@ -147,6 +156,22 @@ class Passes:
     def _gathered(self, words: list[str]) -> list[str]:
         """The words of all processes."""
         return gather_object(words) if self.accelerator.num_processes > 1 else words
+
+
+def of_similar_length(samples: Sequence[Example]) -> list[list[Example]]:
+    """The samples in groups, so that little time is spent on padding: the shortest has `ALIKE` of the longest's tokens.
+
+    A group below `FEWEST_TOKENS` tokens takes shorter ones too, since small passes are slow.
+    """
+    groups: list[list[Example]] = []
+    for sample in sorted(samples, key=len, reverse=True):
+        if groups and (
+            len(sample) >= ALIKE * len(groups[-1][0]) or len(groups[-1]) * len(groups[-1][0]) < FEWEST_TOKENS
+        ):
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return groups
 
 
 def gradient(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> Float[Tensor, " n"]:
