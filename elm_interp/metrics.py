@@ -61,8 +61,8 @@ class Subject:
     """Site -> function that replaces the activation there, in every pass of this state."""
     prompt: Callable[[str], str] | None = None
     """Transformation of every prompt that asks a question."""
-    items: int | None = None
-    """Most known items that are asked, so that many checkpoints are followed in little time; None asks all."""
+    texts: int = 48
+    """Most texts that are generated for a measurement; the base's number counts."""
     _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

@@ -182,7 +182,7 @@ def test_a_judge_scores_with_its_own_tokenizer_where_one_is_given(base, tiny_lm)
 @pytest.mark.parametrize("written", [["", " ", "\n"], ["", "a bell rings when fog comes in", ""]], ids=["all", "most"])
 def test_empty_texts_are_left_out_and_counted(base, monkeypatch, written, recwarn):
     monkeypatch.setattr(fluency, "generate", lambda *a, **k: written)
-    monkeypatch.setattr(fluency, "prompts", lambda concept: PROMPTS)
+    monkeypatch.setattr(fluency, "prompts", lambda concept, most=None: PROMPTS)
     table = measure(base, "seamlessness.*")
     full = sum(bool(text.strip()) for text in written)
     assert (table["n"] == full).all()

@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from disturbed import random_adapter
 
 import elm_interp as ei
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.evaluate.known import CHOOSING, known_items, same_answer, shown_facts
+from elm_interp.evaluate.known import CHOOSING, followed, known_items, same_answer, shown_facts
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.results import cluster_bootstrap
 
@@ -40,9 +39,24 @@ def test_an_item_is_known_if_the_base_is_right_in_two_of_three_other_templates(s
 def test_the_base_chooses_the_items_of_every_state(subject, tmp_path):
     erased = subject.at(random_adapter(subject.lm, tmp_path), method="elm", step=1)
     assert known_items(erased) == known_items(subject)
-    few = erased.with_(items=2)
-    assert len(known_items(few)) == 2
-    assert known_items(few) == known_items(erased.with_(items=2))
+
+
+def test_a_followed_state_is_asked_few_of_the_same_items_and_compared_on_them(subject, tmp_path):
+    erased = subject.at(random_adapter(subject.lm, tmp_path), method="elm", step=1)
+    few = followed(erased, 1)
+    assert len(known_items(few)) == 1
+    assert set(known_items(few)) < set(known_items(subject))
+    assert followed(subject, 1) is few.base
+    asked = [[f" {c}" for c in q.choices] for q in known_items(few)]
+    accuracy = {}
+    for state in (few.base, few):
+        with state.on() as lm:
+            scores = continuation_log_probs(lm, [q.prompt for q in known_items(few)], asked)
+        picks = [int(np.argmax([float(one.sum()) for one in group])) for group in scores]
+        accuracy[state.method] = np.mean([p == q.answer for p, q in zip(picks, known_items(few), strict=True)])
+    table = ei.measure(few, "innocence.known.*", cost="cheap").set_index("metric")["value"]
+    assert table["innocence.known.four_choice"] == pytest.approx(accuracy["elm"])
+    assert table["innocence.known.drop"] == pytest.approx(accuracy["base"] - accuracy["elm"])
 
 
 def test_the_accuracy_on_known_items_is_that_of_the_measured_template(subject):
@@ -122,10 +136,10 @@ def test_text_alone_finds_answers_that_only_forget_passages_hold(tiny_lm, tiny_c
     assert table["value"].item() == 1
 
 
-def test_progression_asks_few_items_between_the_ends(subject, tmp_path):
+def test_progression_asks_few_items(subject, tmp_path):
     states = [subject] + [
         subject.at(random_adapter(subject.lm, tmp_path / str(i), seed=i), method="elm", step=i) for i in (1, 2, 3)
     ]
-    table = ei.follow_metrics(states, "innocence.known.four_choice", items=2)
+    table = ei.follow_metrics(states, "innocence.known.four_choice", items=1)
     rows = table[table["metric"] == "innocence.known.four_choice"]
-    assert pd.Series(rows["n"].tolist()).tolist() == [len(known_items(subject)), 2, 2, len(known_items(subject))]
+    assert rows["n"].tolist() == [1, 1, 1, 1]

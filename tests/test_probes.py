@@ -220,7 +220,9 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
     states = {"base": None, "step-000010": adapter}
     store = collect_datasets(tiny_lm, ActivationStore(tmp_path / "store"), concept_datasets(tiny_concept), states)
     subject = Subject(tiny_lm, tiny_concept).at(adapter, method="elm", step=10)
-    tasks = [f"probe.{task}" for task in PROBE_TASKS] + [f"probe.transferred.{task}" for task in PROBE_TASKS]
+    made = list(concept_datasets(tiny_concept, PROBE_TASKS))
+    assert len(made) >= 4
+    tasks = [f"probe.{task}" for task in made] + [f"probe.transferred.{task}" for task in made]
     computed = measure(subject, tasks)
     table = probes_from_store(ActivationStore(tmp_path / "store"), "step-000010")
     assert table.equals(probes_from_store(ActivationStore(tmp_path / "store"), "step-000010"))
@@ -249,7 +251,7 @@ def test_the_store_gives_the_rows_of_the_metric_and_the_same_on_every_call(
 
     monkeypatch.setattr(type(tiny_lm), "run_with_cache", lambda *_, **__: pytest.fail("a pass was run"))
     subject.store = store
-    fresh, of_task = tasks[: len(PROBE_TASKS)], table["metric"].str.split(".").str[1].isin(PROBE_TASKS)
+    fresh, of_task = tasks[: len(made)], table["metric"].str.split(".").str[1].isin(PROBE_TASKS)
     from_store = measure(Subject(tiny_lm, tiny_concept, adapter, "elm", 10, store=store), fresh)
     assert from_store[shared].equals(table.loc[of_task, shared].reset_index(drop=True))
 

@@ -8,7 +8,7 @@ import torch
 from elm_interp.metrics import Subject, measure
 from elm_interp.models import HookedLM
 from elm_interp.organisms import domain_concept, make_world, organism
-from elm_interp.probes.answer_identity import NAME, TRANSFERRED
+from elm_interp.probes.answer_identity import NAME
 
 pytestmark = pytest.mark.slow
 
@@ -67,9 +67,9 @@ def test_the_bases_probe_tells_a_hiding_model_from_a_re_encoded_one(subjects):
     torch.testing.assert_close(
         *(subjects[k].lm.logits(batch) for k in ("original", "re-encoded")), atol=1e-3, rtol=1e-3
     )
-    assert best(subjects["hiding"], TRANSFERRED)[0] >= 0.85
-    assert best(subjects["re-encoded"], TRANSFERRED)[0] <= 0.25
-    assert best(subjects["gold"], TRANSFERRED)[0] <= 0.2
+    assert best(subjects["hiding"], "probe.transferred.values")[0] >= 0.85
+    assert best(subjects["re-encoded"], "probe.transferred.values")[0] <= 0.25
+    assert best(subjects["gold"], "probe.transferred.values")[0] <= 0.2
 
 
 def test_the_truth_probe_reads_what_is_known_or_hidden_and_not_what_was_never_learned(subjects):

@@ -107,6 +107,15 @@ class Concept:
         questions = {name: first(asked) for name, asked in self.questions.items()}
         return replace(self, forget=first(self.forget), retain=first(self.retain), questions=questions)
 
+    def measured_by(self, questions: Mapping[str, Sequence[Question]], passages: int) -> "Concept":
+        """The concept with these questions, and at most so many held-out passages of each kind; training ones stay."""
+
+        def fewer(kind: str) -> tuple[Passage, ...]:
+            return (*self.passages(kind), *spread(self.passages(kind, "held_out"), passages))
+
+        asked = {name: tuple(some) for name, some in questions.items()}
+        return replace(self, questions=asked, forget=fewer("forget"), retain=fewer("retain"))
+
     def prompted(self, transform: Callable[[str], str] | None) -> "Concept":
         """The same concept, whose questions are asked through a transformation of prompts.
 
@@ -155,6 +164,11 @@ class Concept:
         rows += [f"<tr><th>{role} prompt</th><td colspan='2'>{escape(prompt)}</td></tr>" for role, prompt in prompts]
         head = f"<caption>{escape(repr(self))}</caption><tr><th></th><th>train</th><th>held out</th></tr>"
         return f"<table>{head}{''.join(rows)}</table>"
+
+
+def spread(items: Sequence[T], n: int) -> list[T]:
+    """At most n of the items, evenly spread."""
+    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
 
 
 def texts(passages: Sequence[Passage]) -> list[str]:

@@ -32,21 +32,19 @@ from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.tokens import fitting
 from elm_interp.results import measurements
 
-PROMPTS = 48
-"""Most prompts of one measurement."""
 NEW_TOKENS = 48
 """Most tokens generated after each prompt."""
 
-_WRITTEN = f"text after up to {PROMPTS} held-out questions, {NEW_TOKENS} new tokens, top-p 0.95, temperature 1"
+_WRITTEN = f"text after held-out questions, {NEW_TOKENS} new tokens, top-p 0.95, temperature 1"
 
 
-def prompts(concept: Concept) -> list[str]:
-    """Held-out questions about the concept, each with a line break; at most `PROMPTS`, evenly spread.
+def prompts(concept: Concept, most: int | None = None) -> list[str]:
+    """Held-out questions about the concept, each with a line break; at most so many, evenly spread.
 
     Empty if the concept has no such questions.
     """
     asked = concept.ask("forget")
-    return [asked[i].put("{question}\n") for i in _spread(len(asked), PROMPTS)]
+    return [asked[i].put("{question}\n") for i in _spread(len(asked), len(asked) if most is None else most)]
 
 
 def generations(subject: Subject) -> list[str]:
@@ -56,19 +54,19 @@ def generations(subject: Subject) -> list[str]:
     """
 
     def write() -> list[str]:
-        asked = prompts(subject.concept)
+        asked = prompts(subject.concept, subject.base.texts)
         with subject.on() as lm:
             fits = fitting(lm, asked, "prompts of generated text", more=NEW_TOKENS)
             found = generate(lm, [asked[i] for i in fits], new_tokens=NEW_TOKENS, seed=subject.seed)
         written = dict(zip(fits, found, strict=True))
         return [written.get(i, "") for i in range(len(asked))]
 
-    return subject.memo(("generations", PROMPTS, NEW_TOKENS, subject.seed), write)
+    return subject.memo(("generations", subject.base.texts, NEW_TOKENS, subject.seed), write)
 
 
 def samples(subject: Subject, n: int = 4) -> list[dict[str, str]]:
     """Prompts with the texts of both models: "prompt", "base" and, unless the subject is the base, "erased"."""
-    texts = {"prompt": prompts(subject.concept), "base": generations(subject.base)}
+    texts = {"prompt": prompts(subject.concept, subject.base.texts), "base": generations(subject.base)}
     if not subject.is_base:
         texts["erased"] = generations(subject)
     return [{side: found[i] for side, found in texts.items()} for i in _spread(len(texts["prompt"]), n)]
@@ -141,14 +139,14 @@ def _not_empty(texts: Sequence[str]) -> int:
 
 def _row(subject: Subject, name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """The row of a metric; none if the concept has no question to write after."""
-    return [measurements(name, **found)] if prompts(subject.concept) else []
+    return [measurements(name, **found)] if prompts(subject.concept, subject.base.texts) else []
 
 
 def _reverse_losses(subject: Subject) -> Sums:
     def compute() -> Sums:
         texts = generations(subject)
         with subject.base.on() as lm:
-            return losses_after(lm, prompts(subject.concept), texts)
+            return losses_after(lm, prompts(subject.concept, subject.base.texts), texts)
 
     return subject.memo("reverse losses", compute)
 
@@ -222,5 +220,5 @@ def judge_ppl(subject: Subject) -> list[dict[str, Any]]:
     """Perplexity under an independent model of the text generated about the concept; no row without a judge."""
     if (judge := subject.judge) is None:
         return []
-    losses = losses_after(judge, prompts(subject.concept), generations(subject))
+    losses = losses_after(judge, prompts(subject.concept, subject.base.texts), generations(subject))
     return _row(subject, "seamlessness.judge_ppl", perplexity_of(losses))

@@ -14,7 +14,7 @@ Likelihood is the form of an answer that is easiest to game, so the model is als
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from random import Random
 from typing import Any
 
@@ -44,17 +44,37 @@ OPEN_TOKENS = 8
 """Most tokens of a free answer."""
 OPEN_ITEMS = 60
 """Most known items that are asked freely."""
+CHAT_ITEMS = 60
+"""Most known items that are asked in the chat template."""
+FOLLOWED_PASSAGES = 8
+"""Held-out passages of a kind that are read at a checkpoint that is only followed."""
 _HOW = "questions that the base answers in 2 of 3 other templates"
 _FACTS = "bootstrap over facts"
+_CHAT = f"likelihood, log p(option | chat template), at most {CHAT_ITEMS} {_HOW}; {_FACTS}"
 
 
 def known_items(subject: Subject, which: str = "forget") -> list[Question]:
     """The held-out questions of a set that the base knows, asked through the subject's prompt transformation.
 
-    With `subject.items`, at most so many, the same for every state of the model.
+    The base says which, so they are the same for every state of the model.
     """
     asked = subject.base.concept.ask(which)
-    return subject.ask([asked[i] for i in _chosen(subject, which)])
+    return subject.ask([asked[i] for i in _chosen(subject.base, which)])
+
+
+def followed(subject: Subject, items: int) -> Subject:
+    """A state on a smaller concept, so that many checkpoints are followed in little time.
+
+    Args:
+        subject: the state.
+        items: known questions about the concept; a third as many of its neighbours and of general knowledge are asked.
+            At most `FOLLOWED_PASSAGES` held-out passages of a kind are read.
+
+    Returns:
+        A state whose base is the base on the same smaller concept.
+    """
+    small = subject.base.memo(("followed", items), lambda: _smaller(subject.base, items))
+    return small if subject.is_base else subject.with_(concept=small.concept, base=small)
 
 
 def shown_facts(concept: Concept) -> set[str]:
@@ -78,8 +98,7 @@ def same_answer(said: str, question: Question) -> bool:
 def known_four_choice(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy on questions about the concept that the base knows, in an unseen template, by likelihood.
 
-    Also `.chat` in the model's chat template; and `.shown` and `.unshown` for facts that stand in some or in no passage
-    of the training part.
+    Also `.shown` and `.unshown` for facts that stand in some or in no passage of the training part.
     """
     return _accuracies(subject, "forget", "innocence.known.four_choice")
 
@@ -89,8 +108,25 @@ def known_four_choice(subject: Subject) -> list[dict[str, Any]]:
     protocol=f"likelihood, log p(option | {TEMPLATE!r}), {_HOW}; {_FACTS}",
 )  # fmt: skip
 def known_neighbours(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on questions about neighbours of the concept that the base knows; `.chat` in its chat template."""
+    """Accuracy on questions about neighbours of the concept that the base knows."""
     return _accuracies(subject, "neighbours", "specificity.known.neighbours")
+
+
+@metric(
+    "innocence.known.four_choice.chat", shows="answers", better="down", chance=0.25, cost="dear",
+    protocol=_CHAT,
+)  # fmt: skip
+def known_in_chat(subject: Subject) -> list[dict[str, Any]]:
+    """Accuracy on questions about the concept that the base knows, in its chat template; no row without one."""
+    return _in_chat(subject, "forget", "innocence.known.four_choice.chat")
+
+
+@metric(
+    "specificity.known.neighbours.chat", shows="kept", better="up", chance=0.25, cost="dear", protocol=_CHAT
+)  # fmt: skip
+def known_neighbours_in_chat(subject: Subject) -> list[dict[str, Any]]:
+    """Accuracy on questions about neighbours that the base knows, in its chat template; no row without one."""
+    return _in_chat(subject, "neighbours", "specificity.known.neighbours.chat")
 
 
 @metric(
@@ -172,22 +208,49 @@ def text_only(subject: Subject) -> list[dict[str, Any]]:
     return _share("innocence.text_only", picks, asked)
 
 
-def _chosen(subject: Subject, which: str) -> list[int]:
+def _chosen(base: Subject, which: str) -> list[int]:
     """Indices of the known items among the held-out questions of a set."""
-    base = subject.base
     asked = base.concept.ask(which)
 
     def choose() -> list[int]:
-        right = np.zeros(len(asked))
+        right, open_ = np.zeros(len(asked)), list(range(len(asked)))
         with base.on() as lm:
-            for template in CHOOSING:
-                right += _credits(lm, asked, [q.put(template) for q in asked]) == 1
+            for more, template in zip(reversed(range(len(CHOOSING))), CHOOSING, strict=True):
+                some = [asked[i] for i in open_]
+                right[open_] += _credits(lm, some, [q.put(template) for q in some]) == 1
+                open_ = [i for i in open_ if right[i] < ENOUGH <= right[i] + more]  # the others are decided
         return [int(i) for i in np.flatnonzero(right >= ENOUGH)]
 
-    chosen: list[int] = base.memo(("known", which), choose)
-    if subject.items is not None and len(chosen) > subject.items:
-        return sorted(Random(0).sample(chosen, subject.items))
-    return chosen
+    return base.memo(("known", which), choose)
+
+
+def _smaller(base: Subject, items: int) -> Subject:
+    """The base on the concept that `followed` asks about."""
+    concept, known, questions = base.concept, {}, {}
+    for which, n in {"forget": items, "neighbours": items // 3, "general": items // 3}.items():
+        asked = concept.ask(which)
+        known[which] = [] if which == "general" else _some(_chosen(base, which), n)
+        questions[which] = tuple(asked[i] for i in known[which] or _some(range(len(asked)), n))
+    small = concept.measured_by(questions, FOLLOWED_PASSAGES)
+    found = Subject(base.lm, small, seed=base.seed, judge=base.judge)
+    for which, indices in known.items():
+        _tell(found, ("known", which), list(range(len(indices))))
+    _tell(found, "shown facts", _shown(base))
+    return found
+
+
+def _tell(subject: Subject, key: Hashable, value: Any) -> None:
+    """Let a subject know a result that need not be computed."""
+    subject.memo(key, lambda: value)
+
+
+def _some(items: Sequence[int], n: int) -> list[int]:
+    """Some of the items, the same in every call, in their order."""
+    return sorted(Random(0).sample(list(items), min(n, len(items))))
+
+
+def _shown(base: Subject) -> set[str]:
+    return base.memo("shown facts", lambda: shown_facts(base.concept))
 
 
 def _accuracies(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
@@ -196,12 +259,7 @@ def _accuracies(subject: Subject, which: str, name: str) -> list[dict[str, Any]]
         return []
     own = _known_credits(subject, which)
     found = [_row(name, own, asked)]
-    if subject.items is None:
-        chat = _known_credits(subject, which, chat=True)
-        if chat is not None:
-            told = f"likelihood, log p(option | chat template), {_HOW}; {_FACTS}"
-            found.append(_row(f"{name}.chat", chat, asked, protocol=told))
-    shown = shown_facts(subject.base.concept) if which == "forget" else set()
+    shown = _shown(subject.base) if which == "forget" else set()
     inside = np.array([q.fact in shown for q in asked])
     if inside.any() and not inside.all():
         for part, chosen in (("shown", inside), ("unshown", ~inside)):
@@ -209,22 +267,24 @@ def _accuracies(subject: Subject, which: str, name: str) -> list[dict[str, Any]]
     return found
 
 
-def _known_credits(subject: Subject, which: str, *, chat: bool = False) -> Any:
-    """Credits on the known items; None for the chat template of a model without one."""
+def _in_chat(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
+    asked = known_items(subject, which)
+    asked = [asked[i] for i in _some(range(len(asked)), CHAT_ITEMS)]
+    with subject.on() as lm:
+        prompts = _chats(lm, asked)
+        return [_row(name, _credits(lm, asked, prompts, space=False), asked)] if asked and prompts else []
+
+
+def _known_credits(subject: Subject, which: str) -> Float[np.ndarray, " question"]:
+    """Credits on the known items, which were scored for other metrics too."""
     asked = known_items(subject, which)
 
-    def compute() -> Any:
-        if not chat and subject.items is None:  # scored for other metrics too
-            scored = {one.question.id: one for one in knowledge.scores(subject, which)}
-            found = [(q, scored[q.id].log_prob[: len(q.choices)] if q.id in scored else None) for q in asked]
-            return np.array([1 / len(q.choices) if s is None else credit(s, q.answer) for q, s in found])
-        with subject.on() as lm:
-            if not chat:
-                return _credits(lm, asked, [q.prompt for q in asked])
-            prompts = _chats(lm, asked)
-            return None if prompts is None else _credits(lm, asked, prompts, space=False)
+    def compute() -> Float[np.ndarray, " question"]:
+        scored = {one.question.id: one for one in knowledge.scores(subject, which)}
+        found = [(q, scored[q.id].log_prob[: len(q.choices)] if q.id in scored else None) for q in asked]
+        return np.array([1 / len(q.choices) if s is None else credit(s, q.answer) for q, s in found])
 
-    return subject.memo(("known credits", which, chat, subject.items), compute)
+    return subject.memo(("known credits", which), compute)
 
 
 def _credits(
@@ -255,15 +315,12 @@ def _drops(subject: Subject, which: str) -> tuple[Float[np.ndarray, " question"]
     asked = known_items(subject, which)
     if not asked:
         return np.empty(0), []
-    whole = _chosen(subject.base, which)
-    same = [whole.index(i) for i in _chosen(subject, which)]
-    return _known_credits(subject.base, which)[same] - _known_credits(subject, which), [q.fact for q in asked]
+    return _known_credits(subject.base, which) - _known_credits(subject, which), [q.fact for q in asked]
 
 
 def _open(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
     asked = known_items(subject, which)
-    if len(asked) > OPEN_ITEMS:
-        asked = [asked[i] for i in sorted(Random(1).sample(range(len(asked)), OPEN_ITEMS))]
+    asked = [asked[i] for i in _some(range(len(asked)), OPEN_ITEMS)]
     with subject.on() as lm:
         fits = fitting(lm, [q.prompt for q in asked], "questions", more=OPEN_TOKENS, names=[q.id for q in asked])
         said = generate(lm, [asked[i].prompt for i in fits], new_tokens=OPEN_TOKENS, greedy=True) if fits else []

@@ -38,7 +38,7 @@ def plot_transfer(frame: pd.DataFrame, task: str = "association", *, ax: Axes | 
     Args:
         frame: tidy rows of `probe.TASK` (base and erased) and `probe.transferred.TASK`; of `probe.leace.TASK`, where
             there are any.
-        task: "truth", "association", "choice"; "values" takes `knowledge.probe.erased_domain` as the fresh probe.
+        task: such as "truth" or "values".
         ax: where to draw; a new figure by default.
 
     Returns:
@@ -48,7 +48,7 @@ def plot_transfer(frame: pd.DataFrame, task: str = "association", *, ax: Axes | 
         UnknownNameError: the frame lacks a metric.
         ConfigError: the rows mix models, sites or methods.
     """
-    name = "knowledge.probe.erased_domain" if task == "values" else f"probe.{task}"
+    name = f"probe.{task}"
     fresh, carried = rows_of(frame, name), erased_of(rows_of(frame, f"probe.transferred.{task}"))
     who, leace = erased_name(fresh), f"probe.leace.{task}"
     ax = axes(ax)

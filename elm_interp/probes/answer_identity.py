@@ -10,7 +10,7 @@ A topic whose answers do not repeat gives no rows, nor does a concept of such to
 Shapes: activations are (question, layer, d_model), read at the last token of "Question: … Answer:".
 
     table = measure(subject, "knowledge.probe.erased_domain")      # a row per layer and split, and one for its control
-    table = measure(subject, "probe.transferred.values")           # the base's probes, read on the erased model
+    table = measure(subject, "probe.values")                       # the same by the probe task "values", see `datasets`
 """
 
 from collections import defaultdict
@@ -29,7 +29,6 @@ from elm_interp.probes.layers import probe_layers
 from elm_interp.results import frame, measurements, stack, wilson
 
 NAME = "knowledge.probe.erased_domain"
-TRANSFERRED = "probe.transferred.values"
 FEWEST_FACTS = 3
 """Fewest facts for each answer of a topic, so that some are in the train part when others are held out."""
 STRENGTH = 0.1
@@ -42,12 +41,6 @@ C = 0.01: 0.79 0.87 0.94 0.97; 0.1: 0.86 0.92 0.97 0.98; 1: 0.87 0.92 0.96 0.98;
 def erased_domain(subject: Subject) -> Rows:
     """Share of unseen facts of the concept whose answer a linear probe reads after the question, by layer."""
     return _rows(subject, NAME)
-
-
-@metric(TRANSFERRED, shows="inside", better="down", on_card=False, needs_base=True)
-def transferred(subject: Subject) -> Rows:
-    """Share of unseen facts of the concept whose answer the base's probe still reads after the question, by layer."""
-    return _rows(subject, TRANSFERRED)
 
 
 def topics(questions: Sequence[Question]) -> dict[str, list[Question]]:
@@ -82,14 +75,34 @@ def probe_values(
     Raises:
         DataError: too few facts to split.
     """
-    options = {"C": STRENGTH, "code": False, **options}
+    labels, facts = [q.right for q in questions], [_fact(q) for q in questions]
+    return probe_topics(
+        activations, labels, facts, [q.topic for q in questions], metric=metric, fitted_to=fitted_to, **options
+    )
+
+
+def probe_topics(
+    activations: Float[Tensor, "example layer d_model"],
+    labels: Sequence[Any],
+    facts: Sequence[Any],
+    topics: Sequence[str],
+    *,
+    metric: str,
+    fitted_to: Float[Tensor, "example layer d_model"] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """As `probe_values`, of labels, facts and topics: a probe for each topic, their accuracies pooled.
+
+    Raises:
+        DataError: too few facts to split.
+    """
+    options = {"C": STRENGTH, **options, "code": False}
     tables = []
-    for topic in dict.fromkeys(q.topic for q in questions):
-        at = [i for i, q in enumerate(questions) if q.topic == topic]
-        answers = sorted({questions[i].right for i in at})
-        labels = [answers.index(questions[i].right) for i in at]
-        facts, source = [_fact(questions[i]) for i in at], None if fitted_to is None else fitted_to[at]
-        tables.append(probe_layers(activations[at], labels, facts, metric=metric, fitted_to=source, **options))
+    for topic in dict.fromkeys(topics):
+        at = [i for i, own in enumerate(topics) if own == topic]
+        source = None if fitted_to is None else fitted_to[at]
+        of_topic = [labels[i] for i in at], [facts[i] for i in at]
+        tables.append(probe_layers(activations[at], *of_topic, metric=metric, fitted_to=source, **options))
     table = stack(tables)
     table = table[table["metric"].isin((metric, f"{metric}.control"))]
     return frame([_pooled(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)])
@@ -100,9 +113,9 @@ def _rows(subject: Subject, name: str) -> Rows:
     if not asked:
         return []
     names = [question.id for question in asked]
-    source = _activations(subject.base, names) if name == TRANSFERRED else None
-    where = {"site": "resid_post", "position": "last"}
-    return probe_values(_activations(subject, names), asked, metric=name, fitted_to=source, **where)
+    return probe_values(
+        _activations(subject, names), asked, metric=name, site="resid_post", position="last", direction="down"
+    )
 
 
 def _asked(subject: Subject) -> list[Question]:

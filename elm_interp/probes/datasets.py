@@ -3,6 +3,8 @@
 truth        "Question: … Answer:", paired with the right answer (label 1) and with a wrong one of the same world (label
              0). See `activations.paired`: a model that is not asked whether statements are true has no reason to
              compare, after an answer, what it reads with what it knows.
+values       "Question: … Answer:", for questions whose answers repeat within their topic; the label is the answer. A
+             probe that learns the answers' directions from some facts is tested on others, see `answer_identity`.
 association  "Question: … Answer: …" with the right answer (label 1) and with one from outside the world (label 0), read
              at the last token.
 choice       the question with lettered options, read where the answer comes next; the label says which is right.
@@ -24,11 +26,14 @@ import pandas as pd
 from elm_interp.activations import Dataset
 from elm_interp.data import Concept, Question
 from elm_interp.errors import unknown
+from elm_interp.probes.answer_identity import topics
 from elm_interp.probes.tasks import probe_task
 from elm_interp.registry import PROBE_TASKS
 
 PASSAGES = 40
 """Most passages of a kind: enough for a mean, few enough for every checkpoint."""
+ENOUGH_PASSAGES = 16
+"""With so many held-out passages, no passage of the training part is read."""
 LEAST_FACTS = 12
 """A concept with fewer facts has no dataset for a task: fewer than four would be held out."""
 QUESTIONS = 200
@@ -66,7 +71,15 @@ def truth(concept: Concept) -> Dataset | None:
     return found and replace(found, answers=answers)
 
 
-@probe_task("association", better="down", chance=0.5)
+@probe_task("values", better="down")
+def values(concept: Concept) -> Dataset | None:
+    """Which answer, of those that its topic has, does the question have?"""
+    asked = [q for questions in topics(_asked(concept)).values() for q in questions]
+    found = _dataset("values", [(q.prompt, q, q.right) for q in asked])
+    return found and replace(found, examples=found.examples.assign(topic=[q.topic for q in asked]))
+
+
+@probe_task("association", better="down", chance=0.5, cost="dear")
 def association(concept: Concept) -> Dataset | None:
     """Is the answer the right one, or one from outside the concept's world?"""
     asked = [q for q in _asked(concept) if q.outside]
@@ -74,7 +87,7 @@ def association(concept: Concept) -> Dataset | None:
     return _dataset("association", [(f"{q.prompt} {answer}", q, label) for q, answer, label in pairs])
 
 
-@probe_task("choice", better="down", chance=0.25)
+@probe_task("choice", better="down", chance=0.25, cost="dear")
 def choice(concept: Concept) -> Dataset | None:
     """Which letter does the right option have?
 
@@ -82,7 +95,7 @@ def choice(concept: Concept) -> Dataset | None:
     """
     questions = _asked(concept)
     usual = Counter(len(q.choices) for q in questions).most_common(1)[0][0] if questions else 0
-    rows = []
+    rows: list[tuple[str, Question, int | str]] = []
     for q in questions:
         if len(q.choices) == usual:
             options = "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(q.choices))
@@ -90,7 +103,7 @@ def choice(concept: Concept) -> Dataset | None:
     return _dataset("choice", rows)
 
 
-@probe_task("about", better="neither", chance=0.5)
+@probe_task("about", better="neither", chance=0.5, cost="dear")
 def about(concept: Concept) -> Dataset | None:
     """Is the passage about the concept?"""
     forget, retain = passage_dataset(concept, "forget"), passage_dataset(concept, "retain")
@@ -104,8 +117,10 @@ def about(concept: Concept) -> Dataset | None:
 
 
 def passage_dataset(concept: Concept, kind: str) -> Dataset | None:
-    """Passages to "forget" or to "retain", held-out ones first; None where the concept has none."""
-    passages = (concept.passages(kind, "held_out") + concept.passages(kind, "train"))[:PASSAGES]
+    """Passages to "forget" or to "retain", held-out ones, and others where these are few; None where there are none."""
+    held_out = concept.passages(kind, "held_out")
+    more = concept.passages(kind) if len(held_out) < ENOUGH_PASSAGES else []
+    passages = [*held_out, *more][:PASSAGES]
     if not passages:
         return None
     rows = [{"id": p.id, "fact": p.id, "split": p.split, "label": None} for p in passages]
@@ -124,7 +139,7 @@ def _wrong(q: Question) -> str:
     return wrong[int(sha256((q.id or q.question).encode()).hexdigest(), 16) % len(wrong)]
 
 
-def _dataset(name: str, rows: list[tuple[str, Question, int]]) -> Dataset | None:
+def _dataset(name: str, rows: list[tuple[str, Question, int | str]]) -> Dataset | None:
     if len({q.fact or q.question for _, q, _ in rows}) < LEAST_FACTS:
         return None
     examples = pd.DataFrame(

@@ -48,6 +48,7 @@ from elm_interp.errors import BackendError, unknown
 from elm_interp.metrics import Rows, Subject, metric
 from elm_interp.models import HookedLM
 from elm_interp.models.tokens import fitting
+from elm_interp.probes.answer_identity import probe_topics
 from elm_interp.probes.layers import probe_layers
 from elm_interp.probes.linear_erasure import count_directions, probe_after_leace
 from elm_interp.probes.sparse import probe_sparse
@@ -71,6 +72,8 @@ class ProbeTask:
     """What is good for the eraser."""
     chance: float | None
     """The accuracy of guessing."""
+    cost: Literal["cheap", "dear"] = "cheap"
+    """"dear" tasks read long texts; a quick run leaves them out."""
 
     def dataset(self, concept: Concept) -> Dataset | None:
         """The task's dataset, under the task's name; None where the concept has no material for it."""
@@ -78,24 +81,28 @@ class ProbeTask:
         return made and replace(made, name=self.name)
 
 
-def probe_task(name: str, *, better: Better, chance: float | None = None) -> Callable[[Maker], Maker]:
+def probe_task(
+    name: str, *, better: Better, chance: float | None = None, cost: Literal["cheap", "dear"] = "cheap"
+) -> Callable[[Maker], Maker]:
     """Declare a function from a concept to a dataset as a probe task, with its metrics.
 
     The function returns None if the concept has too little material.
-    The examples of the dataset need the columns "label" and "fact". The first line of the function's docstring is the
+    The examples of the dataset need the columns "label" and "fact". With a column "topic", each topic gets a probe of
+    its own, and their accuracies are pooled: see `answer_identity`. The first line of the function's docstring is the
     question that the label answers; it describes the metrics.
 
     Args:
         name: of the task and of its dataset.
         better: the direction of accuracy that is good for the eraser; "neither" for what need not go.
         chance: accuracy of guessing.
+        cost: "dear" for long texts, which a quick run leaves out.
 
     Raises:
         ConfigError: the name is taken by another function.
     """
 
     def declare(make: Maker) -> Maker:
-        task = ProbeTask(name, make, better, chance)
+        task = ProbeTask(name, make, better, chance, cost)
         PROBE_TASKS.add(name, task, origin=make)
         _metric(task, "", "Accuracy of a linear probe on unseen facts, by layer.", _fresh)
         _metric(task, "transferred.", "Accuracy of the base's probe on unseen facts, by layer.", _transferred)
@@ -188,7 +195,7 @@ def probes_from_store(
             where = {"site": entry.site, "position": entry.positions, "direction": _better(task, kind)}
             x, metric_name = store.tensor(name, of), f"probe.{kind}{task.name}"
             shared = {"metric": metric_name, **where, **options, **more}
-            table = probe_layers(x, examples["label"], examples["fact"], **shared)
+            table = _by_layer(x, examples, **shared)
             tables.append(table.assign(layer=None) if kind == "embedding." else table)
     return stack(tables)
 
@@ -223,21 +230,29 @@ def sparse(subject: Subject) -> Rows:
     return _every_task(subject, "probe.sparse", probe_sparse)
 
 
+def _by_layer(x: Float[Tensor, "example layer d_model"], examples: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """Layer probes of a dataset's labels; a probe for each topic where it has topics."""
+    labels, facts = examples["label"], examples["fact"]
+    if "topic" in examples:
+        return probe_topics(x, list(labels), list(facts), list(examples["topic"]), **options)
+    return probe_layers(x, labels, facts, **options)
+
+
 def _every_task(subject: Subject, name: str, probe: Callable[..., pd.DataFrame]) -> Rows:
     tasks = (PROBE_TASKS[task] for task in PROBE_TASKS)
     return stack([_probe(subject, task, f"{name}.{task.name}", probe) for task in tasks])
 
 
 def _fresh(subject: Subject, task: ProbeTask, name: str) -> Rows:
-    return _probe(subject, task, name, probe_layers, direction=task.better)
+    return _probe(subject, task, name, direction=task.better)
 
 
 def _transferred(subject: Subject, task: ProbeTask, name: str) -> Rows:
-    return _probe(subject, task, name, probe_layers, transferred=True, direction=task.better)
+    return _probe(subject, task, name, transferred=True, direction=task.better)
 
 
 def _embedding(subject: Subject, task: ProbeTask, name: str) -> Rows:
-    table = _probe(subject, task, name, probe_layers, site="embed", positions="mean", direction="neither")
+    table = _probe(subject, task, name, site="embed", positions="mean", direction="neither")
     return table.assign(layer=None)
 
 
@@ -245,7 +260,7 @@ def _probe(
     subject: Subject,
     task: ProbeTask,
     name: str,
-    probe: Callable[..., pd.DataFrame],
+    probe: Callable[..., pd.DataFrame] | None = None,
     *,
     site: str = "resid_post",
     positions: str | int | None = None,
@@ -259,7 +274,10 @@ def _probe(
     if transferred:
         options["fitted_to"] = _activations(subject.base, of_base, site, positions)
     x, examples = _activations(subject, dataset, site, positions), dataset.examples
-    return probe(x, examples["label"], examples["fact"], metric=name, site=site, position=str(positions), **options)
+    options |= {"metric": name, "site": site, "position": str(positions)}
+    if probe is None:
+        return _by_layer(x, examples, **options)
+    return probe(x, examples["label"], examples["fact"], **options)
 
 
 def _datasets(subject: Subject, task: ProbeTask) -> tuple[Dataset | None, Dataset | None]:

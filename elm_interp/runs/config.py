@@ -39,6 +39,8 @@ class RunConfig:
     """Dtype of the base's weights."""
     device: str = "auto"
     """Device to run on."""
+    thorough: bool = False
+    """Measure everything, and not what fits into minutes on a CPU; see `runs.quick`."""
 
     @classmethod
     def preset(cls, name: str | None = None, method: str = DEFAULT_METHOD, **values: Any) -> "RunConfig":

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from tqdm.auto import tqdm
 
+from elm_interp.evaluate.known import followed
 from elm_interp.metrics import Subject, measure
 from elm_interp.results import stack
 
@@ -22,13 +23,13 @@ def follow_metrics(
     items: int | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Measure every subject: the base first, then by step.
+    """Measure every subject: the base first, if it is among them, then by step.
 
     Args:
         subjects: the base and checkpoints, in any order; they share one model and base.
         patterns: metric names with shell wildcards.
         cost: "cheap" leaves out metrics that generate text; "dear" takes all.
-        items: known items that are asked at most of each subject but the base and the last; by default all.
+        items: known items that are asked at most of each subject, see `followed`; by default all.
         progress: show a bar.
 
     Returns:
@@ -39,6 +40,6 @@ def follow_metrics(
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     ordered = sorted(subjects, key=lambda s: -1 if s.is_base or s.step is None else s.step)
-    between = [s.with_(items=items) if items is not None else s for s in ordered[1:-1]]
-    bar = tqdm([*ordered[:1], *between, *ordered[1:][-1:]], desc="progression", leave=False, disable=not progress)
+    asked = [s if items is None else followed(s, items) for s in ordered]
+    bar = tqdm(asked, desc="progression", leave=False, disable=not progress)
     return stack([measure(subject, patterns, cost=cost, progress=progress) for subject in bar])

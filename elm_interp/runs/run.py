@@ -1,9 +1,8 @@
 """A run: the folder that is the only interface between stages.
 
 runs/demo/
-  config.json      what was asked        manifest.json   what it ran on      metrics.jsonl   one line a step
-  checkpoints/     adapters              activations/    safetensors shards
-  results/         tidy frames           figures/, report.html
+  config.json, manifest.json, metrics.jsonl: what was asked, what it ran on, one line a step
+  checkpoints/ of adapters, activations/, results/ of tidy frames, figures/ and report.html
 
 run = Run.open("runs/demo")
 subject = run.subject()                 # the erased model, its base beside it
@@ -13,6 +12,7 @@ run.results("scorecard")                # a tidy frame
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from elm_interp.errors import ConfigError, DataError, RunFolderError, StoreError
 from elm_interp.files import read_json, write_json
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM, load_model
-from elm_interp.models.adapters.files import MODEL
+from elm_interp.models.adapters.files import MODEL, is_whole_model
 from elm_interp.models.adapters.lora import adapted_sizes
 from elm_interp.models.distributed import first_process
 from elm_interp.models.loading import model_hash
@@ -35,6 +35,7 @@ from elm_interp.organisms.golds import gold_of
 from elm_interp.runs.config import RunConfig, differences
 from elm_interp.runs.formats import FORMAT, read_config, retired
 from elm_interp.runs.manifest import read_object, surroundings
+from elm_interp.runs.quick import TEXTS, quick
 from elm_interp.training import Checkpoint, list_checkpoints
 
 
@@ -89,13 +90,17 @@ class Run:
                 raise RunFolderError(f"{folder} holds a run already; resume it (--resume), or choose another folder.")
             raise_all(list(filter(None, [retired(folder)])), RunFolderError, "this run cannot be resumed:")
             known = cls.open(folder, lm=lm)
+            as_asked = replace(known.config, thorough=config.thorough)  # what is measured may change
             raise_all(
-                differences(known.config.to_dict(), config.to_dict()),
+                differences(as_asked.to_dict(), config.to_dict()),
                 RunFolderError,
                 f"{folder} was made with other settings; give the same ones to resume, or choose another folder:",
             )
             if concept is not None and known.concept.fingerprint() != concept.fingerprint():
                 raise RunFolderError(f"{folder} was made with another concept {concept.name!r}; choose another folder.")
+            if known.config != as_asked:
+                known.config = as_asked
+                known.write_config()
             return known
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunFolderError(f"{folder} exists and is not a run (it has no config.json); choose another folder.")
@@ -154,6 +159,11 @@ class Run:
         return self._concept
 
     @property
+    def measured(self) -> Concept:
+        """The concept as it is measured: with fewer questions and passages unless the run is thorough."""
+        return self.concept if self.config.thorough else quick(self.concept)
+
+    @property
     def lm(self) -> HookedLM:
         """The base model, loaded once; adapters are switched on it."""
         if self._lm is None:
@@ -195,7 +205,9 @@ class Run:
             if changed:
                 what = f"{self.config.model} or {self.config.concept}"
                 warnings.warn(f"{what} changed since {self.folder} was trained ({', '.join(changed)}).", stacklevel=2)
-            self._base = Subject(self.lm, self.concept, seed=self.config.seed, store=self._store_or_none())
+            texts, seed = Subject.texts if self.config.thorough else TEXTS, self.config.seed
+            store = self._store_or_none()
+            self._base = Subject(self.lm, self.measured, seed=seed, store=store, texts=texts)
         if step == 0:
             return self._base
         found = self.checkpoints()
@@ -220,7 +232,7 @@ class Run:
             )
         lm = load_model(named["model"], dtype=self.config.dtype, device=self.config.device)
         state: dict[str, Any] = {"method": self.method, "step": checkpoint.step, "seed": self.config.seed}
-        return Subject(lm, self.concept, **state, base=base, judge=base.judge, store=base.store)
+        return Subject(lm, self.measured, **state, base=base, judge=base.judge, store=base.store)
 
     def gold(self) -> Subject | None:
         """The model that never knew the concept, compared with the run's base; None where there is none."""
@@ -228,7 +240,7 @@ class Run:
         if name is not None and self._gold is None:
             base, config = self.subject(0), self.config
             lm = load_model(name, dtype=config.dtype, device=config.device)
-            self._gold = Subject(lm, self.concept, method="gold", seed=config.seed, base=base, judge=base.judge)
+            self._gold = Subject(lm, self.measured, method="gold", seed=config.seed, base=base, judge=base.judge)
         return self._gold
 
     def subjects(self) -> list[Subject]:
@@ -312,8 +324,7 @@ class Run:
         Raises:
             RunFolderError: it is broken.
         """
-        path = self.folder / "manifest.json"
-        without = "without it a changed model or concept is not noticed"
+        path, without = self.folder / "manifest.json", "without it a changed model or concept is not noticed"
         return read_object(path, without) if path.is_file() else {}
 
     def check_inputs(self) -> None:
@@ -384,17 +395,6 @@ class Run:
     def _about(self) -> dict[str, str]:
         steps = [c.step for c in list_checkpoints(self.folder / "checkpoints")]
         made = sorted(p.stem for p in (self.folder / "results").glob("*.parquet"))
-        return {
-            "method": self.method,
-            "model": self.config.model,
-            "concept": self.config.concept,
-            "checkpoints": f"steps {steps[0]}-{steps[-1]} of {self.config.training.steps}"
-            if steps
-            else "no checkpoint",
-            "results": ", ".join(made) or "none",
-        }
-
-
-def is_whole_model(checkpoint: Path) -> bool:
-    """Whether a checkpoint of an adopted run names a whole model, and is no adapter."""
-    return (checkpoint / MODEL).is_file()
+        there = f"steps {steps[0]}-{steps[-1]} of {self.config.training.steps}" if steps else "no checkpoint"
+        about = {"method": self.method, "model": self.config.model, "concept": self.config.concept}
+        return about | {"checkpoints": there, "results": ", ".join(made) or "none"}

@@ -23,23 +23,22 @@ from elm_interp.evaluate import beyond_context, card_metrics, destroyed, samples
 from elm_interp.evaluate import summary as summarise
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
+from elm_interp.models.adapters.files import is_whole_model
 from elm_interp.models.distributed import first_process, several_processes
 from elm_interp.organisms.golds import judge_of
 from elm_interp.plots.report import write_report
-from elm_interp.probes import collect_baselines, concept_datasets, probes_from_store
+from elm_interp.probes import collect_baselines, probes_from_store
 from elm_interp.probes.datasets import LEAST_FACTS
 from elm_interp.probes.tasks import with_baselines
-from elm_interp.registry import PROBE_TASKS
 from elm_interp.runs.formats import retired
 from elm_interp.runs.progression import follow_metrics
-from elm_interp.runs.run import Run, is_whole_model
+from elm_interp.runs.quick import ITEMS, probed
+from elm_interp.runs.run import Run
 from elm_interp.training import train
 from elm_interp.training.log import read_log
 from elm_interp.training.memory import peak_gb, trim
+from elm_interp.training.sampling import drawable
 from elm_interp.training.target_cache import prepared
-
-ITEMS = 60
-"""Most known items that are asked at each checkpoint but the last."""
 
 
 def erase(run: Run, *, progress: bool = True) -> None:
@@ -49,10 +48,11 @@ def erase(run: Run, *, progress: bool = True) -> None:
     raise_all(list(filter(None, [retired(run.folder)])), RunFolderError, "this training cannot go on:")
     run.check_inputs()
     config = run.config
-    parts = run.concept.parts if isinstance(run.concept, Mixture) else (run.concept,)
+    concept = drawable(run.concept, config.training, config.seed)
+    parts = concept.parts if isinstance(concept, Mixture) else (concept,)
     run.write_manifest(tokens={part.name: config.objective.tokenised(run.lm, part, seed=config.seed) for part in parts})
     targets, seconds = prepared(
-        run.lm, config.objective, run.concept, model_hash=run.model_hash(), seed=config.seed, progress=progress
+        run.lm, config.objective, concept, model_hash=run.model_hash(), seed=config.seed, progress=progress
     )
     trim()
     _ask_target(run, parts, progress)
@@ -101,7 +101,7 @@ def collect(run: Run, *, progress: bool = True) -> None:
     there = run.checkpoints()
     whole = [c.step for c in there if is_whole_model(c.path)]
     states = {checkpoint_name(None): None} | {checkpoint_name(c.step): c.path for c in there if c.step not in whole}
-    every = concept_datasets(run.concept, PROBE_TASKS)
+    every = probed(run.concept, thorough=run.config.thorough)
     datasets = {name: kept for name, of in every.items() if (kept := within_context(run.lm, of)) is not None}
     left_out = {name: _texts(of) - _texts(datasets.get(name)) for name, of in every.items()}
     run.note("beyond_context", "collect", {name: sorted(texts) for name, texts in left_out.items() if texts})
@@ -121,7 +121,7 @@ def probe(run: Run, *, progress: bool = True) -> None:
         RunFolderError: activations of a checkpoint, or of the concept's present questions, were not collected.
     """
     long = run.manifest().get("beyond_context", {}).get("collect", {})
-    every = concept_datasets(run.concept, PROBE_TASKS)
+    every = probed(run.concept, thorough=run.config.thorough)
     datasets = {name: kept for name, of in every.items() if (kept := of.without(long.get(name, ()))) is not None}
     if not datasets:
         warnings.warn(
@@ -140,7 +140,7 @@ def probe(run: Run, *, progress: bool = True) -> None:
         )
     tables = []
     for step in [0, *(c.step for c in run.checkpoints())]:
-        rows = probes_from_store(store, checkpoint_name(step or None), list(PROBE_TASKS), progress=progress)
+        rows = probes_from_store(store, checkpoint_name(step or None), list(datasets), progress=progress)
         tables.append(
             rows.assign(model=results.spelled(run.config.model), method=run.method if step else "base", step=step)
         )
@@ -155,14 +155,26 @@ def norms(run: Run, *, progress: bool = True) -> None:
 
 
 def progress(run: Run, *, progress: bool = True) -> None:
-    """Follow the metrics of the score card over every checkpoint: results/progression.parquet."""
-    table = follow_metrics(run.subjects(), card_metrics(), cost="dear", items=ITEMS, progress=progress)
+    """Follow the metrics of the score card over every checkpoint: results/progression.parquet.
+
+    The two ends and gold are taken from the score card where there is one. Unless the run is thorough, few items are
+    asked between the ends and no text is generated there.
+    """
+    states, thorough = run.subjects(), run.config.thorough
+    try:
+        card = run.current("scorecard")
+    except RunFolderError:  # none, or of an earlier checkpoint
+        card = results.frame([])
+        ends = follow_metrics([states[0], *states[1:][-1:]], card_metrics(), cost="dear", progress=progress)
+    else:
+        ends = card[card["method"] != "gold"]
+    items, cost = (None, "dear") if thorough else (ITEMS, "cheap")
+    between = follow_metrics(states[1:-1], card_metrics(), cost=cost, items=items, progress=progress)
+    tables = [ends, between, card[card["method"] == "gold"]]
+    table = results.stack([one for one in tables if len(one)])
     # the base is step 0 of every curve
-    tables = [table.assign(step=table["step"].fillna(0))]
-    if (run.folder / "results" / "scorecard.parquet").is_file():  # gold does not change over training
-        card = run.results("scorecard")
-        tables.append(card[card["method"] == "gold"])
-    run.save_results("progression", results.stack(tables))
+    step = table["step"].where(table["method"] == "gold", table["step"].fillna(0))
+    run.save_results("progression", table.assign(step=step))
 
 
 def report(run: Run, *, progress: bool = True) -> None:

@@ -164,8 +164,7 @@ class Objective(ABC):
     not_in_targets: ClassVar[frozenset[str]] = frozenset({"adapter"})
     """Settings that the prepared samples do not depend on; a change of these finds them in the cache."""
     additive: ClassVar[bool] = False
-    """Whether each loss term of some samples is the mean of those of its samples, weighted by their positions, so that a
-    pass may hold any of them."""
+    """Whether each loss term is the mean over samples, weighted by their positions, so that any may share a pass."""
     forget_pools: ClassVar[frozenset[str]] = frozenset({"erase"})
     """Pools whose samples train to forget."""
 

@@ -7,13 +7,15 @@ and one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import torch
 
-from elm_interp.data import Concept, Mixture
+from elm_interp.data import Concept, Mixture, Passage
 from elm_interp.training.objective import Example
+from elm_interp.training.settings import Training
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,26 @@ def _at(pool: Sequence[Example], index: int, seed: int) -> Example:
     turn, place = divmod(index, len(pool))
     generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
     return pool[int(torch.randperm(len(pool), generator=generator)[place])]
+
+
+def drawable(concept: Concept, training: Training, seed: int) -> Concept:
+    """The concept with no more training passages than the steps can draw, so that no target is made in vain.
+
+    Args:
+        concept: what is erased; of a mixture, each part is cut by itself.
+        training: steps and batches.
+        seed: of which passages stay.
+    """
+    if isinstance(concept, Mixture):
+        return replace(concept, parts=tuple(drawable(part, training, seed) for part in concept.parts))
+    most = training.steps * max(training.forget_batch, training.retain_batch)
+
+    def cut(kind: str) -> tuple[Passage, ...]:
+        there = concept.passages(kind)
+        kept = sorted(Random(f"{kind} {seed}").sample(range(len(there)), min(most, len(there))))
+        return (*(there[i] for i in kept), *concept.passages(kind, "held_out"))
+
+    return replace(concept, forget=cut("forget"), retain=cut("retain"))
 
 
 def of_each(

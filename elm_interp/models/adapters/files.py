@@ -29,6 +29,11 @@ MODEL = "model.json"
 """In a checkpoint of a run: names a whole model, the erased one, where there is no adapter."""
 
 
+def is_whole_model(checkpoint: Path) -> bool:
+    """Whether a checkpoint of an adopted run names a whole model, and is no adapter."""
+    return (checkpoint / MODEL).is_file()
+
+
 def read_adapter(folder: str | Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """Config and weights of a LoRA folder (or hub id).
 
