@@ -24,7 +24,7 @@ import tyro
 from elm_interp import registry
 from elm_interp.errors import ConfigError
 from elm_interp.registry import ATTACKS, Registry
-from elm_interp.runs.config import DEFAULT_METHOD, DEFAULT_MODEL, RunConfig
+from elm_interp.runs.config import DEFAULT_METHOD, NATURAL, RunConfig, usual
 from elm_interp.runs.run import Run
 from elm_interp.tables import anchor_table, number, row_table, score_table
 from elm_interp.training import UnmovedError
@@ -69,7 +69,8 @@ def _defaults(words: list[str]) -> RunConfig:
     folder, preset, method = (_value(words, flag) for flag in ("--out", "--preset", "--method"))
     if "--resume" in words and folder and not (preset or method) and (Path(folder) / "config.json").is_file():
         return Run.open(folder).config
-    return RunConfig.preset(preset, method or DEFAULT_METHOD, model=_value(words, "--model") or DEFAULT_MODEL)
+    model, concept = usual(_value(words, "--model"), _value(words, "--concept"))
+    return RunConfig.preset(preset, method or DEFAULT_METHOD, model=model, concept=concept)
 
 
 def _value(words: list[str], flag: str) -> str | None:
@@ -141,7 +142,7 @@ def adopt(
     sources: tuple[str, ...],
     out: Path,
     base: str | None = None,
-    concept: str = RunConfig.concept,
+    concept: str = NATURAL[1],
     method: str = "adopted",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
@@ -285,8 +286,8 @@ def attack(
 
 
 def target(
-    model: str = RunConfig.model,
-    concept: str = RunConfig.concept,
+    model: str | None = None,
+    concept: str | None = None,
     etas: tuple[float, ...] = (0, 1, 3, 10, 30, 100, 500),
     one_sided: bool = False,
     held_out: bool = False,
@@ -296,8 +297,8 @@ def target(
     """Ask ELM's target itself, before any training: which answers would it give, by the strength η?
 
     Args:
-        model: an alias, a folder or a hub id.
-        concept: a pack or a folder.
+        model: an alias, a folder or a hub id; by default one that goes with the concept.
+        concept: a pack or a folder; by default one that goes with the model.
         etas: strengths; 0 is the model itself.
         one_sided: the target that only lowers tokens.
         held_out: ask the held-out questions instead of the training ones.
@@ -309,9 +310,9 @@ def target(
     from elm_interp.erase.guidance import Guidance
     from elm_interp.models import load_model
 
-    what = load_concept(concept)
+    model, concept = usual(model, concept)
+    what, lm = load_concept(concept), load_model(model, dtype=dtype)
     asked = what.ask("forget", "held_out") if held_out else None
-    lm = load_model(model, dtype=dtype)
     guidance = Guidance(0.0, one_sided)
     found = target_answers(lm, what, etas, guidance=guidance, questions=asked, progress=True)
     if as_json:

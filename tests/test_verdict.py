@@ -212,7 +212,7 @@ def test_it_is_told_in_words_tables_and_json():
 
 def test_the_verdict_on_a_run_comes_from_its_results_without_a_model(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("elm_interp.runs.run.load_model", lambda *a, **k: pytest.fail("loaded a model"))
-    run = Run.create(tmp_path / "run", RunConfig())
+    run = Run.create(tmp_path / "run", RunConfig("smollm2-135m", "harry-potter"))
     with pytest.raises(RunFolderError, match="elm-interp evaluate"):
         verdict_of(run)
     base = rows({TWO: 0.79, GENERAL: 0.96}, 182).assign(method="base")
@@ -247,7 +247,9 @@ def test_an_organism_takes_its_own_preset_unless_another_is_named():
     words = ["erase", "--model", "organism:original"]
     assert _defaults(words) == RunConfig.preset("organism", model="organism:original")
     assert _defaults([*words, "--preset", "paper"]) == RunConfig.preset("paper", model="organism:original")
-    assert _defaults(["erase"]) == RunConfig.preset("smollm2-135m")
+    assert _defaults(["erase"]) == RunConfig.preset("smollm2-135m", model="planted:original")
+    natural = RunConfig.preset(model="smollm2-135m", concept="astronomy")
+    assert _defaults(["erase", "--concept", "astronomy"]) == natural
 
 
 # -- models of which it is known what they know ---------------------------------------------------------------------

@@ -246,3 +246,13 @@ def split_of(items: Sequence[T], split: str) -> list[T]:
     """
     check_known("split", split, (*SPLITS, "all"))
     return [item for item in items if split in ("all", item.split)]  # type: ignore[attr-defined]
+
+
+def worded(asked: Sequence[Question], wordings: int) -> list[Question]:
+    """The first wordings of each fact."""
+    seen: dict[str, int] = {}
+    found = []
+    for question in asked:
+        seen[question.fact] = seen.get(question.fact, 0) + 1
+        found += [question] if seen[question.fact] <= wordings else []
+    return found

@@ -20,7 +20,7 @@ UNNAMED = ""
 """Method of rows that name none."""
 ONE_OF = ("model", "site", "position")
 """Columns with one value in a figure, because a mean over several has no meaning."""
-DEFAULT_PROBE = "probe.association"
+DEFAULT_PROBES = ("probe.values", "probe.association")
 
 
 def rows_of(frame: pd.DataFrame, metrics: Iterable[str] | str) -> pd.DataFrame:
@@ -55,17 +55,17 @@ def metrics_of(frame: pd.DataFrame) -> list[str]:
 
 
 def probes_of(frame: pd.DataFrame) -> list[str]:
-    """The probes of a frame: metrics with a shuffled-label control, the default one first.
+    """The probes of a frame: metrics with a shuffled-label control, the default ones first.
 
     Baselines of a task (`probe.embedding.truth`) are none, though they have controls.
     """
     known = metrics_of(frame)
     found = [name for name in known if f"{name}.control" in known and name.count(".") < 2]
-    return sorted(found, key=lambda name: name != DEFAULT_PROBE)
+    return sorted(found, key=lambda name: DEFAULT_PROBES.index(name) if name in DEFAULT_PROBES else len(DEFAULT_PROBES))
 
 
 def probe_of(frame: pd.DataFrame) -> str:
-    """The probe to draw where none is named: the default one, else the first, else the first metric.
+    """The probe to draw where none is named: the first default one, else the first, else the first metric.
 
     Raises:
         ConfigError: the frame has no rows.
@@ -80,7 +80,8 @@ def probe_variants(frame: pd.DataFrame) -> dict[str, dict[str, str] | str]:
     """One drawing for each probe of the frame, and why there is none for the other probe tasks."""
     found: dict[str, dict[str, str] | str] = {name.split(".")[-1]: {"metric": name} for name in probes_of(frame)}
     for task in PROBE_TASKS:
-        found.setdefault(task, f"the concept has too few questions of the kind that probe.{task} needs")
+        why = f"the concept has too few questions of the kind that probe.{task} needs, or the run is not thorough"
+        found.setdefault(task, why)
     return found
 
 

@@ -39,7 +39,7 @@ def plot_probe_by_layer(frame: pd.DataFrame, metric: str | None = None, *, ax: A
     Args:
         frame: tidy rows of the metric and, where there are any, of its control and of the baselines
             `probe.embedding.TASK` (a level) and `probe.random_init.TASK` (a line).
-        metric: which probe; by default probe.association, else the first of the frame.
+        metric: which probe; by default probe.values or probe.association, else the first of the frame.
         ax: where to draw; a new figure by default.
 
     Returns:

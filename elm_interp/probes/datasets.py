@@ -25,6 +25,7 @@ import pandas as pd
 
 from elm_interp.activations import Dataset
 from elm_interp.data import Concept, Question
+from elm_interp.data.questions import worded
 from elm_interp.errors import unknown
 from elm_interp.probes.answer_identity import topics
 from elm_interp.probes.tasks import probe_task
@@ -71,10 +72,12 @@ def truth(concept: Concept) -> Dataset | None:
     return found and replace(found, answers=answers)
 
 
-@probe_task("values", better="down")
+@probe_task("values", better="down", evidence=False)  # knowledge.probe.erased_domain reads the same
 def values(concept: Concept) -> Dataset | None:
     """Which answer, of those that its topic has, does the question have?"""
-    asked = [q for questions in topics(_asked(concept)).values() for q in questions]
+    asked = [q for questions in topics(concept.ask("forget", "all")).values() for q in questions]
+    facts = len({q.fact for q in asked})
+    asked = worded(asked, max(1, QUESTIONS // max(1, facts)))  # every fact, since answers must repeat
     found = _dataset("values", [(q.prompt, q, q.right) for q in asked])
     return found and replace(found, examples=found.examples.assign(topic=[q.topic for q in asked]))
 

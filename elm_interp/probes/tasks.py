@@ -74,6 +74,8 @@ class ProbeTask:
     """The accuracy of guessing."""
     cost: Literal["cheap", "dear"] = "cheap"
     """"dear" tasks read long texts; a quick run leaves them out."""
+    evidence: bool = True
+    """Whether its fresh probe counts in a verdict, if what it reads should go."""
 
     def dataset(self, concept: Concept) -> Dataset | None:
         """The task's dataset, under the task's name; None where the concept has no material for it."""
@@ -82,7 +84,12 @@ class ProbeTask:
 
 
 def probe_task(
-    name: str, *, better: Better, chance: float | None = None, cost: Literal["cheap", "dear"] = "cheap"
+    name: str,
+    *,
+    better: Better,
+    chance: float | None = None,
+    cost: Literal["cheap", "dear"] = "cheap",
+    evidence: bool = True,
 ) -> Callable[[Maker], Maker]:
     """Declare a function from a concept to a dataset as a probe task, with its metrics.
 
@@ -96,13 +103,14 @@ def probe_task(
         better: the direction of accuracy that is good for the eraser; "neither" for what need not go.
         chance: accuracy of guessing.
         cost: "dear" for long texts, which a quick run leaves out.
+        evidence: whether the fresh probe counts in a verdict; not if another metric reads the same.
 
     Raises:
         ConfigError: the name is taken by another function.
     """
 
     def declare(make: Maker) -> Maker:
-        task = ProbeTask(name, make, better, chance, cost)
+        task = ProbeTask(name, make, better, chance, cost, evidence)
         PROBE_TASKS.add(name, task, origin=make)
         _metric(task, "", "Accuracy of a linear probe on unseen facts, by layer.", _fresh)
         _metric(task, "transferred.", "Accuracy of the base's probe on unseen facts, by layer.", _transferred)
@@ -121,7 +129,7 @@ def _metric(task: ProbeTask, kind: str, summary: str, compute: Callable[[Subject
     measured.__doc__ = f"{summary} {(task.make.__doc__ or '').strip().partition(chr(10))[0]}".strip()
     measured.__module__, measured.__qualname__ = task.make.__module__, f"{task.make.__qualname__}.{kind}metric"
     better = _better(task, kind)
-    shows: Any = "inside" if better == "down" else "describes"
+    shows: Any = "inside" if better == "down" and (task.evidence or kind) else "describes"
     needs_base = kind == "transferred."
     metric(name, shows=shows, better=better, chance=task.chance, needs_base=needs_base, on_card=False)(measured)
 

@@ -13,12 +13,15 @@ from typing import Any, Literal, get_type_hints
 from elm_interp.data import Concept, load_concept
 from elm_interp.errors import ConfigError, raise_all
 from elm_interp.models.loading import model_depth, resolve_device, resolve_dtype
+from elm_interp.organisms.world import WorldConfig
 from elm_interp.registry import METHODS
 from elm_interp.training import Objective, Training
 
 OWN_CONCEPT = "run:concept"
 """Name of a concept that was given in memory and is kept in the run folder, in `concept/`."""
-DEFAULT_MODEL, DEFAULT_METHOD = "smollm2-135m", "elm"
+DEFAULT_MODEL, DEFAULT_CONCEPT, DEFAULT_METHOD = "planted:original", "planted:marsh-animals", "elm"
+NATURAL, SMALL = ("smollm2-135m", "harry-potter"), "smollm2-135m"
+"""The default model and concept that nothing was planted in; and the preset for small models."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class RunConfig:
 
     model: str = DEFAULT_MODEL
     """An alias, a folder or a hub id."""
-    concept: str = "harry-potter"
+    concept: str = DEFAULT_CONCEPT
     """A pack or a folder of JSON Lines files; several as a=5+b=1 are trained in that ratio."""
-    objective: Objective = field(default_factory=lambda: METHODS[DEFAULT_METHOD].preset(DEFAULT_MODEL))
+    objective: Objective = field(default_factory=lambda: METHODS[DEFAULT_METHOD].preset(SMALL))
     """The method and its hyper-parameters."""
-    training: Training = field(default_factory=lambda: METHODS[DEFAULT_METHOD].training_preset(DEFAULT_MODEL))
+    training: Training = field(default_factory=lambda: METHODS[DEFAULT_METHOD].training_preset(SMALL))
     """Steps, batches, learning rate."""
     seed: int = 0
     """Seed of the adapter's initial weights, the order of samples and the generated text."""
@@ -50,13 +53,14 @@ class RunConfig:
             name: of the preset; None takes the one made for `values["model"]`, see `preset_for`.
             method: name of the method.
             values: other fields, or settings of the objective, its adapter or the training by their own names
-                (`eta=10, rank=8, steps=60`).
+                (`eta=10, rank=8, steps=60`). Of model and concept, one that is missing is chosen to go with the other.
 
         Raises:
             UnknownNameError: no such method, preset or setting; with the closest.
         """
         kind = METHODS[method]
-        name = preset_for(values.get("model", DEFAULT_MODEL), method) if name is None else name
+        values |= dict(zip(("model", "concept"), usual(values.get("model"), values.get("concept")), strict=True))
+        name = preset_for(values["model"], method) if name is None else name
         own = {f.name for f in fields(cls)}
         config = cls(
             objective=kind.preset(name),
@@ -140,13 +144,29 @@ class RunConfig:
         return concept  # type: ignore[return-value]
 
 
+def usual(model: str | None = None, concept: str | None = None) -> tuple[str, str]:
+    """A model and a concept; of one that is missing, that which goes with the other.
+
+    usual() is ("planted:original", "planted:marsh-animals"), usual(concept="astronomy") is ("smollm2-135m",
+    "astronomy"), and usual("organism:original@1") is ("organism:original@1", "organism:spellcraft@1").
+    """
+    given = model or concept or DEFAULT_MODEL
+    source, seed = given.partition(":")[0], f"@{given.partition('@')[2]}" if "@" in given else ""
+    pairs = {
+        "planted": (DEFAULT_MODEL, DEFAULT_CONCEPT),
+        "organism": (f"organism:original{seed}", f"organism:{WorldConfig().erased}{seed}"),
+    }
+    ours = pairs.get(source if ":" in given else "", NATURAL)
+    return model or ours[0], concept or ours[1]
+
+
 def preset_for(model: str, method: str) -> str:
-    """The preset of a method that suits a model: `organism` for organisms, else the default model's.
+    """The preset of a method that suits a model: `organism` for organisms, else that for small models.
 
     A method without it gives its first preset.
     """
     known = list(METHODS[method].presets)
-    wanted = "organism" if str(model).startswith("organism:") else DEFAULT_MODEL
+    wanted = "organism" if str(model).startswith("organism:") else SMALL
     return wanted if wanted in known else known[0]
 
 

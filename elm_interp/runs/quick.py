@@ -7,11 +7,10 @@ Training is the same in both. docs/demo.md has the allotment of tokens that thes
     datasets = probed(concept)              # what probes read
 """
 
-from collections.abc import Sequence
-
 from elm_interp.activations import Dataset
-from elm_interp.data import Concept, Question
+from elm_interp.data import Concept
 from elm_interp.data.concept import spread
+from elm_interp.data.questions import worded
 from elm_interp.probes import concept_datasets
 from elm_interp.registry import PROBE_TASKS
 
@@ -32,7 +31,7 @@ PROBED = 96
 def quick(concept: Concept) -> Concept:
     """The concept with fewer held-out questions and passages; what is for training stays."""
     questions = {
-        which: [*concept.ask(which, "train"), *spread(_worded(concept.ask(which), WORDINGS), QUESTIONS[which])]
+        which: [*concept.ask(which, "train"), *spread(worded(concept.ask(which), WORDINGS), QUESTIONS[which])]
         for which in concept.questions
     }
     return concept.measured_by(questions, PASSAGES)
@@ -42,18 +41,8 @@ def probed(concept: Concept, *, thorough: bool = False) -> dict[str, Dataset]:
     """The datasets of the probe tasks, by name; without the dear ones and with few questions unless thorough."""
     if thorough:
         return concept_datasets(concept, PROBE_TASKS)
-    asked = _worded(concept.ask("forget", "held_out"), 1)
+    asked = worded(concept.ask("forget", "held_out"), 1)
     if len(asked) < PROBED // 2:
-        asked = _worded(concept.ask("forget", "all"), 1)
+        asked = worded(concept.ask("forget", "all"), 1)
     small = concept.measured_by({"forget": spread(asked, PROBED)}, PASSAGES)
     return concept_datasets(small, [name for name, task in PROBE_TASKS.items() if task.cost == "cheap"])
-
-
-def _worded(asked: Sequence[Question], wordings: int) -> list[Question]:
-    """The first wordings of each fact."""
-    seen: dict[str, int] = {}
-    found = []
-    for question in asked:
-        seen[question.fact] = seen.get(question.fact, 0) + 1
-        found += [question] if seen[question.fact] <= wordings else []
-    return found

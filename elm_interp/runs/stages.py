@@ -40,6 +40,9 @@ from elm_interp.training.memory import peak_gb, trim
 from elm_interp.training.sampling import drawable
 from elm_interp.training.target_cache import prepared
 
+GOLD = "gold"
+"""Name in the store, and method in tables, of the model that never knew the concept."""
+
 
 def erase(run: Run, *, progress: bool = True) -> None:
     """Train the adapter, or go on from the newest complete checkpoint; does nothing where training is finished."""
@@ -110,6 +113,9 @@ def collect(run: Run, *, progress: bool = True) -> None:
     collect_datasets(run.lm, store, datasets, states, progress=progress)
     for step in whole:
         collect_datasets(run.subject(step).lm, store, datasets, {checkpoint_name(step): None}, progress=progress)
+    gold = run.gold()
+    if gold is not None:
+        collect_datasets(gold.lm, store, datasets, {GOLD: None}, progress=progress)
     if datasets:
         collect_baselines(run.lm, store, datasets, progress=progress)
 
@@ -139,11 +145,13 @@ def probe(run: Run, *, progress: bool = True) -> None:
             f"read them: elm-interp collect {run.folder}"
         )
     tables = []
-    for step in [0, *(c.step for c in run.checkpoints())]:
-        rows = probes_from_store(store, checkpoint_name(step or None), list(datasets), progress=progress)
-        tables.append(
-            rows.assign(model=results.spelled(run.config.model), method=run.method if step else "base", step=step)
-        )
+    states: dict[str, tuple[str, int | None]] = {checkpoint_name(None): ("base", 0)}
+    states |= {checkpoint_name(c.step): (run.method, c.step) for c in run.checkpoints()}
+    if any(entry.checkpoint == GOLD for entry in store.entries()):
+        states[GOLD] = (GOLD, None)
+    for name, (method, step) in states.items():
+        rows = probes_from_store(store, name, list(datasets), progress=progress)
+        tables.append(rows.assign(model=results.spelled(run.config.model), method=method, step=step))
     run.save_results("probes", results.stack(tables))
 
 
