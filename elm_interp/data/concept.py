@@ -21,6 +21,7 @@ from elm_interp.errors import DataError, check_known, raise_all
 from elm_interp.files import hash_of
 
 T = TypeVar("T", "Passage", Question)
+Item = TypeVar("Item")
 QUESTION_SETS = ("forget", "neighbours", "general")
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][\w-]+(?: (?:of |the )?[A-Z][\w-]+)*")
 DEFAULT_EXPERT = ("The author of the following text knows {concept} by heart.\n\n",)
@@ -166,7 +167,7 @@ class Concept:
         return f"<table>{head}{''.join(rows)}</table>"
 
 
-def spread(items: Sequence[T], n: int) -> list[T]:
+def spread(items: Sequence[Item], n: int) -> list[Item]:
     """At most n of the items, evenly spread."""
     return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
 

@@ -43,14 +43,13 @@ ENOUGH = 2
 OPEN_TOKENS = 8
 """Most tokens of a free answer."""
 OPEN_ITEMS = 60
-"""Most known items that are asked freely."""
-CHAT_ITEMS = 60
+"""Most known items about the concept that are asked freely; half as many of its neighbours."""
+CHAT_ITEMS = 24
 """Most known items that are asked in the chat template."""
-FOLLOWED_PASSAGES = 8
+FOLLOWED_PASSAGES = 4
 """Held-out passages of a kind that are read at a checkpoint that is only followed."""
 _HOW = "questions that the base answers in 2 of 3 other templates"
 _FACTS = "bootstrap over facts"
-_CHAT = f"likelihood, log p(option | chat template), at most {CHAT_ITEMS} {_HOW}; {_FACTS}"
 
 
 def known_items(subject: Subject, which: str = "forget") -> list[Question]:
@@ -67,8 +66,8 @@ def followed(subject: Subject, items: int) -> Subject:
 
     Args:
         subject: the state.
-        items: known questions about the concept; a third as many of its neighbours and of general knowledge are asked.
-            At most `FOLLOWED_PASSAGES` held-out passages of a kind are read.
+        items: known questions about the concept; a quarter as many of its neighbours and of general knowledge are
+            asked. At most `FOLLOWED_PASSAGES` held-out passages of a kind are read.
 
     Returns:
         A state whose base is the base on the same smaller concept.
@@ -114,19 +113,11 @@ def known_neighbours(subject: Subject) -> list[dict[str, Any]]:
 
 @metric(
     "innocence.known.four_choice.chat", shows="answers", better="down", chance=0.25, cost="dear",
-    protocol=_CHAT,
+    protocol=f"likelihood, log p(option | chat template), at most {CHAT_ITEMS} {_HOW}; {_FACTS}",
 )  # fmt: skip
 def known_in_chat(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy on questions about the concept that the base knows, in its chat template; no row without one."""
-    return _in_chat(subject, "forget", "innocence.known.four_choice.chat")
-
-
-@metric(
-    "specificity.known.neighbours.chat", shows="kept", better="up", chance=0.25, cost="dear", protocol=_CHAT
-)  # fmt: skip
-def known_neighbours_in_chat(subject: Subject) -> list[dict[str, Any]]:
-    """Accuracy on questions about neighbours that the base knows, in its chat template; no row without one."""
-    return _in_chat(subject, "neighbours", "specificity.known.neighbours.chat")
+    return _in_chat(subject, "innocence.known.four_choice.chat")
 
 
 @metric(
@@ -163,7 +154,7 @@ def known_drop(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def open_answer(subject: Subject) -> list[dict[str, Any]]:
     """Share of known questions about the concept that are answered right without choices."""
-    return _open(subject, "forget", "innocence.open_answer")
+    return _open(subject, "forget", "innocence.open_answer", OPEN_ITEMS)
 
 
 @metric(
@@ -172,7 +163,7 @@ def open_answer(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def open_answer_neighbours(subject: Subject) -> list[dict[str, Any]]:
     """Share of known questions about neighbours of the concept that are answered right without choices."""
-    return _open(subject, "neighbours", "specificity.open_answer")
+    return _open(subject, "neighbours", "specificity.open_answer", OPEN_ITEMS // 2)
 
 
 @metric(
@@ -227,7 +218,7 @@ def _chosen(base: Subject, which: str) -> list[int]:
 def _smaller(base: Subject, items: int) -> Subject:
     """The base on the concept that `followed` asks about."""
     concept, known, questions = base.concept, {}, {}
-    for which, n in {"forget": items, "neighbours": items // 3, "general": items // 3}.items():
+    for which, n in {"forget": items, "neighbours": items // 4, "general": items // 4}.items():
         asked = concept.ask(which)
         known[which] = [] if which == "general" else _some(_chosen(base, which), n)
         questions[which] = tuple(asked[i] for i in known[which] or _some(range(len(asked)), n))
@@ -267,8 +258,8 @@ def _accuracies(subject: Subject, which: str, name: str) -> list[dict[str, Any]]
     return found
 
 
-def _in_chat(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
-    asked = known_items(subject, which)
+def _in_chat(subject: Subject, name: str) -> list[dict[str, Any]]:
+    asked = known_items(subject)
     asked = [asked[i] for i in _some(range(len(asked)), CHAT_ITEMS)]
     with subject.on() as lm:
         prompts = _chats(lm, asked)
@@ -318,9 +309,9 @@ def _drops(subject: Subject, which: str) -> tuple[Float[np.ndarray, " question"]
     return _known_credits(subject.base, which) - _known_credits(subject, which), [q.fact for q in asked]
 
 
-def _open(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
+def _open(subject: Subject, which: str, name: str, most: int) -> list[dict[str, Any]]:
     asked = known_items(subject, which)
-    asked = [asked[i] for i in _some(range(len(asked)), OPEN_ITEMS)]
+    asked = [asked[i] for i in _some(range(len(asked)), most)]
     with subject.on() as lm:
         fits = fitting(lm, [q.prompt for q in asked], "questions", more=OPEN_TOKENS, names=[q.id for q in asked])
         said = generate(lm, [asked[i].prompt for i in fits], new_tokens=OPEN_TOKENS, greedy=True) if fits else []

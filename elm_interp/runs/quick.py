@@ -1,26 +1,28 @@
 """What a run measures unless it is thorough: fewer questions, passages and texts, and no long probes.
 
-Every fact stays, in fewer wordings. `RunConfig(thorough=True)`, `--thorough` on the command line, measures all.
+`RunConfig(thorough=True)`, `--thorough` on the command line, measures all.
 Training is the same in both. docs/demo.md has the allotment of tokens that these numbers keep.
 
     small = quick(concept)                  # what is scored
     datasets = probed(concept)              # what probes read
 """
 
+from collections.abc import Sequence
+
 from elm_interp.activations import Dataset
-from elm_interp.data import Concept
+from elm_interp.data import Concept, Question
 from elm_interp.data.concept import spread
 from elm_interp.data.questions import worded
 from elm_interp.probes import concept_datasets
 from elm_interp.registry import PROBE_TASKS
 
-QUESTIONS = {"forget": 192, "neighbours": 96, "general": 96}
+QUESTIONS = {"forget": 128, "neighbours": 48, "general": 48}
 """Most held-out questions of each set."""
 WORDINGS = 2
 """Most wordings of a fact."""
-PASSAGES = 24
+PASSAGES = 16
 """Most held-out passages of each kind."""
-TEXTS = 24
+TEXTS = 16
 """Most texts that are generated for a measurement."""
 ITEMS = 60
 """Most known items that are asked at each checkpoint but the last."""
@@ -31,8 +33,7 @@ PROBED = 96
 def quick(concept: Concept) -> Concept:
     """The concept with fewer held-out questions and passages; what is for training stays."""
     questions = {
-        which: [*concept.ask(which, "train"), *spread(worded(concept.ask(which), WORDINGS), QUESTIONS[which])]
-        for which in concept.questions
+        which: [*concept.ask(which, "train"), *_some(concept.ask(which), which)] for which in concept.questions
     }
     return concept.measured_by(questions, PASSAGES)
 
@@ -46,3 +47,11 @@ def probed(concept: Concept, *, thorough: bool = False) -> dict[str, Dataset]:
         asked = worded(concept.ask("forget", "all"), 1)
     small = concept.measured_by({"forget": spread(asked, PROBED)}, PASSAGES)
     return concept_datasets(small, [name for name, task in PROBE_TASKS.items() if task.cost == "cheap"])
+
+
+def _some(asked: Sequence[Question], which: str) -> list[Question]:
+    """As many questions of a set as are asked, on facts that are evenly spread."""
+    asked = worded(asked, WORDINGS)
+    facts = list(dict.fromkeys(q.fact for q in asked))
+    kept = set(spread(facts, QUESTIONS[which] * len(facts) // max(1, len(asked))))
+    return [q for q in asked if q.fact in kept]
