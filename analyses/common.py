@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from elm_interp.files import read_json, write_json
-from elm_interp.metrics import Subject, measure
+from elm_interp.metrics import Subject, measure, metric_of
 from elm_interp.models import load_model
+from elm_interp.organisms.golds import judge_of
 from elm_interp.runs.config import RunConfig
+from elm_interp.runs.quick import TEXTS
 from elm_interp.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +58,8 @@ def wanted(organism: bool) -> dict[str, str]:
 
 def row_of(subject: Subject, metrics: Mapping[str, str]) -> dict[str, float]:
     """The value and interval of each metric, by column; metrics without rows for this subject are left out."""
-    found = measure(subject, list(metrics.values())).set_index("metric")
+    declared = [one.name for name in metrics.values() if (one := metric_of(name))]
+    found = measure(subject, list(dict.fromkeys(declared))).set_index("metric")
     row: dict[str, float] = {}
     for name, metric in metrics.items():
         if metric in found.index:
@@ -87,7 +90,9 @@ class Rows:
         if self._base is None:
             config = run.config
             lm = load_model(config.model, dtype=config.dtype, device=config.device)
-            self._base = Subject(lm, run.concept, seed=config.seed)
+            judge = judge_of(config.model)
+            scorer = judge and load_model(judge, dtype=config.dtype, device=config.device)
+            self._base = Subject(lm, run.measured, seed=config.seed, judge=scorer, texts=TEXTS)
         return self._base
 
     def of(self, run: Run) -> dict[str, Any]:
@@ -104,7 +109,8 @@ class Rows:
 
         def make() -> dict[str, Any]:
             gold = run.gold()
-            return {"method": "gold", **row_of(replace(gold, base=self.base(run)), self.metrics)}
+            base = self.base(run)
+            return {"method": "gold", **row_of(replace(gold, base=base, judge=base.judge), self.metrics)}
 
         return _cached(self.runs / "gold", self._origin(run), make)
 
@@ -118,7 +124,7 @@ class Rows:
         """What a row depends on besides the settings of its run."""
         config = run.config
         of = {"model": config.model, "dtype": config.dtype, "seed": config.seed}
-        return of | {"concept": run.concept.fingerprint(), "metrics": dict(self.metrics)}
+        return of | {"concept": run.measured.fingerprint(), "metrics": dict(self.metrics)}
 
 
 def _cached(folder: Path, of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def main() -> None:
             table_rows.append(rows.of(run) | distance(rows, run, last_of, gold))
             print(pd.DataFrame(table_rows[-1:]).round(3).to_string(index=False), flush=True)
         if gold is not None:
-            beside = Subject(gold, run.concept, method="gold", seed=given.seed, base=rows.base(run))
+            beside = Subject(gold, run.measured, method="gold", seed=given.seed, base=rows.base(run))
             table_rows.append({"method": "gold", **row_of(beside, wanted(organism)), "distance_to_gold": 0.0})
     table = pd.DataFrame(table_rows)
     if gold is not None:

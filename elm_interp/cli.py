@@ -86,7 +86,12 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
     name = default.objective.name
 
     def run(
-        out: Path, config: RunConfig = default, method: str = name, preset: str | None = None, resume: bool = False
+        out: Path,
+        config: RunConfig = default,
+        method: str = name,
+        preset: str | None = None,
+        resume: bool = False,
+        dry_run: bool = False,
     ) -> None:
         """Run every stage: erase, evaluate, collect, probe, norms, progress, report.
 
@@ -96,7 +101,11 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
             method: of erasure; `elm-interp list` names them.
             preset: named settings, changed by the other flags; by default those made for the model.
             resume: go on with a folder that exists.
+            dry_run: only say what each stage would take, measured on a run in miniature.
         """
+        if dry_run:
+            _print_stages(config)
+            return
         from elm_interp.runs.stages import STAGES, run_stage
 
         made = Run.create(out, config, resume=resume)
@@ -363,6 +372,15 @@ def _print_estimate(config: RunConfig) -> None:
     print(f"tokens   {found['tokens']:,}")
     print(f"time     about {found['minutes']:.1f} min: {prepare:.1f} for the targets, {training:.1f} of training")
     print(f"memory   about {found['peak_gb']:.1f} GB")
+
+
+def _print_stages(config: RunConfig) -> None:
+    from elm_interp.runs.estimate import estimate_stages
+
+    found = estimate_stages(config, progress=True)
+    for stage, cost in found.items():
+        print(f"{stage:<9} about {cost.seconds:6.0f} s, {cost.peak_gb:4.1f} GB")
+    print(f"{'all':<9} about {sum(cost.seconds for cost in found.values()):6.0f} s")
 
 
 def _print_summary(run: Run, as_json: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,9 +10,9 @@ from elm_interp.erase.elm import ELM
 from elm_interp.errors import ConfigError, RunFolderError
 from elm_interp.models.loading import cache_folder
 from elm_interp.runs.config import RunConfig
-from elm_interp.runs.estimate import estimate_run
+from elm_interp.runs.estimate import estimate_run, estimate_stages
 from elm_interp.runs.run import Run
-from elm_interp.runs.stages import run_stage, summary
+from elm_interp.runs.stages import STAGES, run_stage, summary
 from elm_interp.training import Adapter
 from elm_interp.training.target_cache import prepared
 from elm_interp.training.trainer import Training
@@ -138,6 +139,16 @@ def test_the_estimate_says_steps_and_tokens_and_leaves_nothing(config, tmp_path)
     run_stage(run, "erase", progress=False)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert found["tokens"] == pytest.approx(sum(line["tokens"] for line in lines), rel=0.2)
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_every_stage_is_estimated_and_nothing_is_left(config, thorough, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = estimate_stages(replace(config, thorough=thorough))
+    assert list(found) == list(STAGES)
+    assert all(cost.seconds > 0 for name, cost in found.items() if name != "progress")
+    assert all(0 < cost.peak_gb < 64 for cost in found.values())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_measures_the_gold_model_beside_it(config, tiny_model_folder, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
-"""What an erasure will take, measured on a few passages and steps before it starts.
+"""What a run will take, measured on a run in miniature before it starts.
 
-estimate_run(RunConfig.preset("paper"))      # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
+estimate_run(RunConfig.preset("paper"))         # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
+estimate_stages(RunConfig.preset())             # stage -> Cost(seconds, peak_gb)
 """
 
 import tempfile
@@ -9,24 +10,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
-from elm_interp.data import Concept, texts
-from elm_interp.models import load_model
+from elm_interp.data import Concept, Mixture, texts
+from elm_interp.data.concept import spread
+from elm_interp.models import HookedLM, load_model
 from elm_interp.runs.config import RunConfig
+from elm_interp.runs.quick import ITEMS, quick
+from elm_interp.runs.run import Run
+from elm_interp.runs.stages import STAGES
 from elm_interp.training import train
 from elm_interp.training.log import read_log
 from elm_interp.training.memory import peak_gb
 from elm_interp.training.objective import Example
-from elm_interp.training.sampling import of_each
+from elm_interp.training.sampling import drawable, of_each
 
 PROBED = 8
 """Passages and questions of each kind that are tried."""
 STEPS = 3
 """Training steps that are tried; the first is slower and does not count."""
+SHARE = 4
+"""One question, passage and text in so many is measured."""
+
+
+class Cost(NamedTuple):
+    """What a stage takes."""
+
+    seconds: float
+    peak_gb: float
+    """Memory of the process up to the end of the stage."""
 
 
 def estimate_run(config: RunConfig) -> dict[str, float]:
-    """Measure steps, tokens, minutes and memory of a run; loads the model, keeps nothing on disk.
+    """Measure steps, tokens, minutes and memory of an erasure; loads the model, keeps nothing on disk.
 
     Returns:
         steps; tokens that training reads; prepare_minutes for the targets, train_minutes, and minutes for both; peak_gb
@@ -37,6 +53,62 @@ def estimate_run(config: RunConfig) -> dict[str, float]:
     """
     concept = config.check()
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    with tempfile.TemporaryDirectory() as folder:
+        return _erasure(config, concept, lm, Path(folder), 1)
+
+
+def estimate_stages(config: RunConfig, *, progress: bool = False) -> dict[str, Cost]:
+    """Measure seconds and memory of every stage of a run, on a run in miniature; keeps nothing on disk.
+
+    Args:
+        config: the settings.
+        progress: show bars.
+
+    Raises:
+        ConfigError: settings that cannot work, all listed.
+    """
+    concept = config.check()
+    measured = concept if config.thorough else quick(concept)
+    began = time.perf_counter()
+    lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    load = time.perf_counter() - began
+    checkpoints = len(config.training.saves())
+    with tempfile.TemporaryDirectory() as folder:
+        tried = min(checkpoints, STEPS - 1)
+        erasure = _erasure(config, concept, lm, Path(folder), tried)
+        began = time.perf_counter()
+        for part in concept.parts if isinstance(concept, Mixture) else [concept]:
+            config.objective.ask_target(lm, part)
+        asking = time.perf_counter() - began
+        found = {"erase": Cost(load + asking + 60 * erasure["minutes"], peak_gb())}
+        mini = Run(folder, config, lm=lm, concept=_miniature(measured))
+        mini.write_config()
+        whole = Run(folder, config, lm=lm, concept=concept)
+        mini.subject(0).texts //= SHARE
+        gold = mini.gold()  # loaded before the clock starts
+        whole._gold = whole.gold()
+        beside = 2 + (gold is not None)  # the base, random weights and gold
+        states = (checkpoints + beside) / (tried + beside)
+        asked = [min(ITEMS, len(of.ask("forget"))) for of in (measured, mini.concept)]
+        followed = (checkpoints - 1) * (1 if config.thorough else asked[0] / max(1, asked[1]))
+        factors = {
+            "evaluate": (mini, float(SHARE)),
+            "collect": (whole, states),
+            "probe": (whole, states),
+            "norms": (mini, float(SHARE)),
+            "progress": (mini, SHARE * followed if config.thorough else followed),
+            "report": (mini, 1.0),
+        }
+        for name, (run, factor) in factors.items():
+            began = time.perf_counter()
+            STAGES[name](run, progress=progress)
+            found[name] = Cost(factor * (time.perf_counter() - began), peak_gb())
+    return found
+
+
+def _erasure(config: RunConfig, concept: Concept, lm: HookedLM, folder: Path, checkpoints: int) -> dict[str, float]:
+    """As `estimate_run`; leaves so many checkpoints in the folder."""
+    concept = drawable(concept, config.training, config.seed)
     few = concept.sample(PROBED)
 
     def targets(part: Concept) -> Mapping[str, Sequence[Example]]:
@@ -46,10 +118,9 @@ def estimate_run(config: RunConfig) -> dict[str, float]:
     began = time.perf_counter()
     samples = of_each(few, targets)
     prepare = (time.perf_counter() - began) * _size(concept) / _size(few)
-    tried = replace(config.training, steps=STEPS, warmup=0, checkpoints=1)
-    with tempfile.TemporaryDirectory() as folder:
-        train(lm, config.objective, samples, tried, Path(folder), seed=config.seed, progress=False)
-        steps = [line for line in read_log(Path(folder) / "metrics.jsonl") if "seconds" in line]
+    tried = replace(config.training, steps=STEPS, warmup=0, checkpoints=checkpoints, checkpoint_spacing="linear")
+    train(lm, config.objective, samples, tried, folder, seed=config.seed, progress=False)
+    steps = [line for line in read_log(folder / "metrics.jsonl") if "seconds" in line]
     training = fmean(line["seconds"] for line in steps[1:]) * config.training.steps
     return {
         "steps": config.training.steps,
@@ -61,8 +132,15 @@ def estimate_run(config: RunConfig) -> dict[str, float]:
     }
 
 
+def _miniature(concept: Concept) -> Concept:
+    """The concept with one in `SHARE` of its questions and held-out passages, and few passages for training."""
+    questions = {which: spread(asked, len(asked) // SHARE) for which, asked in concept.questions.items()}
+    most = max(len(concept.passages(kind, "held_out")) for kind in ("forget", "retain"))
+    few = concept.measured_by(questions, max(1, most // SHARE))
+    kept = {kind: (*few.passages(kind)[:PROBED], *few.passages(kind, "held_out")) for kind in ("forget", "retain")}
+    return replace(few, forget=kept["forget"], retain=kept["retain"])
+
+
 def _size(concept: Concept) -> int:
     """Characters that targets are made of."""
-    passages = concept.passages("forget") + concept.passages("retain")
-    asked = [q for which in ("forget", "neighbours", "general") for q in concept.ask(which, "train")]
-    return sum(map(len, texts(passages))) + sum(len(q.question) + sum(map(len, q.choices)) for q in asked)
+    return sum(map(len, texts(concept.passages("forget") + concept.passages("retain"))))
