@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from elm_interp.data import Concept, Mixture, texts
 from elm_interp.data.concept import spread
+from elm_interp.data.records import SPLITS
 from elm_interp.models import HookedLM, load_model
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.quick import ITEMS, quick
@@ -134,7 +135,10 @@ def _erasure(config: RunConfig, concept: Concept, lm: HookedLM, folder: Path, ch
 
 def _miniature(concept: Concept) -> Concept:
     """The concept with one in `SHARE` of its questions and held-out passages, and few passages for training."""
-    questions = {which: spread(asked, len(asked) // SHARE) for which, asked in concept.questions.items()}
+    sets = {which: [concept.ask(which, split) for split in SPLITS] for which in concept.questions}
+    questions = {
+        which: [q for asked in of for q in spread(asked, -(-len(asked) // SHARE))] for which, of in sets.items()
+    }
     most = max(len(concept.passages(kind, "held_out")) for kind in ("forget", "retain"))
     few = concept.measured_by(questions, max(1, most // SHARE))
     kept = {kind: (*few.passages(kind)[:PROBED], *few.passages(kind, "held_out")) for kind in ("forget", "retain")}
