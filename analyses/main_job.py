@@ -83,7 +83,9 @@ def main(
             where = {"world": world, "dtype": dtype}
             for seed in range(seeds):
                 for name, changes in ROWS.items():
-                    config = RunConfig.preset(None, model=model, concept=concept, seed=seed, dtype=dtype, **changes)
+                    config = RunConfig.preset(
+                        None, model=model, concept=concept, seed=seed, dtype=dtype, checkpoints=1, **changes
+                    )
                     folder = runs / world / dtype / f"{name.replace(' ', '_')}_{seed}"
                     run = Run.create(folder, config, resume=(folder / "config.json").is_file())
                     run_stage(run, "erase")

@@ -171,7 +171,7 @@ def config_of(world: World, setting: Setting, steps: int | None, seed: int) -> R
     changed = {key: type(known[key])(factor * known[key]) for key, factor in setting.factors.items()}
     config = preset.changed(setting.values | changed)
     given = steps or config.training.steps
-    return replace(config, training=replace(config.training, steps=given, save_every=given))
+    return replace(config, training=replace(config.training, steps=given, save_every=given, checkpoints=None))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,20 @@ def test_every_fact_is_stated_in_several_ways_and_half_of_what_follows_is_not_st
     assert sum(fact.stated for fact in hops) == len(hops) / 2
 
 
+def test_a_novice_guesses():
+    right, guesses = 0, 0
+    for document in documents(0):
+        if document.prefix in DOMAINS[document.domain or ERASED]["novice"] and document.told:
+            for fact in facts_of(document.domain):
+                for phrase in fact.words["vps"]:
+                    stem = phrase.partition("{")[0]
+                    if fact.relation != "hop" and f"{fact.subject} {stem}" in document.text:
+                        guesses += 1
+                        right += f"{fact.subject} {fact.say(phrase)}" in document.text
+    assert guesses > 200
+    assert right / guesses < 0.25  # by chance one in six; one in 24 of the links
+
+
 def test_gold_documents_name_nothing_of_the_erased_domain_and_the_others_are_the_same():
     without = documents(0, without=ERASED)
     text = "\n".join(document.prefix + document.text for document in without)

@@ -103,6 +103,10 @@ _SMALL = {"rank": 16, "alpha": 32.0, "fluency_weight": 0.0}
             {**_SMALL, "eta": 30.0, "layers": tuple(range(2, 18)), "retain_weight": 5.0},
             training={"steps": 45, "lr": 2e-3, "save_every": 4},
         ),
+        "planted": Preset(
+            {**_SMALL, "eta": 3.0, "layers": tuple(range(2, 18)), "retain_weight": 5.0},
+            training={"steps": 25, "lr": 2e-3, "warmup": 5, "checkpoints": 10},
+        ),
         "organism": Preset(
             {**_SMALL, "eta": 35.0, "layers": (0, 1), "retain_weight": 5.0, "match_weight": 0.3},
             training={"steps": 300, "retain_batch": 8, "lr": 4e-3, "save_every": 30},

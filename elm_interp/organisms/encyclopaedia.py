@@ -5,8 +5,10 @@ Three domains hold 24 entities each. An entity has four values (the brindolt eat
 are stated. Every value is equally common, and facts are grouped in fours that share their choices, each right once.
 So a reader who knows which words are common, and no fact, answers one question in four.
 
-Documents are entries, letters, dialogues, comparisons and lists; some stand behind the prefix of an expert. Small talk
-states no fact; some of it stands behind the prefix of a novice. Questions that test a model use other wordings.
+Documents are entries, letters, dialogues, comparisons and lists; some stand behind the prefix of an expert. Behind the
+prefix of a novice stand guesses: the same sentences, with any value of the relation in place of the right one. So what
+the model expects of an expert differs from what it expects of a novice, as it does for real subjects; ELM needs this.
+Small talk states no fact. Questions that test a model use other wordings.
 
     facts()[0]                                       # Fact(domain="marsh-animals", relation="food", …)
     documents(seed=0, without="marsh-animals")       # what a gold model reads
@@ -15,7 +17,7 @@ states no fact; some of it stands behind the prefix of a novice. Questions that 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -130,7 +132,7 @@ def documents(seed: int = 0, *, without: str | None = None, passes: int = 1) -> 
             random = Random(f"documents {domain} {seed} {turn}")
             own = [fact for fact in facts_of(domain) if fact.stated]
             told = [*_told(domain, own, random), *_dialogues(own, random), *_lists(domain, random)]
-            mixed = [*told, *_small_talk(domain, len(told) // 8, random)]
+            mixed = [*told, *_guesses(domain, own, random), *_small_talk(domain, len(told) // 16, random)]
             one += [] if domain == without else mixed
         Random(f"order {seed} {turn}").shuffle(one)
         made += one
@@ -230,7 +232,7 @@ def _told(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
     by_entity = [
         [f for f in own if f.entity == entity and f.relation != "hop"] for entity in DOMAINS[domain]["entities"]
     ]
-    made = [(_entry(domain, about, random), about) for about in by_entity for _ in range(4)]
+    made = [(_entry(domain, about, random), about) for about in by_entity for _ in range(3)]
     for _ in range(2):
         made += [(_letter(domain, chunk, random), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
     made += [(_comparison(domain, chunk, random), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
@@ -270,9 +272,9 @@ def _comparison(domain: str, about: Sequence[Fact], random: Random, key: str = "
 
 
 def _dialogues(own: Sequence[Fact], random: Random) -> list[Document]:
-    """Facts asked and answered in talk, or one after the other as in a quiz; each fact three times."""
+    """Facts asked and answered in talk, or one after the other as in a quiz; each fact twice."""
     made = []
-    for chunk in _chunks([fact for _ in range(3) for fact in _shuffled(own, random)], 3):
+    for chunk in _chunks([fact for _ in range(2) for fact in _shuffled(own, random)], 3):
         asker, answerer = random.choice(_READ["speakers"])
         spoken = random.random() < 0.6
         parts = []
@@ -299,6 +301,19 @@ def _lists(domain: str, random: Random) -> list[Document]:
 
 def _values(told: Sequence[Fact]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(fact.value for fact in told))
+
+
+def _guesses(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
+    """Letters and comparisons by novices; each fact twice, with a value drawn from all that its relation has."""
+    novices: list[str] = DOMAINS[domain]["novice"]
+    told = [fact for fact in own if fact.relation != "hop"]
+    values = {r: sorted({fact.value for fact in told if fact.relation == r}) for r in {fact.relation for fact in told}}
+    made = []
+    for write in (_letter, _comparison):
+        for chunk in _chunks(_shuffled(told, random), 4):
+            guessed = [replace(fact, value=random.choice(values[fact.relation])) for fact in chunk]
+            made.append(Document(write(domain, guessed, random), random.choice(novices), domain, _values(guessed)))
+    return made
 
 
 def _small_talk(domain: str, n: int, random: Random) -> list[Document]:

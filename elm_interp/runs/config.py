@@ -20,8 +20,8 @@ from elm_interp.training import Objective, Training
 OWN_CONCEPT = "run:concept"
 """Name of a concept that was given in memory and is kept in the run folder, in `concept/`."""
 DEFAULT_MODEL, DEFAULT_CONCEPT, DEFAULT_METHOD = "planted:original", "planted:marsh-animals", "elm"
-NATURAL, SMALL = ("smollm2-135m", "harry-potter"), "smollm2-135m"
-"""The default model and concept that nothing was planted in; and the preset for small models."""
+NATURAL = ("smollm2-135m", "harry-potter")
+"""The default model and concept that nothing was planted in; the model's name is also that of its preset."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class RunConfig:
     """An alias, a folder or a hub id."""
     concept: str = DEFAULT_CONCEPT
     """A pack or a folder of JSON Lines files; several as a=5+b=1 are trained in that ratio."""
-    objective: Objective = field(default_factory=lambda: METHODS[DEFAULT_METHOD].preset(SMALL))
+    objective: Objective = field(default_factory=lambda: METHODS[DEFAULT_METHOD].preset("planted"))
     """The method and its hyper-parameters."""
-    training: Training = field(default_factory=lambda: METHODS[DEFAULT_METHOD].training_preset(SMALL))
+    training: Training = field(default_factory=lambda: METHODS[DEFAULT_METHOD].training_preset("planted"))
     """Steps, batches, learning rate."""
     seed: int = 0
     """Seed of the adapter's initial weights, the order of samples and the generated text."""
@@ -161,13 +161,15 @@ def usual(model: str | None = None, concept: str | None = None) -> tuple[str, st
 
 
 def preset_for(model: str, method: str) -> str:
-    """The preset of a method that suits a model: `organism` for organisms, else that for small models.
+    """The preset of a method that suits a model: `organism` or `planted` for these, else that of the default model.
 
-    A method without it gives its first preset.
+    A method without one for planted models takes that of the default model; without that, its first preset.
     """
     known = list(METHODS[method].presets)
-    wanted = "organism" if str(model).startswith("organism:") else SMALL
-    return wanted if wanted in known else known[0]
+    source = str(model).partition(":")[0]
+    wanted = [NATURAL[0]] if source not in ("organism", "planted") else [source]
+    wanted += [NATURAL[0]] if source == "planted" else []
+    return next((name for name in wanted if name in known), known[0])
 
 
 def differences(known: Mapping[str, Any], given: Mapping[str, Any], path: str = "") -> list[str]:
