@@ -105,15 +105,8 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., None]]:
         """
         if dry_run:
             _print_stages(config)
-            return
-        from elm_interp.runs.stages import STAGES, run_stage
-
-        made = Run.create(out, config, resume=resume)
-        for i, stage in enumerate(STAGES, 1):
-            print(f"[{i}/{len(STAGES)}] {stage}", file=sys.stderr, flush=True)
-            run_stage(made, stage)
-        _print_summary(made)
-        print(f"\nreport: {made.folder / 'report.html'}")
+        else:
+            _run_stages(Run.create(out, config, resume=resume))
 
     def erase(
         out: Path,
@@ -361,6 +354,16 @@ def _stage(folder: Path, name: str) -> None:
     run = Run.open(folder)
     run_stage(run, name)
     print(f"{name}: done, {run!r}")
+
+
+def _run_stages(run: Run) -> None:
+    from elm_interp.runs.stages import STAGES, run_stage
+
+    for i, stage in enumerate(STAGES, 1):
+        print(f"[{i}/{len(STAGES)}] {stage}", file=sys.stderr, flush=True)
+        run_stage(run, stage)
+    _print_summary(run)
+    print(f"\nreport: {run.folder / 'report.html'}")
 
 
 def _print_estimate(config: RunConfig) -> None:

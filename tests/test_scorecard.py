@@ -9,6 +9,7 @@ from disturbed import random_adapter
 
 from elm_interp.evaluate import destroyed, score_card, summary
 from elm_interp.metrics import Subject
+from elm_interp.organisms import golds
 from elm_interp.organisms.golds import gold_of, judge_of
 from elm_interp.results import frame, measurements
 
@@ -64,8 +65,10 @@ def test_gold_stands_beside_both_and_does_not_count_as_the_erased_model(tiny_lm,
     assert destroyed(pd.concat([ruined, gold_rows])) == destroyed(ruined)
 
 
-def test_each_made_model_has_its_gold_and_a_real_one_has_none():
-    assert gold_of("planted:original", "planted:marsh-animals") == "planted:gold"
+def test_each_made_model_has_its_gold_and_a_real_one_has_none(monkeypatch):
+    for there in (False, True):
+        monkeypatch.setattr(golds, "has_weights", lambda name, there=there: there)
+        assert gold_of("planted:original", "planted:marsh-animals") == ("planted:gold" if there else None)
     assert gold_of("organism:original@3", "organism:spellcraft@3") == "organism:gold@3"
     assert gold_of("organism:original", "organism:spellcraft") == "organism:gold"
     for model, concept in (

@@ -4,6 +4,7 @@ gold_of("planted:original", "planted:marsh-animals")      # "planted:gold"
 """
 
 from elm_interp.organisms.encyclopaedia import ERASED
+from elm_interp.organisms.planted import has_weights
 from elm_interp.organisms.world import WorldConfig
 
 
@@ -11,7 +12,7 @@ def gold_of(model: str, concept: str) -> str | None:
     """Name of the model that never knew a concept, of the same making as a model; None where there is none."""
     planted, seed = f"planted:{ERASED}", "@" + model.partition("@")[2] if "@" in model else ""
     if (model, concept) == ("planted:original", planted):
-        return "planted:gold"
+        return "planted:gold" if has_weights("gold") else None
     if (model, concept) == (f"organism:original{seed}", f"organism:{WorldConfig().erased}{seed}"):
         return f"organism:gold{seed}"
     return None

@@ -44,13 +44,18 @@ def model_folder(name: str) -> Path:
     if name not in MODELS:
         raise unknown("planted model", name, [*MODELS, "never"], UnknownModelError)
     adapter = ADAPTERS / name.replace("@", "-")
-    if not (adapter / "adapter_model.safetensors").is_file():
+    if not has_weights(name):
         raise UnknownModelError(
             f"the weights of planted:{name} do not come with this version of elm_interp; make them (an hour on two "
             f"cores): python analyses/make_planted.py --only {name}"
         )
     digest = file_hash(adapter / "adapter_model.safetensors")[:12]
     return cached_or_spare(cache_folder() / "planted" / f"{adapter.name}-{digest}", lambda half: _merge(adapter, half))
+
+
+def has_weights(name: str) -> bool:
+    """Whether the adapter of a planted model is there."""
+    return (ADAPTERS / name.replace("@", "-") / "adapter_model.safetensors").is_file()
 
 
 @concept_source("planted")
