@@ -5,7 +5,7 @@ ax = plot_progression(frame)                      # a new figure; ax.figure.axes
 Rows: one per metric and step with its interval; `method` "base" is the untouched model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def plot_progression(
     looks = {m: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i, m in enumerate(chosen)}
     for panel, (scale, names) in zip(given, panels.items(), strict=True):
         for metric in names:
-            _draw_metric(panel, rows[rows["metric"] == metric], scale, *looks[metric])
+            _draw_metric(panel, rows[rows["metric"] == metric], scale, *looks[metric], set(rows["step"].dropna()))
         if scale == "share":
             draw_chance(panel, rows[rows["metric"].isin(names)])
             panel.set_ylabel("Accuracy" if rows.loc[rows["metric"].isin(names), "chance"].notna().all() else "Share")
@@ -75,7 +75,8 @@ def plot_progression(
     return given[0]
 
 
-def _draw_metric(ax: Axes, rows: pd.DataFrame, scale: str, colour: str, marker: str) -> None:
+def _draw_metric(ax: Axes, rows: pd.DataFrame, scale: str, colour: str, marker: str, steps: Collection[int]) -> None:
+    """A line through a metric's steps; points alone if it was not measured at all steps of the figure."""
     metric = str(rows["metric"].iloc[0])
     never, rows = gold_of(rows), rows[rows["method"] != GOLD]
     if len(never):
@@ -85,4 +86,8 @@ def _draw_metric(ax: Axes, rows: pd.DataFrame, scale: str, colour: str, marker: 
         # the base over itself, which nobody needs to measure
         table = pd.concat([pd.DataFrame({"step": [0], "mean": [1.0], "low": [1.0], "high": [1.0]}), table])
     label = f"{metric.split('.')[0]}: {name_of(metric)}".removesuffix(" ratio")
-    draw_curve(ax, table, "step", label, colour, marker=marker, band=0.12)
+    if set(steps) <= set(table["step"]):
+        draw_curve(ax, table, "step", label, colour, marker=marker, band=0.12)
+    else:  # a line would show a course that nobody measured
+        draw_curve(ax, table, "step", label, colour, marker=marker, markersize=7, linestyle="", band=0)
+        ax.vlines(table["step"].astype(float), table["low"], table["high"], color=colour, linewidth=1.3)

@@ -14,6 +14,7 @@ from elm_interp.data import Concept, Question
 from elm_interp.data.concept import spread
 from elm_interp.data.questions import worded
 from elm_interp.probes import concept_datasets
+from elm_interp.probes.answer_identity import topics
 from elm_interp.registry import PROBE_TASKS
 
 QUESTIONS = {"forget": 128, "neighbours": 48, "general": 48}
@@ -45,7 +46,10 @@ def probed(concept: Concept, *, thorough: bool = False) -> dict[str, Dataset]:
     asked = worded(concept.ask("forget", "held_out"), 1)
     if len(asked) < PROBED // 2:
         asked = worded(concept.ask("forget", "all"), 1)
-    small = concept.measured_by({"forget": spread(asked, PROBED)}, PASSAGES)
+    kept: list[Question] = []
+    for topic in topics(asked).values():  # whole topics, since their answers must repeat
+        kept += topic if len(kept) + len(topic) <= PROBED else [] if kept else topic[: 2 * PROBED]
+    small = concept.measured_by({"forget": kept or spread(asked, PROBED)}, PASSAGES)
     return concept_datasets(small, [name for name, task in PROBE_TASKS.items() if task.cost == "cheap"])
 
 
