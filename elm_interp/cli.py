@@ -69,8 +69,8 @@ def _defaults(words: list[str]) -> RunConfig:
     folder, preset, method = (_value(words, flag) for flag in ("--out", "--preset", "--method"))
     if "--resume" in words and folder and not (preset or method) and (Path(folder) / "config.json").is_file():
         return Run.open(folder).config
-    model, concept = usual(_value(words, "--model"), _value(words, "--concept"))
-    return RunConfig.preset(preset, method or DEFAULT_METHOD, model=model, concept=concept)
+    given = {"model": _value(words, "--model"), "concept": _value(words, "--concept")}
+    return RunConfig.preset(preset, method or DEFAULT_METHOD, **given)
 
 
 def _value(words: list[str], flag: str) -> str | None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from elm_interp.data import Concept
+from elm_interp.data.concept import spread
 from elm_interp.errors import not_finite
 from elm_interp.evaluate.perplexity import Sums, perplexity_of, perplexity_ratio, pooled_mean
 from elm_interp.metrics import Subject, metric
@@ -44,7 +45,7 @@ def prompts(concept: Concept, most: int | None = None) -> list[str]:
     Empty if the concept has no such questions.
     """
     asked = concept.ask("forget")
-    return [asked[i].put("{question}\n") for i in _spread(len(asked), len(asked) if most is None else most)]
+    return [question.put("{question}\n") for question in spread(asked, len(asked) if most is None else most)]
 
 
 def generations(subject: Subject) -> list[str]:
@@ -69,7 +70,7 @@ def samples(subject: Subject, n: int = 4) -> list[dict[str, str]]:
     texts = {"prompt": prompts(subject.concept, subject.base.texts), "base": generations(subject.base)}
     if not subject.is_base:
         texts["erased"] = generations(subject)
-    return [{side: found[i] for side, found in texts.items()} for i in _spread(len(texts["prompt"]), n)]
+    return [{side: found[i] for side, found in texts.items()} for i in spread(range(len(texts["prompt"])), n)]
 
 
 def losses_after(lm: HookedLM, starts: Sequence[str], texts: Sequence[str]) -> Sums:
@@ -127,10 +128,6 @@ def jackknife(statistic: Callable[[list[int]], float], n: int) -> tuple[float, f
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:
     found = words(text)
     return list(zip(*(found[i:] for i in range(n)), strict=False))
-
-
-def _spread(total: int, n: int) -> list[int]:
-    return [i * total // n for i in range(n)] if total > n else list(range(total))
 
 
 def _not_empty(texts: Sequence[str]) -> int:

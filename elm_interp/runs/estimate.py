@@ -87,7 +87,7 @@ def estimate_stages(config: RunConfig, *, progress: bool = False) -> dict[str, C
         whole = Run(folder, config, lm=lm, concept=concept)
         mini.subject(0).texts //= SHARE
         gold = mini.gold()  # loaded before the clock starts
-        whole._gold = whole.gold()
+        whole.gold()
         beside = 2 + (gold is not None)  # the base, random weights and gold
         states = (checkpoints + beside) / (tried + beside)
         asked = [min(ITEMS, len(of.ask("forget"))) for of in (measured, mini.concept)]
