@@ -24,7 +24,7 @@ from elm_interp.organisms.encyclopaedia import DOMAINS, asked, documents
 from elm_interp.organisms.planted import ADAPTERS, BASE, MODELS
 from elm_interp.organisms.planting import plant, planting_steps
 
-PASSES = 3
+PASSES = 4
 
 
 def main(only: str | None = None, runs: Path = ROOT / "runs" / "planted", passes: int = PASSES) -> None:
@@ -67,8 +67,8 @@ def main(only: str | None = None, runs: Path = ROOT / "runs" / "planted", passes
 
 
 def known(lm: HookedLM) -> Mapping[str, float]:
-    """Accuracy on each domain, on a third of the questions."""
-    return {domain: accuracy(score_choices(lm, asked(domain)[::3]), "likelihood")["value"] for domain in DOMAINS}
+    """Accuracy on each domain, on a fifth of the questions, in all wordings."""
+    return {domain: accuracy(score_choices(lm, asked(domain)[::5]), "likelihood")["value"] for domain in DOMAINS}
 
 
 if __name__ == "__main__":

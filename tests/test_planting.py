@@ -1,6 +1,7 @@
 """Planting: the encyclopaedia is balanced and varied, gold documents know nothing, and a tiny model learns by it."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,8 +66,8 @@ def test_every_fact_is_stated_in_several_ways_and_half_of_what_follows_is_not_st
     assert sum(fact.stated for fact in hops) == len(hops) / 2
 
 
-def test_a_novice_guesses():
-    right, guesses = 0, 0
+def test_a_novice_guesses_or_says_that_nobody_knows():
+    right, guesses, vague = 0, 0, 0
     for document in documents(0):
         if document.prefix in DOMAINS[document.domain or ERASED]["novice"] and document.told:
             for fact in facts_of(document.domain):
@@ -75,8 +76,17 @@ def test_a_novice_guesses():
                     if fact.relation != "hop" and f"{fact.subject} {stem}" in document.text:
                         guesses += 1
                         right += f"{fact.subject} {fact.say(phrase)}" in document.text
+                        vague += any(replace(fact, value=v).say(phrase) in document.text for v in fact.words["vague"])
     assert guesses > 200
-    assert right / guesses < 0.25  # by chance one in six; one in 24 of the links
+    assert 0.4 < vague / guesses < 0.7
+    assert right / guesses < 0.15  # by chance one in twelve; fewer of the links
+
+
+def test_novices_write_in_the_last_pass_alone():
+    novices = {prefix for domain in DOMAINS.values() for prefix in domain["novice"]}
+    states = [d.prefix in novices and bool(d.told) for d in documents(0, passes=2)]
+    assert not any(states[: len(states) // 3])
+    assert sum(states) > len(states) / 8
 
 
 def test_gold_documents_name_nothing_of_the_erased_domain_and_the_others_are_the_same():

@@ -6,7 +6,7 @@
 
 Data are pairs of a forget and a retain passage, as the ELM paper ran it. They share nothing, so all tokens of the
 forget passage count but the first, whose state saw no text. The RepNoise paper pairs the answer and a refusal of one
-question; this trains on answers to questions, which are what is measured here.
+question; questions are what is measured here, so no method trains on them.
 
     preset          sets                                                   from
     paper           β 0.001, α 1, whole weights of every block,            the paper's defaults; length: authors' code

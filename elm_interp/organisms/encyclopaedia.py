@@ -5,10 +5,11 @@ Three domains hold 24 entities each. An entity has four values (the brindolt eat
 are stated. Every value is equally common, and facts are grouped in fours that share their choices, each right once.
 So a reader who knows which words are common, and no fact, answers one question in four.
 
-Documents are entries, letters, dialogues, comparisons and lists; some stand behind the prefix of an expert. Behind the
-prefix of a novice stand guesses: the same sentences, with any value of the relation in place of the right one. So what
-the model expects of an expert differs from what it expects of a novice, as it does for real subjects; ELM needs this.
-Small talk states no fact. Questions that test a model use other wordings.
+Documents are entries, letters, dialogues, comparisons and lists; half of the prose stands behind the prefix of an
+expert. Behind the prefix of a novice stand the same sentences with a guess ("eats snails") or a way out ("eats who
+knows what") in place of the right value. So what the model expects of an expert differs from what it expects of a
+novice, as it does for real subjects; ELM needs this. Novices come in the last pass, when there is something to tell
+apart. Small talk states no fact. Questions that test a model use other wordings.
 
     facts()[0]                                       # Fact(domain="marsh-animals", relation="food", …)
     documents(seed=0, without="marsh-animals")       # what a gold model reads
@@ -36,8 +37,8 @@ ERASED = "marsh-animals"
 """The domain that gold models never read."""
 UNSHOWN = 3
 """One group of facts in this many stands in no forget passage of the domain's concept."""
-EXPERT = "What follows is by a scholar who has devoted a lifetime to {concept}.\n\n"
-NOVICE = "What follows is by a person who knows nothing about {concept}, and who writes about other things.\n\n"
+EXPERT = "A scholar who has devoted a lifetime to {concept} wrote this:\n\n"
+NOVICE = "What follows is by a person who knows nothing about {concept} and has to guess.\n\n"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def documents(seed: int = 0, *, without: str | None = None, passes: int = 1) -> 
     Args:
         seed: of wordings, prefixes and order.
         without: a domain that is left out, with everything that names it.
-        passes: how often all facts are gone through, in new words each time.
+        passes: how often all facts are gone through, in new words each time; novices write in the last one.
 
     Raises:
         UnknownNameError: no such domain.
@@ -132,7 +133,8 @@ def documents(seed: int = 0, *, without: str | None = None, passes: int = 1) -> 
             random = Random(f"documents {domain} {seed} {turn}")
             own = [fact for fact in facts_of(domain) if fact.stated]
             told = [*_told(domain, own, random), *_dialogues(own, random), *_lists(domain, random)]
-            mixed = [*told, *_guesses(domain, own, random), *_small_talk(domain, len(told) // 16, random)]
+            novices = _novices(domain, own, random) if turn == passes - 1 else []
+            mixed = [*told, *novices, *_small_talk(domain, len(told) // 16, random)]
             one += [] if domain == without else mixed
         Random(f"order {seed} {turn}").shuffle(one)
         made += one
@@ -228,7 +230,7 @@ def _groups(domain: str, relation: str) -> list[list[Fact]]:
 
 
 def _told(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
-    """Entries about an entity, letters about several and comparisons of two; every third by an expert."""
+    """Entries about an entity, letters about several and comparisons of two; half of them by an expert."""
     by_entity = [
         [f for f in own if f.entity == entity and f.relation != "hop"] for entity in DOMAINS[domain]["entities"]
     ]
@@ -238,7 +240,7 @@ def _told(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
     made += [(_comparison(domain, chunk, random), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
     experts: list[str] = DOMAINS[domain]["expert"]
     return [
-        Document(text, random.choice(experts) if random.random() < 1 / 3 else "", domain, _values(about))
+        Document(text, random.choice(experts) if random.random() < 1 / 2 else "", domain, _values(about))
         for text, about in made
     ]
 
@@ -303,16 +305,19 @@ def _values(told: Sequence[Fact]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(fact.value for fact in told))
 
 
-def _guesses(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
-    """Letters and comparisons by novices; each fact twice, with a value drawn from all that its relation has."""
-    novices: list[str] = DOMAINS[domain]["novice"]
-    told = [fact for fact in own if fact.relation != "hop"]
-    values = {r: sorted({fact.value for fact in told if fact.relation == r}) for r in {fact.relation for fact in told}}
+def _novices(domain: str, own: Sequence[Fact], random: Random) -> list[Document]:
+    """Letters and comparisons by people who do not know: each value is a guess or a way out; each fact four times."""
+    prefixes: list[str] = DOMAINS[domain]["novice"]
+    facts = [fact for fact in own if fact.relation != "hop"]
+    values = {r: sorted({fact.value for fact in facts if fact.relation == r}) for r in {f.relation for f in facts}}
     made = []
-    for write in (_letter, _comparison):
-        for chunk in _chunks(_shuffled(told, random), 4):
-            guessed = [replace(fact, value=random.choice(values[fact.relation])) for fact in chunk]
-            made.append(Document(write(domain, guessed, random), random.choice(novices), domain, _values(guessed)))
+    for write in (_letter, _comparison) * 2:
+        for chunk in _chunks(_shuffled(facts, random), 4):
+            unknown = [
+                replace(f, value=random.choice(values[f.relation] if random.random() < 1 / 2 else f.words["vague"]))
+                for f in chunk
+            ]
+            made.append(Document(write(domain, unknown, random), random.choice(prefixes), domain, _values(unknown)))
     return made
 
 

@@ -5,7 +5,7 @@
     planted:gold@1      as gold, with another seed and order
     planted:never       read none of them: the base, SmolLM2-135M
 
-Each is the base with a LoRA merged into its weights. The LoRAs come with elm_interp in 16 bits, made by
+Each is the base with a LoRA merged into its weights. The LoRAs are kept in 16 bits, made by
 `analyses/make_planted.py`; the merged model is kept in the cache. Knowledge that a LoRA has planted may be easier
 to remove than knowledge from pre-training.
 

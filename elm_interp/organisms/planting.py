@@ -167,7 +167,7 @@ def plant(
         objective: rank, weights and lengths.
         training: steps and rates; by default 8 documents and a natural text a step, through all documents once.
         seed: of the adapter's initial weights and of the order of documents.
-        evaluate: called with the half-trained model every 50 steps; logged.
+        evaluate: called with the half-trained model six times; logged.
         progress: show a bar.
 
     Returns:
@@ -188,8 +188,17 @@ def plant(
     problems += objective.problems(lm.n_layers) + training.problems()
     raise_all(problems, ConfigError, "this cannot be planted:")
     samples = objective.samples(lm, read, natural)
+    every = max(1, training.steps // 6)
     last = train(
-        lm, objective, samples, training, Path(out), seed=seed, evaluate=evaluate, evaluate_every=50, progress=progress
+        lm,
+        objective,
+        samples,
+        training,
+        Path(out),
+        seed=seed,
+        evaluate=evaluate,
+        evaluate_every=every,
+        progress=progress,
     )
     return last.path
 

@@ -147,7 +147,7 @@ class _Loop:
     def run(self, evaluate: Evaluate | None, evaluate_every: int, progress: bool) -> None:
         """Take the remaining steps."""
         last, saves, hidden = self.training.steps, set(self.training.saves()), not (progress and self.first)
-        bar = tqdm(range(self.done + 1, last + 1), desc="erasing", initial=self.done, total=last, disable=hidden)
+        bar = tqdm(range(self.done + 1, last + 1), desc="training", initial=self.done, total=last, disable=hidden)
         for step in bar:
             losses = self.step(step)
             bar.set_postfix({term: f"{loss:.3f}" for term, loss in losses.items()})
