@@ -72,4 +72,4 @@ def text_log_probs(lm: HookedLM, texts: Sequence[Text]) -> Float[Tensor, " text"
     states = torch.cat([hidden[k, t.start : len(t.ids) - 1] for k, t in enumerate(texts)])
     ids = torch.cat([torch.tensor(t.ids[t.start + 1 :]) for t in texts]).to(lm.device)
     each = differentiable(lm, states, lambda rows, logits: log_prob(logits, ids[rows]))
-    return torch.stack([part.sum() for part in each.split([t.positions for t in texts])])
+    return torch.stack([part.sum() for part in torch.split(each, [t.positions for t in texts])])
