@@ -22,9 +22,9 @@ from torch import Tensor
 
 from elm_interp.data import Concept
 from elm_interp.models import HookedLM
-from elm_interp.training.likelihood import Text, passages_as_texts, text_log_probs
+from elm_interp.training.likelihood import TOFU, Text, passages_as_texts, text_log_probs
 from elm_interp.training.objective import Objective, Preset, method
-from elm_interp.training.settings import UNCLIPPED, number_problems
+from elm_interp.training.settings import number_problems
 
 _LORA = {"rank": 16, "alpha": 32.0, "max_tokens": 160, "bound": 8.0}
 
@@ -32,17 +32,7 @@ _LORA = {"rank": 16, "alpha": 32.0, "max_tokens": 160, "bound": 8.0}
 @method(
     "gradient-difference",
     presets={
-        "paper": Preset(
-            training={
-                "steps": 63,
-                "forget_batch": 32,
-                "retain_batch": 32,
-                "lr": 1e-5,
-                "warmup": 13,
-                "weight_decay": 0.01,
-                **UNCLIPPED,
-            }
-        ),
+        "paper": Preset(training={**TOFU, "steps": 63}),
         "smollm2-135m": Preset(
             _LORA, training={"steps": 60, "forget_batch": 4, "retain_batch": 4, "lr": 3e-4, "save_every": 15}
         ),

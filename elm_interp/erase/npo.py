@@ -24,9 +24,9 @@ from torch.nn.functional import logsigmoid
 
 from elm_interp.data import Concept
 from elm_interp.models import HookedLM
-from elm_interp.training.likelihood import Text, passages_as_texts, text_log_probs, with_frozen
+from elm_interp.training.likelihood import TOFU, Text, passages_as_texts, text_log_probs, with_frozen
 from elm_interp.training.objective import Objective, Preset, method
-from elm_interp.training.settings import UNCLIPPED, number_problems, positive_problems
+from elm_interp.training.settings import number_problems, positive_problems
 
 _LORA = {"rank": 16, "alpha": 32.0, "max_tokens": 160}
 
@@ -34,17 +34,7 @@ _LORA = {"rank": 16, "alpha": 32.0, "max_tokens": 160}
 @method(
     "npo",
     presets={
-        "paper": Preset(
-            training={
-                "steps": 125,
-                "forget_batch": 32,
-                "retain_batch": 32,
-                "lr": 1e-5,
-                "warmup": 13,
-                "weight_decay": 0.01,
-                **UNCLIPPED,
-            }
-        ),
+        "paper": Preset(training={**TOFU, "steps": 125}),
         "smollm2-135m": Preset(
             _LORA, training={"steps": 60, "forget_batch": 4, "retain_batch": 4, "lr": 5e-4, "save_every": 15}
         ),

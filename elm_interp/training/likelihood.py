@@ -18,6 +18,10 @@ from elm_interp.models import HookedLM
 from elm_interp.models.unembedding import differentiable, log_prob
 from elm_interp.training.objective import sample_kind
 from elm_interp.training.passages import first_target, passage_rows
+from elm_interp.training.settings import UNCLIPPED
+
+TOFU = {**UNCLIPPED, "forget_batch": 32, "retain_batch": 32, "lr": 1e-5, "warmup": 13, "weight_decay": 0.01}
+"""Training that both methods' published experiments on TOFU (Maini et al. 2024) share; one epoch of warm-up."""
 
 
 @sample_kind
