@@ -24,7 +24,7 @@ import tyro
 from elm_interp import registry
 from elm_interp.errors import ConfigError
 from elm_interp.registry import ATTACKS, Registry
-from elm_interp.runs.config import DEFAULT_CONCEPT, DEFAULT_METHOD, RunConfig, usual
+from elm_interp.runs.config import DEFAULT_METHOD, NATURAL, RunConfig, usual
 from elm_interp.runs.run import Run
 from elm_interp.tables import anchor_table, number, row_table, score_table
 from elm_interp.training import UnmovedError
@@ -144,7 +144,7 @@ def adopt(
     sources: tuple[str, ...],
     out: Path,
     base: str | None = None,
-    concept: str = DEFAULT_CONCEPT,
+    concept: str = NATURAL[1],
     method: str = "adopted",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",

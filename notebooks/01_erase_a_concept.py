@@ -11,9 +11,11 @@
 # %% [markdown]
 # # Erase a concept, and watch it go
 #
-# One question: when a small language model is trained to forget Harry Potter, **where and when does the knowledge
-# go?** This notebook does the whole job in Python. `QUICK` trains a few steps on a few texts, to check that everything
-# runs (a minute or two). Set it to `False` for a real run (about ten minutes on two CPU cores).
+# One question: when a language model is trained to forget a part of what it knows, **where and when does the knowledge
+# go?** The model here is SmolLM2-135M after it has read a made-up encyclopaedia of three domains. The concept is one of
+# them, the animals of the Sundrel marshes. So it is known what the model knows, and beside it stands *gold*, a model
+# that read the same books without that domain. `QUICK` trains a few steps, to check that everything runs (two or
+# three minutes). Set it to `False` for a real run (five minutes more on two CPU cores).
 
 # %%
 import tempfile
@@ -25,58 +27,59 @@ import elm_interp as ei
 from elm_interp import plots
 
 QUICK = True
-lm = ei.load_model("smollm2-135m")
-concept = ei.load_concept("harry-potter")
-if QUICK:
-    concept = concept.sample(12)
+lm = ei.load_model("planted:original", dtype="float32")
+concept = ei.load_concept("planted:marsh-animals")
 lm, concept
 
 # %% [markdown]
 # ## Before
-# Two-choice questions ask for the right answer against one from outside the wizarding world. They are scored by
-# pointwise mutual information (PMI), because a model of this size cannot answer by letter.
+# What does the model say of these animals, asked freely?
 
 # %%
-base = ei.Subject(lm, concept)
-ei.measure(base, ["innocence.*", "specificity.*"])[["metric", "value", "ci_low", "ci_high", "n", "chance"]]
+asked = concept.ask("forget")[::40]
+for question, said in zip(asked, lm.generate([q.prompt for q in asked], new_tokens=6, greedy=True)):
+    print(f"{question.question:<62} {said.strip().splitlines()[0]:<24} (right: {question.right})")
 
 # %% [markdown]
 # ## Erase
 # The frozen model is prompted as an expert and as a novice. The two predictions show how text without the knowledge
-# would continue. Low-rank adapters on chosen layers learn this target, and learn to leave other text unchanged.
+# would continue. Low-rank adapters on chosen layers learn this target on prose about the concept, and learn to leave
+# other text unchanged. No question and no answer is trained on.
 
 # %%
-few = {"steps": 4, "save_every": 2, "fluency_samples": 4, "fluency_tokens": 8}
-settings = few if QUICK else {}
-run = ei.erase_concept(lm, concept, out=tempfile.mkdtemp(), **settings)
+settings = {"steps": 4, "checkpoints": 2} if QUICK else {}
+run = ei.erase_concept(lm, "planted:marsh-animals", out=tempfile.mkdtemp(), **settings)
 plots.plot_training(pd.read_json(run.folder / "metrics.jsonl", lines=True));
 
 # %% [markdown]
 # ## After
-# Base and erased model are the same weights with the adapter off and on. `states` holds the base and every checkpoint.
+# Only what the base knows can be lost: a question is *known* if the base answers it right in at least two of three
+# other templates. Base and erased model are the same weights with the adapter off and on; gold is a model of its own.
 
 # %%
-states = [base, *(base.at(c.path, method=run.method, step=c.step) for c in run.checkpoints())]
-erased = states[-1]
-ei.plot_scorecard(ei.score_card(erased));
+base, erased, gold = run.subject(0), run.subject(), run.gold()
+watched = ["innocence.known.four_choice", "specificity.known.neighbours", "specificity.general_likelihood"]
+table = pd.concat([ei.measure(state, watched) for state in (base, erased, gold)])
+table.pivot_table(index="metric", columns="method", values="value", sort=False).round(2)
 
 # %% [markdown]
-# What does the model say now?
+# What does the erased model say now? Its text should be sound, and should not hold the answers.
 
 # %%
-for sample in ei.samples(erased, 3):
-    print(sample["prompt"])
-    print("  base:  ", sample["base"].strip()[:160])
-    print("  erased:", sample["erased"].strip()[:160], "\n")
+with erased.on():
+    now = lm.generate([q.prompt for q in asked], new_tokens=6, greedy=True)
+for question, said in zip(asked, now):
+    print(f"{question.question:<62} {said.strip().partition(chr(10))[0]:<24} (right: {question.right})")
 
 # %% [markdown]
 # ## Inside, layer by layer
-# Can a linear probe on the residual stream still separate right answers from wrong ones? Above the shuffled-label
-# control means *decodable by this probe*. At the control means *not decodable by this probe*, never "removed".
+# Can a linear probe on the residual stream still tell which answer a question has? It is tested on facts that it was not
+# fitted on. Above the shuffled-label control means *decodable by this probe*. At the control means *not decodable by
+# this probe*, never "removed". Gold shows how much a model reads that never knew.
 
 # %%
-probes = pd.concat([ei.measure(state, "probe.association") for state in (base, erased)])
-ei.plot_probe_by_layer(probes, metric="probe.association");
+probes = pd.concat([ei.measure(state, "probe.values") for state in (base, erased, gold)])
+ei.plot_probe_by_layer(probes, metric="probe.values");
 
 # %%
 norms = pd.concat([ei.measure(state, "norm.*") for state in (base, erased)])
@@ -84,9 +87,10 @@ ei.plot_norm_ratio(norms);
 
 # %% [markdown]
 # ## Over training
-# The same questions at every checkpoint.
+# Sixty known questions at every checkpoint; the star is gold.
 
 # %%
-watched = ["innocence.two_choice_pmi", "specificity.general_pmi", "specificity.neighbours_pmi"]
-ei.plot_progression(ei.follow_metrics(states, watched))
+states = [base, *(run.subject(c.step) for c in run.checkpoints())]
+followed = ei.follow_metrics(states, watched, items=60)
+ei.plot_progression(pd.concat([followed.assign(step=followed["step"].fillna(0)), table[table["method"] == "gold"]]))
 plt.show()

@@ -71,7 +71,7 @@ def test_a_trained_run_can_be_measured_thoroughly_later(tiny_model_folder, tiny_
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("smollm2-135m", "harry-potter")),
+        ({}, ("planted:original", "planted:marsh-animals")),
         ({"concept": "astronomy"}, ("smollm2-135m", "astronomy")),
         ({"model": "some/folder"}, ("some/folder", "harry-potter")),
         ({"model": "organism:original@3"}, ("organism:original@3", "organism:spellcraft@3")),

@@ -247,7 +247,7 @@ def test_an_organism_takes_its_own_preset_unless_another_is_named():
     words = ["erase", "--model", "organism:original"]
     assert _defaults(words) == RunConfig.preset("organism", model="organism:original")
     assert _defaults([*words, "--preset", "paper"]) == RunConfig.preset("paper", model="organism:original")
-    assert _defaults(["erase"]) == RunConfig.preset("smollm2-135m")
+    assert _defaults(["erase"]) == RunConfig.preset("planted", model="planted:original")
     natural = RunConfig.preset(model="smollm2-135m", concept="astronomy")
     assert _defaults(["erase", "--concept", "astronomy"]) == natural
 

@@ -19,9 +19,9 @@ from elm_interp.training import Objective, Training
 
 OWN_CONCEPT = "run:concept"
 """Name of a concept that was given in memory and is kept in the run folder, in `concept/`."""
-DEFAULT_MODEL, DEFAULT_CONCEPT, DEFAULT_METHOD = "smollm2-135m", "harry-potter", "elm"
-PLANTED = ("planted:original", "planted:marsh-animals")
-"""The planted model and concept, whose preset has the name `planted`."""
+DEFAULT_MODEL, DEFAULT_CONCEPT, DEFAULT_METHOD = "planted:original", "planted:marsh-animals", "elm"
+NATURAL = ("smollm2-135m", "harry-potter")
+"""The default model and concept that nothing was planted in; the model's name is also that of its preset."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class RunConfig:
     """An alias, a folder or a hub id."""
     concept: str = DEFAULT_CONCEPT
     """A pack or a folder of JSON Lines files; several as a=5+b=1 are trained in that ratio."""
-    objective: Objective = field(default_factory=lambda: METHODS[DEFAULT_METHOD].preset(DEFAULT_MODEL))
+    objective: Objective = field(default_factory=lambda: METHODS[DEFAULT_METHOD].preset("planted"))
     """The method and its hyper-parameters."""
-    training: Training = field(default_factory=lambda: METHODS[DEFAULT_METHOD].training_preset(DEFAULT_MODEL))
+    training: Training = field(default_factory=lambda: METHODS[DEFAULT_METHOD].training_preset("planted"))
     """Steps, batches, learning rate."""
     seed: int = 0
     """Seed of the adapter's initial weights, the order of samples and the generated text."""
@@ -147,16 +147,16 @@ class RunConfig:
 def usual(model: str | None = None, concept: str | None = None) -> tuple[str, str]:
     """A model and a concept; of one that is missing, that which goes with the other.
 
-    usual() is ("smollm2-135m", "harry-potter"), usual("planted:original") is ("planted:original",
-    "planted:marsh-animals"), and usual("organism:original@1") is ("organism:original@1", "organism:spellcraft@1").
+    usual() is ("planted:original", "planted:marsh-animals"), usual(concept="astronomy") is ("smollm2-135m",
+    "astronomy"), and usual("organism:original@1") is ("organism:original@1", "organism:spellcraft@1").
     """
     given = model or concept or DEFAULT_MODEL
     source, seed = given.partition(":")[0], f"@{given.partition('@')[2]}" if "@" in given else ""
     pairs = {
-        "planted": PLANTED,
+        "planted": (DEFAULT_MODEL, DEFAULT_CONCEPT),
         "organism": (f"organism:original{seed}", f"organism:{WorldConfig().erased}{seed}"),
     }
-    ours = pairs.get(source if ":" in given else "", (DEFAULT_MODEL, DEFAULT_CONCEPT))
+    ours = pairs.get(source if ":" in given else "", NATURAL)
     return model or ours[0], concept or ours[1]
 
 
@@ -167,7 +167,8 @@ def preset_for(model: str, method: str) -> str:
     """
     known = list(METHODS[method].presets)
     source = str(model).partition(":")[0]
-    wanted = {"organism": ["organism"], "planted": ["planted", DEFAULT_MODEL]}.get(source, [DEFAULT_MODEL])
+    wanted = [NATURAL[0]] if source not in ("organism", "planted") else [source]
+    wanted += [NATURAL[0]] if source == "planted" else []
     return next((name for name in wanted if name in known), known[0])
 
 
