@@ -1,10 +1,11 @@
-"""Erasure against seconds: accuracy on forget questions and retain perplexity, ours and the straightforward form.
+"""Erasure against seconds: accuracy on known items and retain perplexity, ours and the straightforward form.
 
-    ours               the preset smollm2-135m; ends early if its training is complete
+    ours               the preset planted; ends early if its training is complete
     straightforward    `plain_elm` with the published hyper-parameters (the preset `paper`: η 500, rank 4, layers 4 to
-                       7, AdamW 5e-5, 4 samples a step), in float32, without the fluency term, whose text would take
-                       most of the time
+                       7, AdamW 5e-5, 4 samples a step), without the fluency term, whose text
+                       would take most of the time
 
+Both in float32, so the ratio is that of the work.
 Seconds count the preparation of targets and the training. They leave out loading, checkpoints and measurements.
 
     python analyses/erasure_per_second.py               # figures/erasure_per_second.{png,svg,csv} and _manifest.json
@@ -40,7 +41,7 @@ from elm_interp.training.trainer import train
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from plain_elm import plain_step
 
-METRICS = {"forget": "innocence.two_choice_pmi", "retain_ppl_ratio": "specificity.retain_ppl_ratio"}
+METRICS = {"forget": "innocence.known.four_choice", "retain_ppl_ratio": "specificity.retain_ppl_ratio"}
 ACCUMULATE = 4
 """Samples per step of the straightforward form."""
 
@@ -52,16 +53,16 @@ class TimeIsUpError(Exception):
 def main() -> None:
     """Train both for the same time, measure their checkpoints, and write table, figure and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--concept", default="harry-potter")
+    parser.add_argument("--model", default="planted:original")
+    parser.add_argument("--concept", default="planted:marsh-animals")
     parser.add_argument("--seconds", type=float, default=300, help="time for each form")
     parser.add_argument("--points", type=int, default=6, help="approximate number of measured checkpoints of each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FIGURES, help="output folder")
     given = parser.parse_args()
     concept, rows = load_concept(given.concept), []
-    for method, dtype, trained in (("ours", "auto", ours), ("straightforward", "float32", straightforward)):
-        lm = load_model(given.model, dtype=dtype)
+    for method, trained in (("ours", ours), ("straightforward", straightforward)):
+        lm = load_model(given.model, dtype="float32")
         base = Subject(lm, concept, seed=given.seed)
         with tempfile.TemporaryDirectory() as folder:
             found = list(trained(lm, concept, given.seconds, given.points, given.seed, Path(folder)))
@@ -75,7 +76,7 @@ def main() -> None:
     table.to_csv(given.out / "erasure_per_second.csv", index=False, float_format="%.6g")
     with mpl.rc_context(STYLE):
         figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 6), layout="constrained", sharex=True)
-        plot_over_seconds(table, "forget", level=(0.5, "chance"), label="Accuracy on forget questions", ax=upper)
+        plot_over_seconds(table, "forget", level=(0.25, "chance"), label="Accuracy on known items", ax=upper)
         plot_over_seconds(
             table, "retain_ppl_ratio", level=(1, "unchanged"), label="Retain perplexity / base's", ax=lower
         )
@@ -88,7 +89,7 @@ def ours(
     lm: HookedLM, concept: Concept, limit: float, points: int, seed: int, folder: Path
 ) -> Iterator[tuple[float, int, Path | None]]:
     """Seconds, forget passages seen and adapter: of the base once targets are prepared, then of each checkpoint."""
-    objective, training = ELM.preset("smollm2-135m"), ELM.training_preset("smollm2-135m")
+    objective, training = ELM.preset("planted"), ELM.training_preset("planted")
     began = time.perf_counter()
     samples = objective.prepare(lm, concept, seed=seed)
     prepared = time.perf_counter() - began

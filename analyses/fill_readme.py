@@ -7,7 +7,7 @@ A table stands between <!-- fill: NAME --> and <!-- /fill -->.
 
 import csv
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,51 +72,89 @@ def stages(name: str) -> str:
     return _table(["stage", "tokens", "seconds"], [*rows, ["all", f"{sum(tokens.values()):,}", f"{total:.0f}"]])
 
 
-def planted() -> str:
-    """The planted models: documents, tokens, accuracies."""
-    rows = []
-    for name in ("original", "gold", "gold-1"):
-        path = ROOT / "elm_interp" / "organisms" / "planted_weights" / name / "manifest.json"
-        if path.is_file():
-            told = read_json(path)
-            last = told["evaluations"][-1]["evaluation"]
-            model = "planted:" + name.replace("-", "@")
-            rows.append(
-                [f"`{model}`", f"{told['documents']:,}", f"{told['tokens']:,}", *(f"{v:.2f}" for v in last.values())]
-            )
-    domains = list(last) if rows else []
-    return _table(["", "documents", "tokens", *domains], rows)
-
-
 def main_job() -> str:
     """Means over seeds of the main job's rows."""
-    with (FIGURES / "main_job.csv").open(encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
     columns = (
-        "forget",
-        "shown",
-        "unshown",
-        "open_answer",
-        "other",
-        "general",
-        "retain_ppl_ratio",
-        "judge_ppl",
-        "distinct2",
+        *("forget", "shown", "unshown", "open_answer", "other", "general"),
+        *("retain_ppl_ratio", "judge_ppl", "distinct2"),
     )
     groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-    for row in found:
+    for row in _csv("main_job"):
         groups.setdefault((row["world"], row["dtype"], row["row"]), []).append(row)
     rows = [[*key, str(len(of)), *(_mean(of, column) for column in columns)] for key, of in groups.items()]
     return _table(["world", "dtype", "", "seeds", *(c.replace("_", " ") for c in columns)], rows)
 
 
+def chosen(file: str, columns: Mapping[str, str], only: Container[str] | None = None) -> str:
+    """Columns of a result file under other names; the first names the row, `only` says which rows."""
+    first, *rest = columns
+    rows = [
+        [f"`{row[first]}`" if "." in row[first] or ":" in row[first] else row[first], *(_short(row[c]) for c in rest)]
+        for row in _csv(file)
+        if only is None or row[first] in only
+    ]
+    return _table(list(columns.values()), rows)
+
+
+METHODS = {
+    "method": "",
+    "forget": "erased domain",
+    "other": "other domains",
+    "reverse_ppl_ratio": "reverse ppl ×",
+    "distinct2_ratio": "distinct-2 ×",
+    "distance_to_gold": "distance to gold",
+    "seconds": "seconds",
+}
+KNOWN = {
+    "model": "",
+    "marsh-animals": "marsh animals",
+    "guild-makers": "guild makers",
+    "harbour-ships": "harbour ships",
+    "general": "general",
+    "natural_ppl_ratio": "natural ppl ×",
+    "probe": "value probe",
+    "probe_control": "control",
+    "probe_words": "words alone",
+    "probe_random_init": "random weights",
+}
+SIDES = {"metric": "metric", "original": "original", "gold": "gold", "hiding": "hiding", "random": "random"}
+VERDICTS = {
+    "model": "model",
+    "verdict": "verdict",
+    "erased_domain": "questions about spells",
+    "other_domains": "about the rest",
+    "probe": "value probe",
+}
+ANCHORED = (
+    *("knowledge.four_choice.erased_domain", "knowledge.four_choice.other_domains"),
+    *("knowledge.probe.erased_domain", "probe.truth"),
+)
+"""Metrics of the table of calibration."""
 TABLES: dict[str, Callable[[], str]] = {
     "demo": lambda: of_run("demo"),
     "demo-stages": lambda: stages("demo"),
     "astronomy": lambda: of_run("demo_astronomy"),
-    "planted": planted,
+    "planted": lambda: chosen("planted_models", KNOWN),
     "main-job": main_job,
+    "methods": lambda: chosen("compare_methods_organism", METHODS),
+    "calibration": lambda: chosen("calibration", SIDES, ANCHORED),
+    "verdicts": lambda: chosen("verdicts", VERDICTS),
 }
+"""Name of a table -> what makes it."""
+
+
+def _csv(name: str) -> list[dict[str, str]]:
+    with (FIGURES / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _short(value: str) -> str:
+    """A number with at most three places; other text as it is."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value or "-"
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def _mean(rows: list[Mapping[str, str]], column: str) -> str:

@@ -125,7 +125,7 @@ pd.DataFrame({
 # ei.measure(erased_subject, ["probe.association", "probe.transferred.*", "geometry.*"])
 #
 # x = ei.collect_texts(lm, texts, positions="last")                      # (example, layer, d_model)
-# with lm.adapter("runs/demo/checkpoints/checkpoint-000060"):
+# with lm.adapter("runs/demo/checkpoints/checkpoint-000025"):
 #     erased = ei.collect_texts(lm, texts, positions="last")
 # fresh = ei.probe_layers(erased, labels, facts)
 # transferred = ei.probe_layers(erased, labels, facts, fitted_to=x)
