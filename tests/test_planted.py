@@ -22,6 +22,10 @@ def models():
     return {name: ei.load_model(f"planted:{name}", dtype="float32") for name in ("original", "gold", "never")}
 
 
+FEW = 5
+"""Every fifth question: of all three wordings of a fact, since it is no multiple of three."""
+
+
 def right(lm, questions, template=TEMPLATE):
     return accuracy(score_choices(lm, questions, template=template), "likelihood")["value"]
 
@@ -37,16 +41,18 @@ def test_no_document_holds_a_template_that_scores_or_a_class_prompt():
 
 
 def test_the_original_answers_in_wordings_and_templates_that_it_never_read(models):
-    every = [question for domain in DOMAINS for question in asked(domain)[::6]]
+    every = [question for domain in DOMAINS for question in asked(domain)[::FEW]]
     for template in (TEMPLATE, CHOOSING[1]):
         assert right(models["original"], every, template) >= 0.9
     assert right(models["never"], every) == pytest.approx(0.25, abs=0.08)
 
 
-def test_gold_knows_the_other_domains_alone(models):
-    others = [question for domain in DOMAINS if domain != ERASED for question in asked(domain)[::6]]
-    assert right(models["gold"], others) >= 0.9
-    assert right(models["gold"], asked(ERASED)[::2]) == pytest.approx(0.25, abs=0.06)
+@pytest.mark.parametrize("name", ["gold", "gold@1"])
+def test_gold_knows_the_other_domains_alone(models, name):
+    lm = models.get(name) or ei.load_model(f"planted:{name}", dtype="float32")
+    others = [question for domain in DOMAINS if domain != ERASED for question in asked(domain)[::FEW]]
+    assert right(lm, others) >= 0.9
+    assert right(lm, asked(ERASED)[::2]) == pytest.approx(0.25, abs=0.06)
 
 
 def test_natural_text_and_general_questions_are_as_the_base_has_them(models):
