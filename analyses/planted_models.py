@@ -2,8 +2,8 @@
 
     python analyses/planted_models.py        # figures/planted_models.csv and its manifest
 
-Columns: four-choice accuracy on every held-out question of each domain, over all wordings, in the measured template and
-in another one ("... elsewhere"); general questions; perplexity of held-out natural passages over SmolLM2's; the value
+Columns: four-choice accuracy on held-out questions of each domain in the measured template (every second question, so
+all three wordings) and in another template ("... elsewhere", every fifth); general questions; perplexity of held-out natural passages over SmolLM2's; the value
 probe at its best layer, its control there, and its two baselines (token embeddings; random weights, best layer). The
 best layer is the best of 30 for all of them.
 """
@@ -49,8 +49,8 @@ def known(lm: HookedLM) -> dict[str, float]:
     """Accuracy on each domain in two templates, and on general questions."""
     found = {}
     for domain in DOMAINS:
-        for ending, template in (("", TEMPLATE), (" elsewhere", ELSEWHERE)):
-            told = accuracy(score_choices(lm, asked(domain), template=template), "likelihood")
+        for ending, template, stride in (("", TEMPLATE, 2), (" elsewhere", ELSEWHERE, 5)):
+            told = accuracy(score_choices(lm, asked(domain)[::stride], template=template), "likelihood")
             found[domain + ending] = told["value"]
     return found | {"general": accuracy(score_choices(lm, domain_concept().ask("general")), "likelihood")["value"]}
 

@@ -48,6 +48,7 @@ CHAT_ITEMS = 24
 """Most known items that are asked in the chat template."""
 FOLLOWED_PASSAGES = 4
 """Held-out passages of a kind that are read at a checkpoint that is only followed."""
+MCNEMAR = "McNemar, exact, two-sided"
 _HOW = "questions that the base answers in 2 of 3 other templates"
 _FACTS = "bootstrap over facts"
 
@@ -136,9 +137,10 @@ def known_drop(subject: Subject) -> list[dict[str, Any]]:
         lost, won = int((own[0] > 0).sum()), int((own[0] < 0).sum())
         p = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
         found.append(measurements(name, own[0].mean(), n=len(own[0]), ci=cluster_bootstrap(*own)))
-        found.append(measurements(f"{name}.p", p, n=lost + won, protocol="McNemar, exact, two-sided"))
+        found.append(measurements(f"{name}.p", p, n=lost + won, direction="neither", protocol=MCNEMAR))
     if len(near[0]):
-        found.append(measurements(f"{name}.neighbours", near[0].mean(), n=len(near[0]), ci=cluster_bootstrap(*near)))
+        ci = cluster_bootstrap(*near)
+        found.append(measurements(f"{name}.neighbours", near[0].mean(), n=len(near[0]), ci=ci, direction="down"))
     if len(own[0]) and len(near[0]):
         ci = (float("nan"), float("nan"))
         if len(set(own[1])) > 1 and len(set(near[1])) > 1:

@@ -16,9 +16,11 @@ from elm_interp.plots.declared import headline_metrics
 from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import GOLD, gold_of, metrics_of, over_seeds, rows_of
 from elm_interp.plots.panels import log_ratio, panel_axes, panels_of
-from elm_interp.plots.style import MARKERS, SERIES, legend_above, name_of, whole_numbers
+from elm_interp.plots.style import CHANCE, MARKERS, SERIES, legend_above, name_of, whole_numbers
 
 MOST_TICKS = 12
+NEVER_LINE = (0, (1, 2))
+"""Line style of gold's level."""
 
 
 @figure(
@@ -70,6 +72,8 @@ def plot_progression(
         panel.xaxis.set_major_locator(FixedLocator(steps) if len(steps) <= MOST_TICKS else whole_numbers())
         panel.margins(x=0.02)
         panel.set_xlabel("")
+        if len(gold_of(rows[rows["metric"].isin(names)])):
+            panel.plot([], [], color=CHANCE, linestyle=NEVER_LINE, label="gold: never knew")
         legend_above(panel, columns=2)
     given[-1].set_xlabel("Training step (0 = base)")
     return given[0]
@@ -80,7 +84,7 @@ def _draw_metric(ax: Axes, rows: pd.DataFrame, scale: str, colour: str, marker: 
     metric = str(rows["metric"].iloc[0])
     never, rows = gold_of(rows), rows[rows["method"] != GOLD]
     if len(never):
-        ax.axhline(never["value"].mean(), color=colour, linestyle=(0, (1, 2)), linewidth=1.3, zorder=2)
+        ax.axhline(never["value"].mean(), color=colour, linestyle=NEVER_LINE, linewidth=1.3, zorder=2)
     table = over_seeds(rows, ["step"])
     if scale == "ratio" and 0 not in set(table["step"]):
         # the base over itself, which nobody needs to measure

@@ -43,7 +43,7 @@ def plot_scorecard(
 
     Args:
         frame: tidy rows of the base and of an erased model; its last step is shown. Rows of single layers are ignored.
-        metrics: which; by default all shares and ratios of the frame.
+        metrics: which; by default all shares and ratios of the frame but p-values.
         ax: where to draw, one axes a scale (shares, ratios); a new figure by default.
 
     Returns:
@@ -53,7 +53,7 @@ def plot_scorecard(
         UnknownNameError: a metric that the frame does not have.
         ConfigError: axes that do not fit the scales, rows that mix models or methods, or nothing to draw.
     """
-    chosen = list(metrics_of(frame) if metrics is None else metrics)
+    chosen = [m for m in metrics_of(frame) if not m.endswith(".p")] if metrics is None else list(metrics)
     rows = rows_of(frame, chosen)
     rows = rows[rows["layer"].isna()]
     panels = panels_of(rows, [name for group in by_group(chosen).values() for name in group])
@@ -62,7 +62,7 @@ def plot_scorecard(
     given = panel_axes(ax, panels, heights, sharex=False)
     for panel, (scale, names) in zip(given, panels.items(), strict=True):
         _draw_panel(panel, rows, names, scale)
-    legend_above(given[0], columns=4)
+    legend_above(given[0], columns=2)
     return given[0]
 
 
@@ -79,7 +79,7 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: str) 
         draw_intervals(ax, table, ["low", "high"], "y", side.colour, linewidth=2.2, alpha=0.45, zorder=2)
         draw_points(ax, table["mean"], table["y"], side.colour, side.marker, s=45, zorder=4, label=side.label)
         ends.append(table.set_index("metric")[["mean", "y"]])
-    if len(ends) > 1:
+    if len(ends) > 1 and sides[0].colour == BASE:
         both = ends[0].join(ends[1], rsuffix="_erased", how="inner")
         ax.plot(both[["mean", "mean_erased"]].T, both[["y", "y_erased"]].T, color="#BBBBBB", linewidth=1, zorder=1)
     for metric in names:
@@ -87,7 +87,7 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str], scale: str) 
         if scale == "share" and (chance := chance_of(of_metric)) is not None:
             ax.vlines(chance, y - 0.42, y + 0.42, color=CHANCE, linestyle="--", linewidth=1.2, zorder=1)
         _write_beside(ax, y, ARROWS.get(str(of_metric["direction"].iloc[0]), ""), fontsize=14)
-    _write_beside(ax, -0.9, "better", annotation_clip=False)
+    _write_beside(ax, 0, "better")
     ax.plot([], [], color=CHANCE, linestyle="--", label="chance")
     ax.set_yticks(range(len(lines)), [line.capitalize() if line in groups else name_of(line) for line in lines])
     for line, tick in zip(lines, ax.get_yticklabels(), strict=True):

@@ -83,13 +83,19 @@ def whole_numbers() -> MaxNLocator:
 
 
 def legend_above(ax: Axes, columns: int = 3) -> None:
-    """A legend over the axes, where it can cover nothing; filled row by row."""
+    """A legend over the axes, where it can cover nothing; filled row by row, in fewer columns where it is too wide."""
     entries = list(zip(*ax.get_legend_handles_labels(), strict=True))
-    if entries:
+    if not entries:
+        return
+    figure = cast(Figure, ax.get_figure(root=True))
+    room = figure.bbox.width * (1 - ax.get_position().x0)
+    for n in range(columns, 0, -1):
         # matplotlib fills column by column
-        handles, labels = zip(*(entry for column in range(columns) for entry in entries[column::columns]), strict=True)
+        handles, labels = zip(*(entry for column in range(n) for entry in entries[column::n]), strict=True)
         look = {"borderaxespad": 0.3, "columnspacing": 1.4, "handlelength": 2.2}
-        ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, **look)
+        legend = ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=n, **look)
+        if legend.get_window_extent().width <= room:
+            return
 
 
 SCORERS = {"pmi": "PMI", "likelihood": "likelihood", "letter": "letter"}
