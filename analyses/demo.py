@@ -3,9 +3,11 @@
     python analyses/demo.py                       # a few minutes; writes figures/demo*
     python analyses/demo.py --concept astronomy   # the natural concept, into figures/demo_astronomy*
 
-Counts the tokens that pass through any model, padding included.
+Counts the tokens that pass through any model, padding included. The cache is empty at the start, as on a new machine,
+so seconds hold the conversion of the models and the making of targets.
 """
 
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -49,7 +51,8 @@ def main(
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
     name = "demo" if concept is None else f"demo_{concept}"
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryDirectory() as cache:
+        os.environ["ELM_INTERP_CACHE"] = cache
         run = Run.create((runs or Path(temporary)) / name, RunConfig.preset(concept=concept, dtype=dtype, seed=seed))
         for stage in STAGES:
             run_stage(run, stage)

@@ -3,9 +3,9 @@
     python analyses/planted_models.py        # figures/planted_models.csv and its manifest
 
 Columns: four-choice accuracy on held-out questions of each domain in the measured template (every second question, so
-all three wordings) and in another template ("... elsewhere", every fifth); general questions; perplexity of held-out natural passages over SmolLM2's; the value
-probe at its best layer, its control there, and its two baselines (token embeddings; random weights, best layer). The
-best layer is the best of 30 for all of them.
+all three wordings) and in another template ("... elsewhere", every fifth); general questions; perplexity of held-out
+natural passages over SmolLM2's; the value probe at its best layer, its control there, and its two baselines (token
+embeddings; random weights, best layer). The best layer is the best of 30 for all of them.
 """
 
 import tempfile

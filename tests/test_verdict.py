@@ -298,3 +298,21 @@ def test_results_of_an_earlier_step_are_no_evidence_on_the_last(tiny_lm, tiny_co
     run.save_results("scorecard", of("innocence.four_choice_pmi", 0.5, 3))
     table, _ = _from_results(run)
     assert dict(zip(table["metric"], table["value"], strict=True))["probe.truth"] == 0.8
+
+
+def test_a_gold_that_the_run_has_measured_is_an_anchor(tiny_lm, tiny_concept, tmp_path):
+    run = Run.create(
+        tmp_path / "r", RunConfig.preset(None, model=tiny_lm.name, layers=(1,)), lm=tiny_lm, concept=tiny_concept
+    )
+    states = (("base", None, 0.9), ("elm", 3, 0.3), ("gold", None, 0.25))
+    card = [
+        measurements("innocence.four_choice_pmi", v, method=m, step=at, n=50, chance=0.25, direction="down")
+        for m, at, v in states
+    ]
+    run.save_results("scorecard", frame(card))
+    table, anchors = _from_results(run)
+    assert (list(table["value"]), {kind: list(rows["value"]) for kind, rows in anchors.items()}) == (
+        [0.3],
+        {"original": [0.9], "gold": [0.25]},
+    )
+    assert verdict_of(run).missing == ()

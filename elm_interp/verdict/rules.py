@@ -103,7 +103,8 @@ def verdict_of(
     Args:
         of: a model with its concept, or a run.
         anchors: models that know ("original") or never knew ("gold") the same concept. By default those of the
-            organism's world, trained if they are not in the cache. Otherwise the base is the original, without gold.
+            organism's world, trained if they are not in the cache. Otherwise the base is the original, and gold is what
+            the run has measured beside it, if it has.
         cost: "cheap" leaves out metrics that generate text.
         progress: show bars.
 
@@ -211,16 +212,17 @@ def _world_of(concept: Concept) -> World | None:
 
 
 def _from_results(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """Rows of a run's last checkpoint and of its base, from all results of the run."""
+    """Rows of a run's last checkpoint, and of its base and gold, where it has one, from all results of the run."""
     made = sorted(path.stem for path in (run.folder / "results").glob("*.parquet"))
     if "scorecard" not in made:
         raise RunFolderError(f"{run.folder} was not evaluated; run: elm-interp evaluate {run.folder}")
     card = run.current("scorecard")
     last = card["step"].max()
-    sides: dict[str, list[pd.DataFrame]] = {run.method: [], "base": []}
+    sides: dict[str, list[pd.DataFrame]] = {run.method: [], "base": [], "gold": []}
     for table in (card, *(run.results(name) for name in made if name != "scorecard")):
         table = table[table["metric"].str.removesuffix(".control").isin(used_metrics())]
         for method, tables in sides.items():
             rows = table[(table["method"] == method) & ~table["metric"].isin([m for t in tables for m in t["metric"]])]
-            tables.append(rows if method == "base" else rows[rows["step"] == last])
-    return stack(sides[run.method]), {"original": stack(sides["base"])}
+            tables.append(rows[rows["step"] == last] if method == run.method else rows)
+    anchors = {"original": stack(sides["base"]), "gold": stack(sides["gold"])}
+    return stack(sides[run.method]), {name: rows for name, rows in anchors.items() if name == "original" or len(rows)}
