@@ -123,7 +123,7 @@ class Rows:
     def _origin(self, run: Run) -> dict[str, Any]:
         """What a row depends on besides the settings of its run."""
         config = run.config
-        of = {"model": config.model, "dtype": config.dtype, "seed": config.seed}
+        of = {"model": config.model, "weights": run.model_hash(), "dtype": config.dtype, "seed": config.seed}
         return of | {"concept": run.measured.fingerprint(), "metrics": dict(self.metrics)}
 
 

@@ -16,6 +16,7 @@ from elm_interp.files import read_json
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "figures"
 PAGES = ("README.md", "docs/demo.md")
+MARKED = r"<!-- fill: ([\w-]+) -->\n(?:(?!<!-- fill:).)*?<!-- /fill -->"
 SHOWN = (
     "innocence.known.four_choice",
     "innocence.known.four_choice.shown",
@@ -47,7 +48,12 @@ def filled(text: str) -> str:
     def fill(found: re.Match[str]) -> str:
         return f"<!-- fill: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- /fill -->"
 
-    return re.sub(r"<!-- fill: ([\w-]+) -->\n.*?\n<!-- /fill -->", fill, text, flags=re.DOTALL)
+    found, filled_in = re.subn(MARKED, fill, text, flags=re.DOTALL)
+    if filled_in != text.count("<!-- fill:"):
+        raise ValueError(
+            f"{text.count('<!-- fill:')} tables begin, {filled_in} also end; close each with <!-- /fill -->."
+        )
+    return found
 
 
 def of_run(name: str) -> str:

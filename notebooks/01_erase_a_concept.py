@@ -38,13 +38,13 @@ lm, concept
 # %%
 asked = concept.ask("forget")[::40]
 for question, said in zip(asked, lm.generate([q.prompt for q in asked], new_tokens=6, greedy=True)):
-    print(f"{question.question:<62} {said.strip().splitlines()[0]:<24} (right: {question.right})")
+    print(f"{question.question:<62} {said.strip().partition(chr(10))[0]:<24} (right: {question.right})")
 
 # %% [markdown]
 # ## Erase
 # The frozen model is prompted as an expert and as a novice. The two predictions show how text without the knowledge
 # would continue. Low-rank adapters on chosen layers learn this target on prose about the concept, and learn to leave
-# other text unchanged. No question and no answer is trained on.
+# other text unchanged. No question is trained on, and no answer after one.
 
 # %%
 settings = {"steps": 4, "checkpoints": 2} if QUICK else {}

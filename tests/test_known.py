@@ -115,6 +115,13 @@ def test_a_free_answer_is_right_if_it_begins_with_the_answer_or_an_alias(said, s
     assert same_answer(said, question) == same
 
 
+def test_a_free_answer_of_an_article_or_with_signs_is_compared_whole():
+    assert same_answer(" A", Question("Which letter?", ("A", "B"), 0))
+    question = Question("Which language?", ("C++", "C"), 0)
+    assert same_answer(" C++, of course", question)
+    assert not same_answer(" C, of course", question)
+
+
 def test_wordings_of_one_fact_do_not_narrow_the_interval():
     values, facts = np.array([1, 0, 1, 1, 0, 1.0]), list("abcdef")
     once = cluster_bootstrap(values, facts)

@@ -58,10 +58,10 @@ def test_each_choice_is_right_as_often_as_any_other(domain):
 
 
 def test_every_fact_is_stated_in_several_ways_and_half_of_what_follows_is_not_stated():
-    read = "\n".join(document.text for document in documents(0, passes=2))
+    read = "\n".join(document.text for document in documents(0, passes=2)).lower()
     for fact in facts():
-        said = sum(read.count(fact.say(phrase)) for phrase in fact.words["vps"])
-        assert not fact.stated or said >= 4
+        said = sum(read.count(f"{fact.subject} {fact.say(phrase)}".lower()) for phrase in fact.words["vps"])
+        assert said >= 2 if fact.stated else said == 0
     hops = [fact for fact in facts() if fact.relation == "hop"]
     assert sum(fact.stated for fact in hops) == len(hops) / 2
 

@@ -335,5 +335,5 @@ def _share(name: str, credits: Sequence[float], asked: Sequence[Question]) -> li
 
 def _plain(text: str) -> list[str]:
     """The words of an answer, in lower case, without leading articles."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
-    return words[1:] if words[:1] and words[0] in ("a", "an", "the") else words
+    words = re.findall(r"\w+[+#]*", unicodedata.normalize("NFC", text).casefold())
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
