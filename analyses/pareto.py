@@ -5,8 +5,8 @@
     python analyses/pareto.py --world astronomy --only "equations 7 and 8" "matching 0.3"
 
 A setting changes ELM's preset for the world as its name says; "equations 7 and 8" is the paper's loss without its
-fluency term, "matching" adds logit matching. Settings that equal another one are skipped. Each has its own run folder under
---runs and is measured once: a later call continues with what is missing, and several calls can share the work.
+fluency term, "matching" adds logit matching. Settings that equal another one are skipped. Each has its own run folder
+under --runs and is measured once: a later call continues with what is missing, and several calls can share the work.
 
 A setting counts as seamless if its reverse perplexity is at most 1.3 times the base's (or 1.5 times gold's, where there
 is a gold model) and its distinct-2 at least 0.85 times the base's.
