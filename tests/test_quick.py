@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from pathlib import Path
+
 import pytest
 
 import elm_interp as ei
@@ -74,6 +76,7 @@ def test_a_trained_run_can_be_measured_thoroughly_later(tiny_model_folder, tiny_
         ({}, ("planted:original", "planted:marsh-animals")),
         ({"concept": "astronomy"}, ("smollm2-135m", "astronomy")),
         ({"model": "some/folder"}, ("some/folder", "harry-potter")),
+        ({"concept": Path("some/folder")}, ("smollm2-135m", Path("some/folder"))),
         ({"model": "organism:original@3"}, ("organism:original@3", "organism:spellcraft@3")),
         ({"concept": "organism:spellcraft"}, ("organism:original", "organism:spellcraft")),
         ({"model": "planted:gold"}, ("planted:gold", "planted:marsh-animals")),

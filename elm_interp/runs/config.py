@@ -150,7 +150,7 @@ def usual(model: str | None = None, concept: str | None = None) -> tuple[str, st
     usual() is ("planted:original", "planted:marsh-animals"), usual(concept="astronomy") is ("smollm2-135m",
     "astronomy"), and usual("organism:original@1") is ("organism:original@1", "organism:spellcraft@1").
     """
-    given = model or concept or DEFAULT_MODEL
+    given = str(model or concept or DEFAULT_MODEL)  # a folder may be a Path
     source, seed = given.partition(":")[0], f"@{given.partition('@')[2]}" if "@" in given else ""
     pairs = {
         "planted": (DEFAULT_MODEL, DEFAULT_CONCEPT),
