@@ -1,7 +1,6 @@
 """A quick run measures a part of the concept, whole facts at a time; a thorough one all of it. Training is the same."""
 
 from dataclasses import replace
-
 from pathlib import Path
 
 import pytest
