@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from elm_interp.erase.gradient_difference import GradientDifference
 from elm_interp.erase.npo import NPO
 from elm_interp.training import Training, train
+from elm_interp.training.gradients import Passes
 from elm_interp.training.likelihood import passages_as_texts, text_log_probs, with_frozen
+from elm_interp.training.master_weights import Masters
 
 
 @pytest.fixture
@@ -95,6 +98,24 @@ def test_a_passage_at_its_bound_is_not_driven_on(tiny_lm, tiny_concept):
 
 
 @pytest.mark.parametrize("method", [NPO, GradientDifference])
+def test_passes_of_single_passages_give_the_gradient_of_the_whole_batch(tiny_lm, tiny_concept, method):
+    objective = method.from_settings(rank=2, max_tokens=200)
+    samples = objective.prepare(tiny_lm, tiny_concept)
+    batch = sorted([*samples["erase"][:4], *samples["retain"][:4]], key=len)
+    assert len({len(text) for text in batch}) > 4
+    masters = Masters(tiny_lm.adapters.attach(objective.adapter.config(tiny_lm)))
+    for i, weight in enumerate(masters.weights):
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(i))
+    found = []
+    for n in (1, 4):
+        terms, _ = Passes(tiny_lm, objective, Accelerator(cpu=True), pytest.fail, n).gradients(batch, 1, masters)
+        found.append((terms, torch.cat([w.grad.flatten() for w in masters.weights])))
+        masters.drop_gradients()
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [NPO, GradientDifference])
 def test_training_lowers_the_likelihood_of_forget_passages_alone(tiny_lm, tiny_concept, tmp_path, method):
     objective = method.from_settings(rank=4, max_tokens=20)
     samples = objective.prepare(tiny_lm, tiny_concept)
@@ -121,5 +142,5 @@ def test_the_paper_presets_are_those_of_tofu():
     for method, epochs in ((NPO, 10), (GradientDifference, 5)):
         training = method.training_preset("paper")
         assert (training.lr, training.forget_batch, training.weight_decay) == (1e-5, 32, 0.01)
-        assert training.steps == math.ceil(400 / 32 * epochs)  # 400 questions of forget10
+        assert training.steps == 400 * epochs // 32  # 400 questions of forget10
         assert method.preset("paper").adapter.rank is None

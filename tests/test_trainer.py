@@ -368,5 +368,10 @@ def test_the_learning_rate_rises_then_falls():
     assert rates[-1] == pytest.approx(1e-3)
 
 
+def test_a_linear_schedule_falls_to_zero_after_the_last_step():
+    training = Training(steps=12, warmup=2, lr=1.0, schedule="linear")
+    assert [training.lr_at(step) for step in (1, 2, 3, 7, 12)] == pytest.approx([0.5, 1.0, 1.0, 0.6, 0.1])
+
+
 def test_problems_are_all_named():
     assert len(Training(steps=0, lr=-1, save_every=0).problems()) == 3

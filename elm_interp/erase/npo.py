@@ -9,7 +9,8 @@ With β towards 0 the term is gradient ascent. The retain term is that of their 
 
     preset          sets                                               from
     paper           β 0.1, retain weight 1, whole weights,             the authors' experiments on TOFU
-                    lr 1e-5, 32 passages a step, warm-up, decay 0.01
+                    lr 1e-5, 32 passages a step, 10 epochs of 400
+                    texts, warm-up, then linear, decay 0.01, 500 tokens
     smollm2-135m    β 0.1, LoRA of rank 16, 160 tokens                 ours, not tuned
     organism        the same                                           ours, not tuned
 
@@ -34,7 +35,7 @@ _LORA = {"rank": 16, "alpha": 32.0, "max_tokens": 160}
 @method(
     "npo",
     presets={
-        "paper": Preset(training={**TOFU, "steps": 125}),
+        "paper": Preset({"max_tokens": 500}, training={**TOFU, "steps": 125}),
         "smollm2-135m": Preset(
             _LORA, training={"steps": 60, "forget_batch": 4, "retain_batch": 4, "lr": 5e-4, "save_every": 15}
         ),
@@ -54,6 +55,8 @@ class NPO(Objective):
     max_tokens: int = 256
     """Passages are cut to this many tokens."""
 
+    additive = True
+
     def problems(self, n_layers: int | None) -> list[str]:
         """Settings that cannot work, in words."""
         found = super().problems(n_layers) + positive_problems(self, ("beta",))
@@ -72,6 +75,10 @@ class NPO(Objective):
             "erase": with_frozen(lm, forget, progress=progress),
             "retain": passages_as_texts(lm, concept.passages("retain"), "retain", max_tokens=self.max_tokens),
         }
+
+    def counts(self, sample: Text) -> float:
+        """The erase term is a mean over passages, the retain term over tokens."""
+        return 1.0 if sample.term == "erase" else sample.positions
 
     def loss(self, lm: HookedLM, samples: Sequence[Text]) -> dict[str, Tensor]:
         """Equation 3 as the mean over passages, and the cross-entropy as the mean over tokens, in nats."""

@@ -1,7 +1,7 @@
 """The gradient of one training step, in as many passes as memory needs, shared among processes.
 
-A step's samples are split into processes × `accumulate` passes. Every pass weights its mean loss by its share of the
-step's target positions, so that the gradients add up to that of the whole batch. When memory runs out, `accumulate`
+A step's samples are split into processes × `accumulate` passes. Every pass weights its mean loss by its share of what
+that mean is over (`Objective.counts`), so that the gradients add up to that of the whole batch. When memory runs out, `accumulate`
 doubles and the step starts again from the same random state.
 
     passes = Passes(lm, objective, accelerator, warn)
@@ -105,7 +105,7 @@ class Passes:
                     if broken:
                         return terms, "", broken
                     repeats = self.accelerator.num_processes // processes
-                    shared = {term: _share(term, part, whole) / repeats * loss for term, loss in losses.items()}
+                    shared = {term: self._share(term, part, whole) / repeats * loss for term, loss in losses.items()}
                     self._backward(shared, masters, own)
                     terms |= {term: terms.get(term, 0.0) + float(loss.detach()) for term, loss in shared.items()}
         except RuntimeError as error:
@@ -131,6 +131,12 @@ class Passes:
         if isinstance(total, Tensor):
             self.accelerator.backward(total)
             masters.take_gradients()
+
+    def _share(self, term: str, part: Sequence[Example], whole: Sequence[Example]) -> float:
+        """The pass's share of what a term is the mean over; of all samples if none is named after the term."""
+        chosen = [sample for sample in whole if sample.term == term] or whole
+        kept = [sample for sample in part if sample.term == term] or part
+        return sum(map(self.objective.counts, kept)) / sum(map(self.objective.counts, chosen))
 
     def _split_over(self) -> tuple[int, int]:
         """Number of processes that samples are split over, and the index of this one."""
@@ -194,14 +200,3 @@ def not_finite(terms: dict[str, Tensor], step: int, batch: Sequence[Example]) ->
                 "learning rate or float32. The last checkpoint is complete."
             )
     return ""
-
-
-def _share(term: str, part: Sequence[Example], whole: Sequence[Example]) -> float:
-    """The pass's share of the positions of a term; of all positions if no sample is named after the term."""
-    chosen = [sample for sample in whole if sample.term == term] or whole
-    kept = [sample for sample in part if sample.term == term] or part
-    return sum(map(_positions, kept)) / sum(map(_positions, chosen))
-
-
-def _positions(sample: Example) -> int:
-    return getattr(sample, "positions", len(sample))

@@ -164,7 +164,7 @@ class Objective(ABC):
     not_in_targets: ClassVar[frozenset[str]] = frozenset({"adapter"})
     """Settings that the prepared samples do not depend on; a change of these finds them in the cache."""
     additive: ClassVar[bool] = False
-    """Whether each loss term is the mean over samples, weighted by their positions, so that any may share a pass."""
+    """Whether each loss term is the mean over samples, weighted by `counts`, so that any may share a pass."""
     forget_pools: ClassVar[frozenset[str]] = frozenset({"erase"})
     """Pools whose samples train to forget."""
 
@@ -206,6 +206,10 @@ class Objective(ABC):
     def ask_target(self, lm: HookedLM, concept: Concept, *, progress: bool = False) -> pd.DataFrame | None:
         """What the target of training would itself answer, as tidy rows; None for a method without such a target."""
         return None
+
+    def counts(self, sample: Any) -> float:
+        """How much a sample weighs in its term's mean: its target positions, unless the mean is over something else."""
+        return getattr(sample, "positions", len(sample))
 
     @abstractmethod
     def loss(self, lm: HookedLM, samples: Sequence[Any]) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ training.problems()                      # [], or what cannot work
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup": 0, "weight_decay": 0.01}
 """AdamW as scripts of papers use it: a constant rate and PyTorch's default weight decay."""
+Schedule = Literal["cosine", "linear", "constant"]
 UNCLIPPED = {"max_grad_norm": 1e9}
 """No clipping: a norm that no gradient reaches."""
 
@@ -27,8 +28,8 @@ class Training:
     """Retain passages a step."""
     lr: float = 1e-3
     """Peak learning rate."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: fall along a cosine to a tenth of the peak, or stay at the peak."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: fall along a cosine to a tenth of the peak, or along a line to 0, or stay at the peak."""
     warmup: int = 10
     """Steps of linear warm-up."""
     weight_decay: float = 0.0
@@ -52,8 +53,8 @@ class Training:
         zeros = ("retain_batch", "warmup", "weight_decay")
         found = number_problems(self, {"checkpoints": 1, **dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
         found += positive_problems(self, ("lr", "max_grad_norm"))
-        if self.schedule not in ("cosine", "constant"):
-            found.append(f'schedule is {self.schedule!r}; expected "cosine" or "constant"')
+        if self.schedule not in get_args(Schedule):
+            found.append(f"schedule is {self.schedule!r}; expected one of {', '.join(map(repr, get_args(Schedule)))}")
         if self.checkpoint_spacing not in ("linear", "log"):
             found.append(f'checkpoint_spacing is {self.checkpoint_spacing!r}; expected "linear" or "log"')
         return found
@@ -78,6 +79,8 @@ class Training:
         if self.schedule == "constant":
             return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.schedule == "linear":  # the last step still moves
+            return self.lr * (1 - (step - self.warmup - 1) / max(1, self.steps - self.warmup))
         return self.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
