@@ -1,8 +1,8 @@
 """The gradient of one training step, in as many passes as memory needs, shared among processes.
 
 A step's samples are split into processes × `accumulate` passes. Every pass weights its mean loss by its share of what
-that mean is over (`Objective.counts`), so that the gradients add up to that of the whole batch. When memory runs out, `accumulate`
-doubles and the step starts again from the same random state.
+that mean is over (`Objective.counts`), so that the gradients add up to that of the whole batch. When memory runs out,
+`accumulate` doubles and the step starts again from the same random state.
 
     passes = Passes(lm, objective, accelerator, warn)
     losses, _ = passes.gradients(batch, step, masters)          # {"erase": 3.1, ...}; masters.weights hold the gradient
