@@ -144,6 +144,25 @@ def test_what_is_fitted_and_scaled_sees_train_rows_alone(monkeypatch, C):
     assert all(row.nonzero()[:, 0].tolist() == train.tolist() for row in rows)
 
 
+def test_calls_that_share_their_fits_fit_once_to_the_same_and_read_the_same(monkeypatch):
+    x, labels, facts = planted()
+    moved, calls = x.roll(1, -1), []
+    one = "elm_interp.probes.layers.fit_probes"
+    monkeypatch.setattr(one, lambda *args, **kw: calls.append(1) or fit_probes(*args, **kw))
+    for fitted_to, other in ((x, labels), (None, labels), (x, labels.flip(0))):
+        alone, shared = (
+            [probe_layers(m, other, facts, fitted_to=fitted_to, fits=f) for m in (x, moved)] for f in (None, {})
+        )
+        for a, b in zip(alone, shared, strict=True):
+            pd.testing.assert_frame_equal(a, b)
+    assert len(calls) == (2 + 1) + (2 + 2) + (2 + 1)
+    calls.clear()
+    fits = {}
+    for other in (labels, labels.flip(0)):  # the same activations, other labels
+        probe_layers(x, other, facts, fits=fits)
+    assert len(calls) == len(fits) == 2
+
+
 def test_a_feature_that_does_not_vary_is_no_feature():
     x, labels, facts = planted()
     constant = torch.full((*x.shape[:2], 3), 0.1)

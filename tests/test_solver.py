@@ -102,6 +102,19 @@ def test_each_layer_and_problem_may_have_a_strength_of_its_own():
         assert torch.allclose(together.scores(torch.stack([x, x]))[layer, task], alone.scores(x[None])[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_one_gram_matrix_for_each_problem_gives_what_the_examples_themselves_give(classes, monkeypatch):
+    x, y, rows = problem(30, 150, classes)
+    scaled = (
+        x.double() * torch.logspace(-1, 1, 30)[torch.randperm(30, generator=torch.Generator().manual_seed(1))][:, None]
+    )
+    fitted = {}
+    for most in (0, 30):
+        monkeypatch.setattr(solver, "OWN", most)
+        fitted[most] = fit_probes(scaled[None], y.expand(5, -1), 0.1, rows=rows, classes=classes, tolerance=1e-12)
+    assert torch.allclose(fitted[0].scores(scaled[None]), fitted[30].scores(scaled[None]), atol=1e-4)
+
+
 @pytest.mark.parametrize("d", [300, 40])
 def test_rows_left_out_do_not_matter(d):
     x, y, rows = problem(150, d, 3)

@@ -105,7 +105,11 @@ def probe_topics(
         tables.append(probe_layers(activations[at], *of_topic, metric=metric, fitted_to=source, **options))
     table = stack(tables)
     table = table[table["metric"].isin((metric, f"{metric}.control"))]
-    return frame([_pooled(part) for _, part in table.groupby(["layer", "seed", "metric"], sort=False)])
+    table = table.assign(value=table["value"] * table["n"], chance=table["chance"] * table["n"])
+    same = dict.fromkeys(("site", "position", "direction", "protocol"), "first")
+    parts = table.groupby(["layer", "seed", "metric"], sort=False, as_index=False)
+    pooled = parts.agg({"value": "sum", "chance": "sum", "n": "sum", **same})
+    return frame([_row(**row) for row in pooled.to_dict("records")])
 
 
 def _rows(subject: Subject, name: str) -> Rows:
@@ -143,13 +147,10 @@ def _activations(subject: Subject, names: Sequence[str]) -> Float[Tensor, "quest
     return subject.memo(("probe", "values", *names), read)
 
 
-def _pooled(part: pd.DataFrame) -> dict[str, Any]:
-    n = int(part["n"].sum())
-    weights = part["n"].astype(float) / n
-    value, chance = (float((part[column] * weights).sum()) for column in ("value", "chance"))
-    first = part.iloc[0].dropna()
-    same = {c: first[c] for c in ("layer", "site", "position", "seed", "direction", "protocol") if c in first}
-    return measurements(first["metric"], value, n=n, ci=wilson(value * n, n), chance=chance, **same)
+def _row(value: float, chance: float, n: int, **columns: Any) -> dict[str, Any]:
+    """A row from sums over the questions of all topics."""
+    known = {name: column for name, column in columns.items() if pd.notna(column)}
+    return measurements(value=value / n, n=n, ci=wilson(value, n), chance=chance / n, **known)
 
 
 def _repeats(questions: Sequence[Question]) -> bool:

@@ -14,6 +14,7 @@ scale.
 """
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import pandas as pd
@@ -28,7 +29,7 @@ from elm_interp.probes.code_length import entropy, online_code_length
 from elm_interp.probes.estimators import STRENGTH
 from elm_interp.probes.inputs import as_activations, as_groups, as_labels, check_lengths
 from elm_interp.probes.penalty import choose_strength
-from elm_interp.probes.solver import fit_probes
+from elm_interp.probes.solver import ProbeWeights, fit_probes
 from elm_interp.probes.splits import TEST_SHARE, shuffled_within, split_by_group
 from elm_interp.results import bootstrap, frame, measurements, wilson
 
@@ -50,6 +51,7 @@ def probe_layers(
     fitted_to: Float[Tensor, "example layer d_model"] | None = None,
     estimator: ClassifierMixin | None = None,
     code: bool = True,
+    fits: dict[str, ProbeWeights] | None = None,
     direction: str = "down",
     **columns: Any,
 ) -> pd.DataFrame:
@@ -69,6 +71,7 @@ def probe_layers(
             its scaling, read on an erased model; beside a fresh probe it tells suppressed from re-encoded.
         estimator: a scikit-learn classifier to fit at each layer, instead of logistic probes of all layers at once.
         code: measure the length of an online code as well.
+        fits: logistic probes of earlier calls. Calls that share this dict fit once to the same activations and labels.
         direction: which way is better for an eraser; "neither" if what is read need not go.
         columns: further columns of every row, such as `site`.
 
@@ -102,13 +105,10 @@ def probe_layers(
     x = activations.float().transpose(0, 1)
     source = x if fitted_to is None else fitted_to.float().transpose(0, 1)
     splits = [split_by_group(groups, seed=seed, test_share=test_share) for seed in range(seeds)]
-    for seed, (train, _) in enumerate(splits):
-        if len(torch.unique(y[train])) < 2:
-            raise DataError(f"split {seed} leaves one class in its {len(train)} train examples; more facts are needed.")
-    tasks = torch.stack([torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)])
+    tasks = _tasks(y, splits)
     if estimator is None:
         strengths = C if isinstance(C, int | float) else _chosen(source, y, splits, groups, C, classes)
-        predicted = _logistic(source, x, tasks, splits, strengths, classes)
+        predicted = _logistic(source, x, tasks, splits, strengths, classes, fits)
     else:
         predicted = _each_layer(estimator, source, x, tasks, splits)
     rows, others = [], []
@@ -145,6 +145,18 @@ def check_inputs(
     names = list(map(str, range(len(x)))) if groups is None else as_groups(groups)
     check_lengths(x, labels, names)
     return x, *as_labels(labels), names
+
+
+def _tasks(y: Int[Tensor, " example"], splits: Sequence[Split]) -> Int[Tensor, "seed task example"]:
+    """The labels of each split, and the same shuffled, for the control.
+
+    Raises:
+        DataError: a split leaves one class to learn from.
+    """
+    for seed, (train, _) in enumerate(splits):
+        if len(torch.unique(y[train])) < 2:
+            raise DataError(f"split {seed} leaves one class in its {len(train)} train examples; more facts are needed.")
+    return torch.stack([torch.stack([y, shuffled_within(y, split, seed)]) for seed, split in enumerate(splits)])
 
 
 def accuracy_rows(metric: str, right: Bool[Tensor, "layer test"], **columns: Any) -> list[dict[str, Any]]:
@@ -191,14 +203,28 @@ def _logistic(
     splits: Sequence[Split],
     C: float | Float[Tensor, "layer problem"],
     classes: int,
+    fits: dict[str, ProbeWeights] | None,
 ) -> Int[Tensor, "layer seed task example"]:
     """Predictions for all rows of logistic probes fitted to the train rows of each split."""
     labels = rearrange(tasks, "seed task example -> (seed task) example").to(x.device)
     rows = torch.zeros_like(labels, dtype=torch.bool)
     for seed, (train, _) in enumerate(splits):
         rows[2 * seed : 2 * seed + 2, train] = True
-    predicted = fit_probes(source, labels, C, rows=rows, classes=classes, tolerance=TOLERANCE).predict(x)
+    fits = {} if fits is None else fits
+    key = _fingerprint(source, labels, rows, torch.as_tensor(C))
+    if key not in fits:
+        fits[key] = fit_probes(source, labels, C, rows=rows, classes=classes, tolerance=TOLERANCE)
+    predicted = fits[key].predict(x)
     return rearrange(predicted, "layer (seed task) example -> layer seed task example", task=2).to(tasks.device)
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    """What tells tensors from others: their shapes, types and numbers."""
+    digest = sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def _each_layer(

@@ -7,6 +7,7 @@ Each problem has its own labels and rows. On these it is scikit-learn's `Standar
 Conjugate gradients move all problems of a layer together, as columns of one matrix product. With more examples than
 dimensions they search for w. With fewer, w = Xᵀa, and they search for a, one number per example, with one Gram matrix
 for all problems: that of features standardised on all rows. A few corrections with x itself make the result exact.
+Where the problems' rows are scaled too differently for that, few examples have a Gram matrix for each problem.
 
 Shapes: x is (batch, example, d_model), one entry of the batch a layer; labels and rows are (problem, example), or
 (example,) for one problem; weights are (batch, [problem,] class, d_model), one class row for two classes.
@@ -34,6 +35,8 @@ SHARED = 0.3
 """Factor on the tolerance with the shared Gram matrix; each correction is checked against the tolerance itself."""
 NEAR = 2.0
 """Largest variance of a feature over all rows, relative to that over a problem's rows, to share a Gram matrix."""
+OWN = 256
+"""Most examples with a Gram matrix for each problem; with more, making them takes longer than they save."""
 CORRECTIONS, MAX_STEPS = 8, 2000
 CACHE_NUMBERS = 2_000_000
 """Numbers of the matrices in use at a time, so that they stay in a processor's cache."""
@@ -147,8 +150,11 @@ def _fit(
         start = at._replace(theta=target.new_zeros(*target.shape[:-1], z.shape[2]))
         at = _minimise(problems, start, PRECONDITIONED * tolerance)
     else:
-        problems, shared = (_Examples(target, strength, z, scale, gram) for gram in (None, z @ z.mT))
-        for _ in range(CORRECTIONS if float(scale.amax()) ** 2 <= NEAR else 0):
+        near = float(scale.amax()) ** 2 <= NEAR
+        own = _own_grams(z, scale) if not near and z.shape[1] <= OWN else None
+        problems = _Examples(target, strength, z, scale, own)
+        shared = _Examples(target, strength, z, scale, z @ z.mT) if near else problems
+        for _ in range(CORRECTIONS if near else 0):
             at = _minimise(shared, at, SHARED * tolerance)
             at = at._replace(linear=problems.linear(at.theta))
             state = _state(shared, at, shared.inner(at, at))
@@ -158,6 +164,12 @@ def _fit(
             at = _minimise(problems, at, tolerance)
     coef = problems.coef(at.theta) / spread[:, None]
     return ProbeWeights(coef, (at.bias - coef.double() @ centre.mT[:, None].double())[..., 0].to(coef))
+
+
+def _own_grams(z: Float[Tensor, "batch n d"], scale: Tensor) -> Float[Tensor, "batch problem n n"]:
+    """The Gram matrix of each problem's scaled features."""
+    scaled = (z * one[:, 0, None] for one in scale.unbind(1))
+    return torch.stack([rows @ rows.mT for rows in scaled], 1)
 
 
 class _Vector(NamedTuple):
@@ -184,7 +196,8 @@ class _Examples:
     """The problems with theta = a, where w = Xᵀa. A preconditioner would cost as much as the steps that it saves."""
 
     def __init__(self, target: Tensor, strength: Tensor, x: Tensor, scale: Tensor, gram: Tensor | None = None) -> None:
-        # target: 1 where an example is of the class; strength: its C, 0 outside the problem; gram: of x without scale
+        # target: 1 where an example is of the class; strength: its C, 0 outside the problem; gram: of x without scale,
+        # or of each problem's scaled x
         self.target, self.strength, self.x, self.scale, self.gram = target, strength, x, scale, gram
         # the largest curvature that the loss can have anywhere (Böhning)
         self.bound = strength / (4 if target.shape[2] == 1 else 2)
@@ -195,7 +208,9 @@ class _Examples:
 
     def linear(self, theta: Tensor) -> Tensor:
         """What theta adds to the scores of the examples."""
-        return _product(theta, self.gram) if self.gram is not None else _product(self.coef(theta), self.x.mT)
+        if self.gram is None:
+            return _product(self.coef(theta), self.x.mT)
+        return theta @ self.gram if self.gram.ndim == 4 else _product(theta, self.gram)
 
     def gradient(self, theta: Tensor, residual: Tensor) -> Tensor:
         """Of the objective; `residual` is minus the loss's derivative by the score."""

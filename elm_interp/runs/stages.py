@@ -29,6 +29,7 @@ from elm_interp.organisms.golds import judge_of
 from elm_interp.plots.report import write_report
 from elm_interp.probes import collect_baselines, probes_from_store
 from elm_interp.probes.datasets import LEAST_FACTS
+from elm_interp.probes.solver import ProbeWeights
 from elm_interp.probes.tasks import with_baselines
 from elm_interp.runs.formats import retired
 from elm_interp.runs.progression import follow_metrics
@@ -144,13 +145,14 @@ def probe(run: Run, *, progress: bool = True) -> None:
             f"{run.folder} has no activations of {', '.join(old)} for the present questions of {run.concept.name}; "
             f"read them: elm-interp collect {run.folder}"
         )
-    tables = []
+    tables: list[pd.DataFrame] = []
+    fits: dict[str, ProbeWeights] = {}  # the base's probes are read on every checkpoint
     states: dict[str, tuple[str, int | None]] = {checkpoint_name(None): ("base", 0)}
     states |= {checkpoint_name(c.step): (run.method, c.step) for c in run.checkpoints()}
     if any(entry.checkpoint == GOLD for entry in store.entries()):
         states[GOLD] = (GOLD, None)
     for name, (method, step) in states.items():
-        rows = probes_from_store(store, name, list(datasets), progress=progress)
+        rows = probes_from_store(store, name, list(datasets), progress=progress, fits=fits)
         tables.append(rows.assign(model=results.spelled(run.config.model), method=method, step=step))
     run.save_results("probes", results.stack(tables))
 
