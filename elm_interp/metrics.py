@@ -147,6 +147,10 @@ class Subject:
 
         return self.memo(("activations", text, split, site, str(positions), skip), compute)
 
+    def knows(self, key: Hashable) -> bool:
+        """Whether `memo` has the result of a key."""
+        return key in self._memo
+
     def __repr__(self) -> str:
         state = [self.method if self.step is None else f"{self.method} at step {self.step}"]
         state += [f"adapter {self.adapter}"] if self.adapter is not None else []

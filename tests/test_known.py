@@ -9,7 +9,10 @@ from disturbed import random_adapter
 import elm_interp as ei
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.evaluate.known import CHOOSING, followed, known_items, same_answer, shown_facts
+from elm_interp.evaluate import knowledge
+from elm_interp.evaluate.known import CHOOSING, followed, follows, known_items, same_answer, shown_facts
+from elm_interp.evaluate.scorecard import card_metrics
+from elm_interp.metrics import Subject
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.results import cluster_bootstrap
 
@@ -150,3 +153,25 @@ def test_progression_asks_few_items(subject, tmp_path):
     table = ei.follow_metrics(states, "innocence.known.four_choice", items=1)
     rows = table[table["metric"] == "innocence.known.four_choice"]
     assert rows["n"].tolist() == [1, 1, 1, 1]
+
+
+def test_sets_that_share_passes_are_scored_as_each_alone(subject, monkeypatch):
+    together = replace(subject)
+    knowledge.score_together(together)
+    monkeypatch.setattr(knowledge.choices, "score_choices", None)  # nothing is scored again
+    knowledge.score_together(together)
+    shared = {which: knowledge.scores(together, which) for which in knowledge.TOPICS}
+    monkeypatch.undo()
+    for which, found in shared.items():
+        alone = knowledge.scores(subject, which)
+        assert [one.question for one in found] == [one.question for one in alone] == subject.concept.ask(which)
+        for a, b in zip(found, alone, strict=True):
+            np.testing.assert_allclose([a.log_prob, a.prior], [b.log_prob, b.prior], atol=1e-4)
+
+
+def test_between_the_ends_stand_metrics_alone_that_mean_the_same_on_known_items(subject):
+    names = follows(subject, card_metrics())
+    assert {"innocence.known.four_choice", "innocence.known.drop", "specificity.retain_ppl_ratio"} < set(names)
+    assert {"innocence.four_choice_pmi", "specificity.neighbours_pmi", "innocence.no_question"}.isdisjoint(names)
+    unknown = Subject(subject.lm, subject.concept.measured_by({}, 4))
+    assert follows(unknown, card_metrics()) == card_metrics()  # without known items, all items are asked

@@ -6,6 +6,8 @@ concept without a question set has no row for it.
     table = measure(subject, ["innocence.*_choice_*", "specificity.*_pmi"])
 """
 
+from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 from elm_interp.data import Question
@@ -51,6 +53,8 @@ ACCURACIES = (
     Accuracy("specificity.general_likelihood", "general", "likelihood", "all", "describes"),
 )
 """The metrics of this file but the baseline."""
+OF_ALL_ITEMS = tuple(row.name for row in ACCURACIES if row.asked != "general")
+"""Metrics that ask every question of a set of which others ask the known items alone."""
 
 
 def scores(subject: Subject, which: str, split: str = "held_out") -> list[choices.ScoredQuestion]:
@@ -60,7 +64,24 @@ def scores(subject: Subject, which: str, split: str = "held_out") -> list[choice
         with subject.on() as lm:
             return choices.score_choices(lm, subject.concept.ask(which, split))
 
-    return subject.memo(("choices", which, split), compute)
+    return subject.memo(_key(which, split), compute)
+
+
+def score_together(subject: Subject) -> None:
+    """Score the held-out questions of all sets in shared passes, which are fewer and larger than those of each set."""
+    asked = {which: subject.concept.ask(which) for which in TOPICS if not subject.knows(_key(which))}
+    if not asked:
+        return
+    with subject.on() as lm:
+        scored = choices.score_choices(lm, [q for of in asked.values() for q in of])
+    by_question = {id(one.question): one for one in scored}
+    for which, of in asked.items():
+        found = [by_question[id(q)] for q in of if id(q) in by_question]
+        subject.memo(_key(which), partial(list, found))
+
+
+def _key(which: str, split: str = "held_out") -> Hashable:
+    return "choices", which, split
 
 
 @metric(

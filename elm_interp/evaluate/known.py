@@ -14,7 +14,7 @@ Likelihood is the form of an answer that is easiest to game, so the model is als
 
 import re
 import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from random import Random
 from typing import Any
 
@@ -29,7 +29,7 @@ from elm_interp.data import Concept, Question, texts
 from elm_interp.data.leaks import PRIOR
 from elm_interp.data.questions import TEMPLATE
 from elm_interp.evaluate import choices, knowledge
-from elm_interp.metrics import Subject, metric
+from elm_interp.metrics import Subject, metric, metric_of
 from elm_interp.models import HookedLM
 from elm_interp.models.generation import generate
 from elm_interp.models.scoring import continuation_log_probs
@@ -75,6 +75,18 @@ def followed(subject: Subject, items: int) -> Subject:
     """
     small = subject.base.memo(("followed", items), lambda: _smaller(subject.base, items))
     return small if subject.is_base else subject.with_(concept=small.concept, base=small)
+
+
+def follows(base: Subject, metrics: Iterable[str]) -> list[str]:
+    """Of these metrics, those whose value on the few items of `followed` estimates that on all items.
+
+    Left out are accuracies on all questions of a set, since only those are asked that the base knows; and baselines,
+    which no checkpoint moves.
+    """
+    if not any(_chosen(base, which) for which in ("forget", "neighbours")):
+        return list(metrics)
+    chosen = [one for name in metrics if (one := metric_of(name)) and name not in knowledge.OF_ALL_ITEMS]
+    return [one.name for one in chosen if one.needs_base or one.shows != "describes"]
 
 
 def shown_facts(concept: Concept) -> set[str]:

@@ -14,6 +14,7 @@ import pandas as pd
 from elm_interp.data import Concept
 from elm_interp.data.concept import QUESTION_SETS
 from elm_interp.evaluate import choices, fluency
+from elm_interp.evaluate.knowledge import score_together
 from elm_interp.metrics import Subject, list_metrics, measure
 from elm_interp.models import HookedLM
 from elm_interp.models.tokens import too_long
@@ -40,6 +41,8 @@ def score_card(subject: Subject, *, gold: Subject | None = None, progress: bool 
     """
     states = [subject.base] if subject.is_base else [subject.base, subject]
     states += [gold] if gold is not None else []
+    for state in states:
+        score_together(state)
     return stack([measure(state, card_metrics(), progress=progress) for state in states])
 
 

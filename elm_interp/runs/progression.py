@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from tqdm.auto import tqdm
 
+from elm_interp.evaluate.knowledge import score_together
 from elm_interp.evaluate.known import followed
-from elm_interp.metrics import Subject, measure
+from elm_interp.evaluate.scorecard import card_metrics
+from elm_interp.metrics import Subject, list_metrics, measure
 from elm_interp.results import stack
 
 
@@ -41,5 +43,10 @@ def follow_metrics(
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     ordered = sorted(subjects, key=lambda s: -1 if s.is_base or s.step is None else s.step)
     asked = [s if items is None else followed(s, items) for s in ordered]
-    bar = tqdm(asked, desc="progression", leave=False, disable=not progress)
-    return stack([measure(subject, patterns, cost=cost, progress=progress) for subject in bar])
+    whole = set(card_metrics()) & {one.name for one in list_metrics(patterns)}
+    tables = []
+    for subject in tqdm(asked, desc="progression", leave=False, disable=not progress):
+        if len(whole) > 1:
+            score_together(subject)
+        tables.append(measure(subject, patterns, cost=cost, progress=progress))
+    return stack(tables)

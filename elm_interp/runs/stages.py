@@ -21,6 +21,7 @@ from elm_interp.data import Concept, Mixture
 from elm_interp.errors import ConfigError, RunFolderError, check_known, raise_all
 from elm_interp.evaluate import beyond_context, card_metrics, destroyed, samples, score_card
 from elm_interp.evaluate import summary as summarise
+from elm_interp.evaluate.known import follows
 from elm_interp.metrics import measure
 from elm_interp.models import load_model
 from elm_interp.models.adapters.files import is_whole_model
@@ -179,7 +180,8 @@ def progress(run: Run, *, progress: bool = True) -> None:
     else:
         ends = card[card["method"] != "gold"]
     items, cost = (None, "dear") if thorough else (ITEMS, "cheap")
-    between = follow_metrics(states[1:-1], card_metrics(), cost=cost, items=items, progress=progress)
+    names = card_metrics() if thorough else follows(states[0], card_metrics())
+    between = follow_metrics(states[1:-1], names, cost=cost, items=items, progress=progress)
     tables = [ends, between, card[card["method"] == "gold"]]
     table = results.stack([one for one in tables if len(one)])
     # the base is step 0 of every curve
