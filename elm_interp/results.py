@@ -121,6 +121,18 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def proportion_interval(credits: Float[np.ndarray, " n"], groups: Sequence[str]) -> tuple[float, float]:
+    """Interval (95 %) of mean credit: groups, such as the wordings of one fact, count once.
+
+    Wilson's where every group has one credit, or all credits are equal (of which a bootstrap has no width); else a
+    bootstrap over groups. (nan, nan) without credits.
+    """
+    credits, n = np.asarray(credits, dtype=float), len(set(groups))
+    if n in (0, 1, len(credits)) or credits.min() == credits.max():
+        return wilson(float(credits.mean()) * n if n else 0.0, n)
+    return cluster_bootstrap(credits, groups)
+
+
 def cluster_means(
     values: Float[np.ndarray, " n"], groups: Sequence[str], *, samples: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, " samples"]:

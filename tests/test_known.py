@@ -9,12 +9,12 @@ from disturbed import random_adapter
 import elm_interp as ei
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.evaluate import knowledge
+from elm_interp.evaluate import choices, knowledge
 from elm_interp.evaluate.known import CHOOSING, followed, follows, known_items, same_answer, shown_facts
 from elm_interp.evaluate.scorecard import card_metrics
 from elm_interp.metrics import Subject
 from elm_interp.models.scoring import continuation_log_probs
-from elm_interp.results import cluster_bootstrap
+from elm_interp.results import cluster_bootstrap, proportion_interval, wilson
 
 KNOWN = ["innocence.known.*", "specificity.known.*"]
 
@@ -130,6 +130,18 @@ def test_wordings_of_one_fact_do_not_narrow_the_interval():
     once = cluster_bootstrap(values, facts)
     assert cluster_bootstrap(np.tile(values, 5), facts * 5) == once
     assert all(np.isnan(cluster_bootstrap(values, ["a"] * 6)))
+
+
+def test_the_interval_of_a_proportion_counts_facts(subject):
+    facts = [str(i // 4) for i in range(40)]
+    assert proportion_interval(np.ones(40), facts) == wilson(10, 10)  # equal credits
+    assert proportion_interval(np.array([1.0, 0, 1, 1]), list("abcd")) == wilson(3, 4)  # a wording a fact
+    mixed = np.repeat([1.0, 0.0], 20)
+    assert proportion_interval(mixed, facts) == cluster_bootstrap(mixed, facts)
+    assert np.isnan(proportion_interval(np.array([]), [])).all()
+    asked = [replace(subject.concept.ask("forget")[0], fact="one", id=str(i)) for i in range(9)]
+    found = choices.accuracy(choices.score_choices(subject.lm, asked))
+    assert (found["n"], found["ci"]) == (9, wilson(found["value"], 1))
 
 
 def test_text_alone_finds_answers_that_only_forget_passages_hold(tiny_lm, tiny_concept):

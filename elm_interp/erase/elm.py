@@ -34,6 +34,8 @@ What is left that departs from the paper in `paper`:
 
     8 words of a passage before fluency text   authors' code: 50 to 300 characters
     256 fluency texts, made once               authors' code: new text at every step
+    fluency text sampled from the target's     paper: from the whole distribution
+    top 256 tokens
     five bridge sentences in our own words     paper: paraphrases, not published in full
     top 256 tokens one by one, the rest as     paper: the whole distribution; the sum of the rest is exact, its
     one sum                                    parts are not told apart

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Concept, Question
 from elm_interp.data.batching import PASS_TOKENS, bucketed
-from elm_interp.data.questions import TEMPLATE
+from elm_interp.data.questions import TEMPLATE, with_fact
 from elm_interp.erase.guidance import Guidance, room_of, stream
 from elm_interp.errors import ConfigError
 from elm_interp.models import HookedLM
@@ -30,7 +30,7 @@ from elm_interp.models.scoring import split_continuations
 from elm_interp.models.shared_prefix import branch
 from elm_interp.models.tokens import fitting
 from elm_interp.models.unembedding import at_logits
-from elm_interp.results import bootstrap, credit, frame, measurements, spelled, wilson
+from elm_interp.results import cluster_bootstrap, credit, frame, measurements, proportion_interval, spelled
 
 ETAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 500.0)
 ACCURACY, RATIO = "target.accuracy", "target.log_ratio"
@@ -70,8 +70,8 @@ def target_answers(
         progress: show a bar.
 
     Returns:
-        Tidy rows. Of `target.accuracy`: one for each η, named in `position` (such as "η = 10"), with n, Wilson interval
-        and chance. Of `target.log_ratio.right`, `.wrong` and `.in_prompt`: the mean in nats a token.
+        Tidy rows. Of `target.accuracy`: one for each η, named in `position` (such as "η = 10"), with n, chance and an
+        interval over facts. Of `target.log_ratio.right`, `.wrong` and `.in_prompt`: the mean in nats a token.
 
     Raises:
         ConfigError: no question, or an η that is negative.
@@ -90,7 +90,7 @@ def target_answers(
     chance = float(np.mean([1 / len(row.options) for row in rows]))
     for k, eta in enumerate(etas):
         credits = [credit(one[k], row.question.answer) for one, row in zip(scores, rows, strict=True)]
-        ci = wilson(sum(credits), len(credits))
+        ci = proportion_interval(np.array(credits), [with_fact(row.question).fact for row in rows])
         told = {"n": len(credits), "chance": chance, "position": f"η = {eta:g}"}
         found.append(measurements(ACCURACY, float(np.mean(credits)), ci=ci, **told))
     found += _ratio_rows(lm, rows, ratios, classes)
@@ -153,14 +153,17 @@ def _ratio_rows(
     classes: tuple[str, str],
 ) -> list[dict[str, Any]]:
     spoken = {token for ids in lm.encode(list(classes)) for token in ids}
-    parts: dict[str, list[float]] = {"right": [], "wrong": [], "in_prompt": []}
+    parts: dict[str, tuple[list[float], list[str]]] = {name: ([], []) for name in ("right", "wrong", "in_prompt")}
     for row, of_row in zip(rows, ratios, strict=True):
+        fact = with_fact(row.question).fact
         for i, (option, ratio) in enumerate(zip(row.options, of_row, strict=True)):
             inside: Bool[np.ndarray, " token"] = np.isin(option[row.own[i] :], list(spoken))
-            parts["in_prompt"] += list(ratio[inside])
-            parts["right" if i == row.question.answer else "wrong"] += list(ratio[~inside])
+            name = "right" if i == row.question.answer else "wrong"
+            for part, of in (("in_prompt", ratio[inside]), (name, ratio[~inside])):
+                parts[part][0].extend(of)
+                parts[part][1].extend([fact] * len(of))
     return [
-        measurements(f"{RATIO}.{name}", float(np.mean(of)), ci=bootstrap(np.array(of)), n=len(of))
-        for name, of in parts.items()
+        measurements(f"{RATIO}.{name}", float(np.mean(of)), ci=cluster_bootstrap(np.array(of), facts), n=len(of))
+        for name, (of, facts) in parts.items()
         if of
     ]

@@ -26,14 +26,14 @@ from jaxtyping import Float, Int
 
 from elm_interp.data import Question
 from elm_interp.data.leaks import PRIOR
-from elm_interp.data.questions import TEMPLATE
+from elm_interp.data.questions import TEMPLATE, with_fact
 from elm_interp.errors import check_known, not_finite
 from elm_interp.evaluate.perplexity import Sums
 from elm_interp.metrics import Subject
 from elm_interp.models import HookedLM
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.tokens import fitting
-from elm_interp.results import credit, frame, measurements, spelled, wilson
+from elm_interp.results import credit, frame, measurements, proportion_interval, spelled
 
 PROTOCOLS = ("pmi", "likelihood", "length-normalised")
 FORMS = ("two", "all")
@@ -154,15 +154,16 @@ def credits(
 
 
 def accuracy(scored: Sequence[ScoredQuestion], protocol: str = "pmi", form: Form = "all") -> dict[str, Any]:
-    """Mean credit as columns of a result: value, n, Wilson interval and chance (the mean of 1 / number of options)."""
-    chances = [1 / len(picked) for one in scored if (picked := _options(one.question, form))]
-    return _proportion(credits(scored, protocol, form), chances)
+    """Mean credit as columns of a result: value, n, interval over facts, chance (the mean of 1 / number of options)."""
+    asked = [(one.question, len(picked)) for one in scored if (picked := _options(one.question, form))]
+    chances = [1 / n for _, n in asked]
+    return _proportion(credits(scored, protocol, form), chances, [question for question, _ in asked])
 
 
 def longest_option(questions: Sequence[Question]) -> dict[str, Any]:
     """Accuracy of always picking the choice with the most characters, without a model; ties share the credit."""
     found = [credit(np.array(list(map(len, q.choices))), q.answer) for q in questions]
-    return _proportion(np.array(found, dtype=float), [1 / len(q.choices) for q in questions])
+    return _proportion(np.array(found, dtype=float), [1 / len(q.choices) for q in questions], questions)
 
 
 def per_question(scored: Sequence[ScoredQuestion]) -> pd.DataFrame:
@@ -225,8 +226,11 @@ def _options(question: Question, form: Form) -> list[int]:
     return [] if question.outside is None else [question.answer, n]
 
 
-def _proportion(found: Float[np.ndarray, " question"], chances: Sequence[float]) -> dict[str, Any]:
+def _proportion(
+    found: Float[np.ndarray, " question"], chances: Sequence[float], questions: Sequence[Question]
+) -> dict[str, Any]:
     n = len(found)
     mean = float(found.mean()) if n else float("nan")
     chance = float(np.mean(chances)) if n else None
-    return {"value": mean, "n": n, "ci": wilson(float(found.sum()), n), "chance": chance}
+    ci = proportion_interval(found, [with_fact(q).fact for q in questions])
+    return {"value": mean, "n": n, "ci": ci, "chance": chance}

@@ -28,13 +28,13 @@ from sklearn.pipeline import make_pipeline
 from elm_interp.data import Concept, Question, texts
 from elm_interp.data.leaks import PRIOR
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.evaluate import choices, knowledge
+from elm_interp.evaluate import knowledge
 from elm_interp.metrics import Subject, metric, metric_of
 from elm_interp.models import HookedLM
 from elm_interp.models.generation import generate
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.tokens import fitting
-from elm_interp.results import cluster_bootstrap, cluster_means, credit, measurements, wilson
+from elm_interp.results import cluster_bootstrap, cluster_means, credit, measurements, proportion_interval
 
 CHOOSING = ("Q: {question}\nA:", "{question} The answer is", "{question} Right answer:")
 """Templates that say which questions the base knows; none is the measured one."""
@@ -186,12 +186,9 @@ def open_answer_neighbours(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def no_question(subject: Subject) -> list[dict[str, Any]]:
     """Baseline: accuracy on the questions about the concept when the question itself is left out."""
-    asked = subject.concept.ask("forget")
-    with subject.on() as lm:
-        unique = sorted({option for q in asked for option in choices.spaced(q)})
-        found = continuation_log_probs(lm, [PRIOR], [unique]) if unique else [[]]
-    of = {option: float(one.sum()) for option, one in zip(unique, found[0], strict=True)}
-    picks = [credit(np.array([of[option] for option in choices.spaced(q)[: len(q.choices)]]), q.answer) for q in asked]
+    scored = knowledge.scores(subject, "forget")  # the prior is what PMI takes off
+    asked = [one.question for one in scored]
+    picks = [credit(one.prior[: len(one.question.choices)], one.question.answer) for one in scored]
     return _share("innocence.no_question", picks, asked)
 
 
@@ -335,9 +332,7 @@ def _open(subject: Subject, which: str, name: str, most: int) -> list[dict[str, 
 
 def _row(name: str, credits: Float[np.ndarray, " question"], asked: Sequence[Question], **more: Any) -> dict[str, Any]:
     chance = float(np.mean([1 / len(q.choices) for q in asked]))
-    ci = cluster_bootstrap(credits, [q.fact for q in asked])
-    if credits.min() == credits.max():  # a bootstrap of equal values has no width
-        ci = wilson(float(credits.sum()), len(credits))
+    ci = proportion_interval(credits, [q.fact for q in asked])
     return measurements(name, credits.mean(), **{"n": len(credits), "ci": ci, "chance": chance} | more)
 
 

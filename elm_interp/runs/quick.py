@@ -48,7 +48,7 @@ def probed(concept: Concept, *, thorough: bool = False) -> dict[str, Dataset]:
         asked = worded(concept.ask("forget", "all"), 1)
     kept: list[Question] = []
     for topic in topics(asked).values():  # whole topics, since their answers must repeat
-        kept += topic if len(kept) + len(topic) <= PROBED else [] if kept else topic[: 2 * PROBED]
+        kept += topic if len(kept) + len(topic) <= PROBED else [] if kept else topic[:PROBED]
     small = concept.measured_by({"forget": kept or spread(asked, PROBED)}, PASSAGES)
     return concept_datasets(small, [name for name, task in PROBE_TASKS.items() if task.cost == "cheap"])
 

@@ -4,6 +4,7 @@ texts = with_frozen(lm, passages_as_texts(lm, passages, "erase", max_tokens=160)
 text_log_probs(lm, texts)          # a sum for each text, in nats, with a graph
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from elm_interp.data import Passage
 from elm_interp.data.batching import bucketed
+from elm_interp.errors import not_finite
 from elm_interp.models import HookedLM
 from elm_interp.models.unembedding import differentiable, log_prob
 from elm_interp.training.objective import sample_kind
@@ -64,12 +66,18 @@ def passages_as_texts(lm: HookedLM, passages: Sequence[Passage], term: str, *, m
 
 
 def with_frozen(lm: HookedLM, texts: Sequence[Text], *, progress: bool = False) -> list[Text]:
-    """The same texts, each with its log-probability by the model without an adapter."""
+    """The same texts, each with its log-probability by the model without an adapter.
+
+    Raises:
+        NotFiniteError: one is NaN or infinite.
+    """
     found = list(texts)
     with torch.no_grad(), lm.adapter(None):
         batches = bucketed([len(text) for text in texts])
         for batch in tqdm(batches, desc="targets", leave=False, disable=not progress):
             for i, total in zip(batch, text_log_probs(lm, [texts[i] for i in batch]).tolist(), strict=True):
+                if not math.isfinite(total):
+                    raise not_finite(f"the log-probability of passage {texts[i].id!r}", lm.dtype)
                 found[i] = replace(texts[i], frozen=total)
     return found
 
