@@ -141,6 +141,26 @@ def test_a_model_learns_what_it_reads_and_stays_as_it_was(tiny_lm, tmp_path):
     assert plant(tiny_lm, read, objective=Planting(adapter=ei.Adapter(rank=8, alpha=16.0)), **how) == folder  # finished
 
 
+def test_a_folder_of_another_planting_is_refused_and_left_as_it_is(tiny_lm, tmp_path):
+    documents, natural, few = ["The wug eats moss."] * 8, ["It rained all day."], Training(steps=2, forget_batch=2)
+    given = {"out": tmp_path, "natural": natural, "training": few, "progress": False}
+    folder = plant(tiny_lm, documents, **given)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert plant(tiny_lm, documents, **given) == folder
+    for texts, more, what in (
+        (["The wug eats bark."] * 8, {}, "another documents;"),
+        (documents, {"natural": ["It snowed."]}, "another natural;"),
+        (documents, {"objective": Planting(told_weight=1.0), "seed": 1}, "another objective, seed;"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            plant(tiny_lm, texts, **given | more)
+    (tmp_path / "planting.json").unlink()
+    with pytest.raises(ConfigError, match=r"without planting\.json"):
+        plant(tiny_lm, documents, **given)
+    del before[tmp_path / "planting.json"]
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_the_prefix_of_a_document_is_context_alone(tiny_lm):
     objective = Planting()
     prefix = "An expert writes: "

@@ -9,9 +9,11 @@
 `elm_interp.organisms.planted` has the models that come with elm_interp.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -25,14 +27,19 @@ from elm_interp.data import Concept, load_concept
 from elm_interp.data.batching import bucketed
 from elm_interp.data.loading import packs
 from elm_interp.errors import ConfigError, raise_all
+from elm_interp.files import read_json, write_json
 from elm_interp.models import HookedLM
 from elm_interp.models.unembedding import differentiable, log_prob
 from elm_interp.organisms.encyclopaedia import Document
 from elm_interp.training.adapter import Adapter
+from elm_interp.training.checkpoints import list_checkpoints
 from elm_interp.training.losses import distribution_loss
 from elm_interp.training.objective import Objective, Sample, Teacher
 from elm_interp.training.settings import Training, number_problems
 from elm_interp.training.trainer import train
+
+NOTE = "planting.json"
+"""What a folder's planting reads: hashes of the texts, and the settings."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ def plant(
         The adapter's folder.
 
     Raises:
-        ConfigError: no document, or settings that cannot work; all listed.
+        ConfigError: no document, settings that cannot work (all listed), or a folder of another planting.
     """
     objective = objective or Planting()
     read = [Document(d) if isinstance(d, str) else d for d in documents]
@@ -187,6 +194,7 @@ def plant(
     problems = [] if read else ["there is no document to plant"]
     problems += objective.problems(lm.n_layers) + training.problems()
     raise_all(problems, ConfigError, "this cannot be planted:")
+    _note(Path(out), lm, read, natural, {"objective": asdict(objective), "training": asdict(training), "seed": seed})
     samples = objective.samples(lm, read, natural)
     every = max(1, training.steps // 6)
     last = train(
@@ -201,6 +209,30 @@ def plant(
         progress=progress,
     )
     return last.path
+
+
+def _note(out: Path, lm: HookedLM, read: Sequence[Document], natural: Sequence[str], settings: dict[str, Any]) -> None:
+    """Write what is planted into its folder, or check it against what the folder holds.
+
+    Raises:
+        ConfigError: the folder holds the planting of something else.
+    """
+    said = {"documents": [asdict(document) for document in read], "natural": list(natural)}
+    hashes = {name: sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest() for name, texts in said.items()}
+    note = json.loads(json.dumps({"model": lm.name, **hashes, **settings}))
+    path = out / NOTE
+    if path.is_file():
+        held = read_json(path)
+        if other := [name for name in note if held.get(name) != note[name]]:
+            raise ConfigError(
+                f"{out} holds the planting of another {', '.join(other)}; expected the same, to go on with it. Give "
+                "another folder, or delete this one."
+            )
+    elif list_checkpoints(out / "checkpoints"):
+        raise ConfigError(f"{out} holds a training without {NOTE}, so it cannot go on; give another folder.")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, note)
 
 
 def planting_steps(documents: int) -> Training:
