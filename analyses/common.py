@@ -157,10 +157,9 @@ def write_manifest(path: Path, **more: Any) -> None:
     """Write the command, git revision, versions, machine and seconds since the start."""
     # manifests are published, so absolute paths are cut to their last part
     said = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    git = ["git", "describe", "--always", "--dirty"]
     manifest = {
         "command": " ".join(["python", f"analyses/{Path(sys.argv[0]).name}", *said]),
-        "git": subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "git": _revision(),
         "seconds": round(time.perf_counter() - BEGAN, 1),
         "versions": {package: version(package) for package in PACKAGES},
         "python": platform.python_version(),
@@ -168,3 +167,13 @@ def write_manifest(path: Path, **more: Any) -> None:
         "threads": torch.get_num_threads(),
     }
     write_json(path, manifest | more)
+
+
+def _revision() -> str:
+    """The git revision, "-dirty" if anything but what analyses write has changed."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!figures", ":!README.md", ":!docs")
+    return git("describe", "--always") + ("-dirty" if changed else "")
