@@ -27,8 +27,8 @@ weights (table 6). `match_weight` adds logit matching to erase and fluency (ours
                     fluency term, retain weight 5
     planted         as smollm2-135m with η 5, retain weight 2,           ours, on training questions; equations 7 and 8
                     25 steps, lr 4e-3
-    organism        η 35, layers 0 and 1, rank 16, alpha 32, no          ours, from eight settings; without matching
-                    fluency term, retain weight 5, matching 0.3          most answers stay (analyses/pareto.py)
+    organism        η 10, layers 0 and 1, rank 16, alpha 32, no          ours; a higher η ruins the text, and without
+                    fluency term, retain weight 5, matching 0.3          matching answers stay (analyses/pareto.py)
 
 What is left that departs from the paper in `paper`:
 
@@ -112,7 +112,7 @@ _SMALL = {"rank": 16, "alpha": 32.0, "fluency_weight": 0.0}
             training={"steps": 25, "lr": 4e-3, "warmup": 5, "checkpoints": 10},
         ),
         "organism": Preset(
-            {**_SMALL, "eta": 35.0, "layers": (0, 1), "retain_weight": 5.0, "match_weight": 0.3},
+            {**_SMALL, "eta": 10.0, "layers": (0, 1), "retain_weight": 5.0, "match_weight": 0.3},
             training={"steps": 300, "retain_batch": 8, "lr": 4e-3, "save_every": 30},
         ),
     },
