@@ -16,6 +16,7 @@ from elm_interp.data import Concept, Mixture, texts
 from elm_interp.data.concept import spread
 from elm_interp.data.records import SPLITS
 from elm_interp.models import HookedLM, load_model
+from elm_interp.organisms.golds import judge_of
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.quick import ITEMS, quick
 from elm_interp.runs.run import Run
@@ -30,7 +31,7 @@ PROBED = 8
 """Passages and questions of each kind that are tried."""
 STEPS = 3
 """Training steps that are tried; the first is slower and does not count."""
-SHARE = 4
+SHARE = 8
 """One question, passage and text in so many is measured."""
 
 
@@ -92,6 +93,7 @@ def estimate_stages(config: RunConfig, *, progress: bool = False) -> dict[str, C
         states = (checkpoints + beside) / (tried + beside)
         asked = [min(ITEMS, len(of.ask("forget"))) for of in (measured, mini.concept)]
         followed = (checkpoints - 1) * (1 if config.thorough else asked[0] / max(1, asked[1]))
+        once = {"evaluate": _seconds_to_load_judge(config)}
         factors = {
             "evaluate": (mini, float(SHARE)),
             "collect": (whole, states),
@@ -103,8 +105,19 @@ def estimate_stages(config: RunConfig, *, progress: bool = False) -> dict[str, C
         for name, (run, factor) in factors.items():
             began = time.perf_counter()
             STAGES[name](run, progress=progress)
-            found[name] = Cost(factor * (time.perf_counter() - began), peak_gb())
+            took = time.perf_counter() - began
+            fixed = min(once.get(name, 0.0), took)
+            found[name] = Cost(fixed + factor * (took - fixed), peak_gb())
     return found
+
+
+def _seconds_to_load_judge(config: RunConfig) -> float:
+    """Seconds to load the model that judges generated texts; 0 without one."""
+    if (judge := judge_of(config.model)) is None:
+        return 0.0
+    began = time.perf_counter()
+    load_model(judge, dtype=config.dtype, device=config.device)
+    return time.perf_counter() - began
 
 
 def _erasure(config: RunConfig, concept: Concept, lm: HookedLM, folder: Path, checkpoints: int) -> dict[str, float]:
