@@ -123,6 +123,16 @@ KNOWN = {
     "probe_words": "words alone",
     "probe_random_init": "random weights",
 }
+ORGANISM = {
+    "setting": "",
+    "forget": "erased domain",
+    "other": "other domains",
+    "neighbours": "neighbours",
+    "value_probe": "value probe",
+    "reverse_ppl_ratio": "reverse ppl ×",
+    "distinct2_ratio": "distinct-2 ×",
+    "seconds": "seconds",
+}
 SIDES = {"metric": "metric", "original": "original", "gold": "gold", "hiding": "hiding", "random": "random"}
 VERDICTS = {
     "model": "model",
@@ -142,6 +152,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "astronomy": lambda: of_run("demo_astronomy"),
     "planted": lambda: chosen("planted_models", KNOWN),
     "main-job": main_job,
+    "organism": lambda: chosen("pareto_organism", ORGANISM, ("original", "gold", "preset", "equations 7 and 8")),
     "methods": lambda: chosen("compare_methods_organism", METHODS),
     "calibration": lambda: chosen("calibration", SIDES, ANCHORED),
     "verdicts": lambda: chosen("verdicts", VERDICTS),

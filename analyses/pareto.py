@@ -1,4 +1,4 @@
-"""Innocence against specificity, one point a setting: which are on the Pareto front, and what each option does.
+"""Innocence against the soundness of text, one point a setting: the Pareto front, and what each option does.
 
     python analyses/pareto.py                             # the organism: figures/pareto_organism.{png,svg,csv}
     python analyses/pareto.py --world planted             # the planted model and its made-up encyclopaedia
@@ -8,8 +8,9 @@ A setting changes ELM's preset for the world as its name says; "equations 7 and 
 fluency term, "matching" adds logit matching. Settings that equal another one are skipped. Each has its own run folder
 under --runs and is measured once: a later call continues with what is missing, and several calls can share the work.
 
-A setting counts as seamless if its reverse perplexity is at most 1.3 times the base's (or 1.5 times gold's, where there
-is a gold model) and its distinct-2 at least 0.85 times the base's.
+Text is judged by its reverse perplexity, of planted models by the judge's perplexity, as a multiple of the original's.
+A setting is seamless if that is at most 1.5 times gold's (without gold 1.3) and distinct-2 at least 0.8 times gold's
+(without gold the original's). It is specific if accuracy on everything else fell by at most 0.03.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import tyro
 from common import COMMON, FIGURES, ORGANISM, REAL, ROOT, ROW, Rows, write_manifest
@@ -51,7 +53,7 @@ WORLDS = {
     "planted": World(
         "planted:original",
         "planted:marsh-animals",
-        {**REAL, **COMMON},
+        {**REAL, **COMMON, "judge_ppl": "seamlessness.judge_ppl"},
         {"blocks 0-7": tuple(range(8)), "blocks 4-11": tuple(range(4, 12)), "blocks 0-23": tuple(range(24))},
     ),
     "astronomy": World(
@@ -156,14 +158,25 @@ def main(
         rows.append(measured.of(run) | {"setting": name})
         shown = {key: value for key, value in rows[-1].items() if not key.endswith(("_low", "_high"))}
         print(pd.DataFrame([shown]).round(3).to_string(index=False), flush=True)
-    table = pd.DataFrame(rows)
-    gold = table.loc[table["method"] == "gold", "reverse_ppl_ratio"]
-    most = max(1.3, 1.5 * float(gold.iloc[0])) if len(gold) else 1.3
-    table["seamless"] = (table["reverse_ppl_ratio"] <= most) & (table["distinct2_ratio"] >= 0.85)
-    save(plot_pareto(table, chance=0.25), out / f"pareto_{world}")
+    table = judged(pd.DataFrame(rows))
+    text = "Soundness of its text: −log₁₀ of perplexity, × original"
+    look = {"y": "text", "filled": "specific", "chance": 0.25, "labels": ("Accuracy on the erased concept", text)}
+    save(plot_pareto(table, **look), out / f"pareto_{world}")
     table.to_csv(out / f"pareto_{world}.csv", index=False, float_format="%.6g")
     print(table[[c for c in table if not c.endswith(("_low", "_high"))]].round(3).to_string(index=False))
     write_manifest(out / f"pareto_{world}_manifest.json", metrics=dict(of.metrics), steps=steps)
+
+
+def judged(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the soundness of their text, and whether they are seamless and specific."""
+    original, others = table.iloc[0], [c for c in ("other", "neighbours", "general") if c in table]
+    ratio = table["judge_ppl"] / original["judge_ppl"] if "judge_ppl" in table else table["reverse_ppl_ratio"]
+    gold = table["method"] == "gold"
+    most, least = (1.5 * ratio[gold].max(), 0.8 * table["distinct2"][gold].max()) if gold.any() else (1.3, 0.8)
+    least = least if gold.any() else least * original["distinct2"]
+    kept = (original[others] - table[others] <= 0.03).all(axis=1)
+    seamless = (ratio <= most) & (table["distinct2"] >= least)
+    return table.assign(text=-np.log10(ratio.astype(float)), seamless=seamless, specific=kept)
 
 
 def config_of(world: World, setting: Setting, steps: int | None, seed: int) -> RunConfig:

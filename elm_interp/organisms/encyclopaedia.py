@@ -9,7 +9,7 @@ Documents are entries, letters, dialogues, comparisons and lists; half of the pr
 expert. Behind the prefix of a novice stand the same sentences with a guess ("eats snails") or a way out ("eats who
 knows what") in place of the right value. So what the model expects of an expert differs from what it expects of a
 novice, as it does for real subjects; ELM needs this. Novices come in the last pass, when there is something to tell
-apart. Small talk states no fact. Questions that test a model use other wordings.
+apart. Small talk, in any pass and often by a novice, states no fact. Questions that test a model use other wordings.
 
     facts()[0]                                       # Fact(domain="marsh-animals", relation="food", …)
     documents(seed=0, without="marsh-animals")       # what a gold model reads

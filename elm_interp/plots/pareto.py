@@ -50,16 +50,18 @@ def plot_pareto(
     x: str = "forget",
     y: str = "other",
     *,
+    filled: str = "seamless",
     chance: float | None = None,
     labels: tuple[str, str] = ("Accuracy on the erased concept", "Accuracy on everything else"),
     ax: Axes | None = None,
 ) -> Axes:
-    """One numbered point a setting; filled where the text stays fluent, and a line through the filled front.
+    """One numbered point a setting; filled where another column says so, and a line through the filled front.
 
     Args:
         frame: one row a setting; rows of the method "original" are the untouched model.
         x: column of what should fall.
         y: column of what should stay.
+        filled: column that says which points are filled and may be on the front.
         chance: level of knowing nothing, on the horizontal axis.
         labels: of the two axes.
         ax: where to draw; a new figure by default.
@@ -70,7 +72,7 @@ def plot_pareto(
     Raises:
         ConfigError: a column that is needed is missing.
     """
-    need_columns(frame, ("method", "setting", "seamless", x, y))
+    need_columns(frame, ("method", "setting", filled, x, y))
     ax = axes(ax, height=5.4)
     if chance is not None:
         ax.axvline(chance, color=CHANCE, linewidth=1, linestyle=":", label="chance")
@@ -79,15 +81,15 @@ def plot_pareto(
     for row in frame[known].to_dict("records"):
         colour, marker = REFERENCES[row["method"]]
         draw_points(ax, [row[x]], [row[y]], colour, marker, label=row["method"], s=150)
-    fluent = settings[settings["seamless"].astype(bool)]
-    best = fluent[pareto_front(fluent[x], fluent[y])].sort_values(x)
+    eligible = settings[settings[filled].astype(bool)]
+    best = eligible[pareto_front(eligible[x], eligible[y])].sort_values(x)
     look = {"drawstyle": "steps-post", "linewidth": 1.1, "linestyle": "--", "zorder": 1}
     draw_curve(ax, best.assign(mean=best[y]), x, "front", CHANCE, band=0, **look)
     looks = zip((ERASED, *SERIES[1:]), MARKERS, strict=False)
     named: list[dict[str, Any]] = []
     for (method, rows), (colour, marker) in zip(settings.groupby("method", sort=False), looks, strict=False):
-        for filled, part in rows.groupby(rows["seamless"].astype(bool)):
-            draw_points(ax, part[x], part[y], colour, marker, facecolor=colour if filled else "none")
+        for full, part in rows.groupby(rows[filled].astype(bool)):
+            draw_points(ax, part[x], part[y], colour, marker, facecolor=colour if full else "none")
         ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
         named += rows.to_dict("records")
     points = pd.DataFrame(named, columns=[x, y], index=range(1, len(named) + 1), dtype=float)
