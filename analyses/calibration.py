@@ -66,8 +66,8 @@ def erased(seed: int) -> pd.DataFrame:
     """Rows of a world's original after ELM with the preset for organisms."""
     at = f"@{seed}" if seed else ""
     config = RunConfig.preset(
-        "organism", model=f"organism:original{at}", concept=f"organism:spellcraft{at}", dtype="float32"
-    )
+        "organism", model=f"organism:original{at}", concept=f"organism:spellcraft{at}", dtype="float32", thorough=True
+    )  # thorough, since its anchors are measured on everything
     with TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", config)
         run_stage(run, "erase")
