@@ -101,7 +101,8 @@ class Rows:
             lm = load_model(config.model, dtype=config.dtype, device=config.device)
             judge = judge_of(config.model)
             scorer = judge and load_model(judge, dtype=config.dtype, device=config.device)
-            self._base = Subject(lm, run.measured, seed=config.seed, judge=scorer, texts=TEXTS)
+            # every training seed is measured with the same texts and draws
+            self._base = Subject(lm, run.measured, judge=scorer, texts=TEXTS)
         return self._base
 
     def of(self, run: Run) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class Rows:
         def make() -> dict[str, Any]:
             gold = run.gold()
             base = self.base(run)
-            return {"method": "gold", **row_of(replace(gold, base=base, judge=base.judge), self.metrics)}
+            return {"method": "gold", **row_of(replace(gold, base=base, judge=base.judge, seed=base.seed), self.metrics)}
 
         return _cached(self.runs / "gold", self._origin(run), make)
 
@@ -132,7 +133,7 @@ class Rows:
     def _origin(self, run: Run) -> dict[str, Any]:
         """What a row depends on besides the settings of its run."""
         config = run.config
-        of = {"model": config.model, "weights": run.model_hash(), "dtype": config.dtype, "seed": config.seed}
+        of = {"model": config.model, "weights": run.model_hash(), "dtype": config.dtype}
         return of | {"concept": run.measured.fingerprint(), "metrics": dict(self.metrics)}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from elm_interp.erase.elm import ELM
+from elm_interp.erase.npo import NPO
 from elm_interp.erase.repnoise import RepNoise
 from elm_interp.erase.rmu import RMU
 from elm_interp.erase.whp import WHP
@@ -14,6 +15,7 @@ from elm_interp.training.target_cache import prepared
 METHODS = {
     "elm": ELM.from_settings(layers=(1,), rank=2, fluency_samples=3, fluency_tokens=4, match_weight=1),
     "rmu": RMU.from_settings(layer=2, layers=(1, 2), max_tokens=24),
+    "npo": NPO.from_settings(rank=2, max_tokens=20),
     "repnoise": RepNoise.from_settings(rank=2, max_tokens=20),
     "whp": WHP.from_settings(rank=2, labels="soft", top_k=50, reinforce_batch=2, reinforce_epochs=1, max_tokens=20),
 }
@@ -34,7 +36,7 @@ def made(monkeypatch, lm, objective, concept):
     return samples, bool(calls)
 
 
-@pytest.mark.parametrize("name", ["elm", "rmu", "whp"])
+@pytest.mark.parametrize("name", ["elm", "npo", "rmu", "whp"])
 def test_samples_of_every_declared_kind_come_back_as_they_were(monkeypatch, tiny_lm, tiny_concept, name):
     first, ran = made(monkeypatch, tiny_lm, METHODS[name], tiny_concept)
     assert ran
