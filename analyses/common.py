@@ -120,7 +120,8 @@ class Rows:
         def make() -> dict[str, Any]:
             gold = run.gold()
             base = self.base(run)
-            return {"method": "gold", **row_of(replace(gold, base=base, judge=base.judge, seed=base.seed), self.metrics)}
+            subject = replace(gold, base=base, judge=base.judge, seed=base.seed)
+            return {"method": "gold", **row_of(subject, self.metrics)}
 
         return _cached(self.runs / "gold", self._origin(run), make)
 
