@@ -12,7 +12,7 @@ from .data import (
     write_concept,
 )
 from .erase import ELM, RMU, WHP, RepNoise, target_answers
-from .evaluate import accuracy, evaluate_questions, samples, score_card, score_choices
+from .evaluate import accuracy, evaluate_questions, free_answers, samples, score_card, score_choices
 from .metrics import Metric, Subject, list_metrics, measure, metric
 from .models import ActivationCache, Batch, HookedLM, load_model
 from .organisms import domain_concept, make_world, organism, plant
@@ -81,6 +81,7 @@ __all__ = [
     "evaluate_questions",
     "figure",
     "follow_metrics",
+    "free_answers",
     "list_checkpoints",
     "list_metrics",
     "load_concept",

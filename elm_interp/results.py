@@ -118,7 +118,8 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     p, z2 = successes / n, z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # exact where nothing or everything succeeded, which rounding misses
+    return (max(0.0, centre - half) if successes else 0.0), (min(1.0, centre + half) if successes < n else 1.0)
 
 
 def proportion_interval(credits: Float[np.ndarray, " n"], groups: Sequence[str]) -> tuple[float, float]:

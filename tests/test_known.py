@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from disturbed import random_adapter
 
@@ -10,7 +11,15 @@ import elm_interp as ei
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
 from elm_interp.evaluate import choices, knowledge
-from elm_interp.evaluate.known import CHOOSING, followed, follows, known_items, same_answer, shown_facts
+from elm_interp.evaluate.known import (
+    CHOOSING,
+    followed,
+    follows,
+    free_answers,
+    known_items,
+    same_answer,
+    shown_facts,
+)
 from elm_interp.evaluate.scorecard import card_metrics
 from elm_interp.metrics import Subject
 from elm_interp.models.scoring import continuation_log_probs
@@ -123,6 +132,10 @@ def test_a_free_answer_of_an_article_or_with_signs_is_compared_whole():
     question = Question("Which language?", ("C++", "C"), 0)
     assert same_answer(" C++, of course", question)
     assert not same_answer(" C, of course", question)
+    for number, wrong in (("1", " 1,000 years"), ("1", " 1.5 km"), ("5", " -5")):
+        question = Question("How many?", (number, "0"), 0)
+        assert same_answer(f" {number} years.", question)
+        assert not same_answer(wrong, question)
 
 
 def test_wordings_of_one_fact_do_not_narrow_the_interval():
@@ -165,6 +178,36 @@ def test_progression_asks_few_items(subject, tmp_path):
     table = ei.follow_metrics(states, "innocence.known.four_choice", items=1)
     rows = table[table["metric"] == "innocence.known.four_choice"]
     assert rows["n"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_followed_state_is_told_what_was_scored_before(subject, tmp_path, monkeypatch):
+    erased = subject.at(random_adapter(subject.lm, tmp_path), method="elm", step=1)
+    alone = ei.measure(followed(erased, 1), KNOWN)
+    again = subject.at(tmp_path, method="elm", step=1)
+    for which in knowledge.TOPICS:
+        knowledge.scores(again, which)
+    monkeypatch.setattr(knowledge.choices, "score_choices", None)  # nothing is scored again
+    pd.testing.assert_frame_equal(ei.measure(followed(again, 1), KNOWN), alone)
+
+
+def test_free_answers_are_those_to_questions_that_the_base_answers_right(subject, tmp_path):
+    (right, *others) = known_items(subject)
+    said = [(right, f" {right.right}, of course"), *((q, " nobody knows") for q in others)]
+    base = Subject(subject.lm, subject.concept)
+    base.memo(("said", "forget"), lambda: said)
+    erased = base.at(random_adapter(subject.lm, tmp_path), method="elm", step=1)
+    erased.memo(("said", "forget"), lambda: [(right, " no idea")])
+    expected = {"prompt": right.prompt, "base": said[0][1]}
+    assert free_answers(base) == [expected]
+    assert free_answers(erased, gold=erased) == [expected | {"erased": " no idea", "gold": " no idea"}]
+
+
+def test_a_fact_is_shown_in_whatever_wording_a_passage_names_it(tiny_concept):
+    first = tiny_concept.ask("forget")[0]
+    other = replace(first, id="again", question="Again?", fact=first.fact)
+    passages = (replace(tiny_concept.passages("forget")[0], questions=("again",)),)
+    concept = replace(tiny_concept, forget=passages, questions={"forget": (first, other)})
+    assert shown_facts(concept.measured_by({"forget": [first]}, 1)) == {first.fact}
 
 
 def test_sets_that_share_passes_are_scored_as_each_alone(subject, monkeypatch):

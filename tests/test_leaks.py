@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from elm_interp.data import Passage, load_concept, packs
+from elm_interp.data import Passage, Question, load_concept, packs
 from elm_interp.data.concept import QUESTION_SETS
 from elm_interp.data.leaks import concept_leaks, find_leaks
+from elm_interp.data.questions import TEMPLATE
 from elm_interp.evaluate.known import CHOOSING
 from elm_interp.organisms.encyclopaedia import DOMAINS, EXPERT, NOVICE, asked, documents
 from elm_interp.registry import METHODS
@@ -22,7 +23,7 @@ def held_out(concept):
 def test_no_held_out_question_stands_in_the_training_passages_of_a_pack(name):
     concept = load_concept(name)
     assert held_out(concept)
-    assert concept_leaks(concept) == []
+    assert concept_leaks(concept, templates=(TEMPLATE, *CHOOSING)) == []
 
 
 @pytest.mark.parametrize("name", CONCEPTS)
@@ -83,6 +84,12 @@ def test_eight_words_count_and_seven_do_not():
     words = long.question.split()
     assert find_leaks([" ".join(words[:8])], [long])
     assert not find_leaks([" ".join(words[:7])], [long])
+
+
+def test_text_without_spaces_and_in_capitals_is_compared_too():
+    chinese = Question("谁看守马罗盖特的灯塔?", ("a", "b"), 0)
+    assert find_leaks(["有人问谁看守马罗盖特的灯塔。"], [chinese])
+    assert find_leaks(["ANSWER: Old tamsin"], [Question("Who?", ("Old Tamsin", "Orla"), 0)])
 
 
 def test_planted_models_read_no_template_that_scores_and_no_class_prompt():

@@ -177,6 +177,19 @@ def test_what_a_document_tells_has_the_weight(tiny_lm):
     assert sample.weights.min() == 1
 
 
+def test_only_neighbours_of_the_concept_are_near_whatever_the_domain():
+    for domain in DOMAINS:
+        concept = domain_concept(domain)
+        assert {p.group for p in concept.forget} == {""}
+        assert {p.group for p in concept.retain if p.topic in DOMAINS} == {"near"}
+
+
+def test_one_text_in_place_of_a_list_is_refused(tiny_lm, tmp_path):
+    with pytest.raises(ConfigError, match="list of texts"):
+        plant(tiny_lm, "The lamp is green.", out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_nothing_to_plant_is_refused(tiny_lm, tmp_path):
     with pytest.raises(ConfigError, match="no document"):
         plant(tiny_lm, [], out=tmp_path / "x")

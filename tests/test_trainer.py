@@ -375,3 +375,15 @@ def test_a_linear_schedule_falls_to_zero_after_the_last_step():
 
 def test_problems_are_all_named():
     assert len(Training(steps=0, lr=-1, save_every=0).problems()) == 3
+    assert len(Training(steps=2.5, checkpoints=1.5, weight_decay=float("nan")).problems()) == 3
+    (problem,) = Training(save_every=5, checkpoint_spacing="log").problems()
+    assert "save_every" in problem
+    assert "checkpoint_spacing" in problem
+
+
+def test_ten_checkpoints_are_saved_unless_their_number_or_distance_is_given():
+    assert Training(steps=25).saves() == [2, 5, 8, 10, 12, 15, 18, 20, 22, 25]
+    assert Training(steps=25, save_every=10).saves() == [10, 20, 25]
+    for spacing in ("linear", "log"):
+        assert Training(steps=25, checkpoints=1, checkpoint_spacing=spacing).saves() == [25]
+        assert Training(steps=25, checkpoints=3, checkpoint_spacing=spacing).saves()[-1] == 25

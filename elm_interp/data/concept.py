@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import chain
 from typing import Any, TypeVar
 
 from elm_interp.data.questions import Question, question_problems, split_of, with_fact
@@ -109,12 +110,24 @@ class Concept:
         return replace(self, forget=first(self.forget), retain=first(self.retain), questions=questions)
 
     def measured_by(self, questions: Mapping[str, Sequence[Question]], passages: int) -> "Concept":
-        """The concept with these questions, and at most so many held-out passages of each kind; training ones stay."""
+        """The concept with these questions, and at most so many held-out passages of each kind; training ones stay.
+
+        A passage names those of the questions whose facts it states, in whatever wording they are asked.
+        """
+        asked = {name: tuple(some) for name, some in questions.items()}
+        fact_of = {q.id: q.fact for of in self.questions.values() for q in of}
+        ids: dict[str, list[str]] = {}
+        for question in chain.from_iterable(asked.values()):
+            ids.setdefault(question.fact, []).append(question.id)
 
         def fewer(kind: str) -> tuple[Passage, ...]:
-            return (*self.passages(kind), *spread(self.passages(kind, "held_out"), passages))
+            kept = (*self.passages(kind), *spread(self.passages(kind, "held_out"), passages))
+            return tuple(replace(passage, questions=still_asked(passage)) for passage in kept)
 
-        asked = {name: tuple(some) for name, some in questions.items()}
+        def still_asked(passage: Passage) -> tuple[str, ...]:
+            facts = dict.fromkeys(fact_of.get(name, "") for name in passage.questions)
+            return tuple(chain.from_iterable(ids.get(fact, []) for fact in facts))
+
         return replace(self, questions=asked, forget=fewer("forget"), retain=fewer("retain"))
 
     def prompted(self, transform: Callable[[str], str] | None) -> "Concept":

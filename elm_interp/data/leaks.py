@@ -17,6 +17,7 @@ from elm_interp.data.questions import TEMPLATE, Question
 
 WORDS = 8
 """Words in a row of a question that must not stand in training text."""
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 PRIOR = "Answer:"
 """The prompt without a question, after which the prior of an option is scored."""
 
@@ -54,26 +55,28 @@ def find_leaks(
                 for option in question.options
                 if f"{_spaced(prompt)} {_spaced(option)}" in whole
             ]
-    if PRIOR in whole:
+    if _spaced(PRIOR) in whole:
         options = dict.fromkeys(option for question in questions for option in question.options)
         found += [
             f"{option!r} is a training target after the prompt of its prior, {PRIOR!r}"
             for option in options
-            if f"{PRIOR} {_spaced(option)}" in whole
+            if f"{_spaced(PRIOR)} {_spaced(option)}" in whole
         ]
     return found
 
 
-def concept_leaks(concept: Concept) -> list[str]:
-    """What of a concept's held-out questions, of all sets, stands in its training passages."""
+def concept_leaks(concept: Concept, *, templates: Sequence[str] = (TEMPLATE,)) -> list[str]:
+    """What of a concept's held-out questions, of all sets, stands in its training passages; see `find_leaks`."""
     training = [text for kind in ("forget", "retain") for text in texts(concept.passages(kind))]
-    return find_leaks(training, [question for which in QUESTION_SETS for question in concept.ask(which)])
+    asked = [question for which in QUESTION_SETS for question in concept.ask(which)]
+    return find_leaks(training, asked, templates=templates)
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    """The words of a text, in lower case; where a script has no spaces, its characters."""
+    return _WORD.findall(text.lower())
 
 
 def _spaced(text: str) -> str:
-    """Text with single spaces."""
-    return " ".join(text.split())
+    """Text in lower case with single spaces."""
+    return " ".join(text.lower().split())

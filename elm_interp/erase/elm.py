@@ -105,15 +105,15 @@ _SMALL = {"rank": 16, "alpha": 32.0, "fluency_weight": 0.0}
         ),
         "smollm2-135m": Preset(
             {**_SMALL, "eta": 30.0, "layers": tuple(range(2, 18)), "retain_weight": 5.0},
-            training={"steps": 45, "lr": 2e-3, "save_every": 4},
+            training={"steps": 45, "lr": 2e-3},
         ),
         "planted": Preset(
             {**_SMALL, "eta": 5.0, "layers": tuple(range(2, 18)), "retain_weight": 2.0},
-            training={"steps": 25, "lr": 4e-3, "warmup": 5, "checkpoints": 10},
+            training={"steps": 25, "lr": 4e-3, "warmup": 5},
         ),
         "organism": Preset(
             {**_SMALL, "eta": 10.0, "layers": (0, 1), "retain_weight": 5.0, "match_weight": 0.3},
-            training={"steps": 300, "retain_batch": 8, "lr": 4e-3, "save_every": 30},
+            training={"steps": 300, "retain_batch": 8, "lr": 4e-3},
         ),
     },
 )
@@ -215,6 +215,10 @@ class ELM(Objective):
             if self.fluency_weight:
                 samples["fluency"] = self._fluency(lm, concept, seed, progress)
         return {pool: found for pool, found in samples.items() if found}
+
+    def in_miniature(self, share: float) -> "ELM":
+        """The method with this share of its generated texts."""
+        return replace(self, fluency_samples=max(1, round(share * self.fluency_samples)))
 
     def tokenised(self, lm: HookedLM, concept: Concept, *, seed: int = 0) -> dict[str, Any]:
         """What tokenising the training passages cuts, leaves out and joins otherwise than running text.

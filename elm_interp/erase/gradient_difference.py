@@ -34,12 +34,8 @@ _LORA = {"rank": 16, "alpha": 32.0, "max_tokens": 160, "bound": 8.0}
     "gradient-difference",
     presets={
         "paper": Preset({"max_tokens": 500}, training={**TOFU, "steps": 62}),
-        "smollm2-135m": Preset(
-            _LORA, training={"steps": 60, "forget_batch": 4, "retain_batch": 4, "lr": 3e-4, "save_every": 15}
-        ),
-        "organism": Preset(
-            _LORA, training={"steps": 200, "forget_batch": 8, "retain_batch": 8, "lr": 1e-3, "save_every": 50}
-        ),
+        "smollm2-135m": Preset(_LORA, training={"steps": 60, "forget_batch": 4, "retain_batch": 4, "lr": 3e-4}),
+        "organism": Preset(_LORA, training={"steps": 200, "forget_batch": 8, "retain_batch": 8, "lr": 1e-3}),
     },
 )
 @dataclass(frozen=True)

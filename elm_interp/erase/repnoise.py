@@ -65,11 +65,11 @@ class Pair:
         "paper": Preset(training={"steps": 1250, "forget_batch": 8, "lr": 2e-5, "warmup": 125, **UNCLIPPED}),
         "smollm2-135m": Preset(
             {**_LORA, "noise_weight": 1.0, "ascent_weight": 0.5},
-            training={"steps": 100, "forget_batch": 4, "lr": 5e-4, "save_every": 25},
+            training={"steps": 100, "forget_batch": 4, "lr": 5e-4},
         ),
         "organism": Preset(
             {**_LORA, "noise_weight": 0.5, "ascent_weight": 0.5},
-            training={"steps": 250, "forget_batch": 16, "lr": 1e-3, "save_every": 50},
+            training={"steps": 250, "forget_batch": 16, "lr": 1e-3},
         ),
     },
 )

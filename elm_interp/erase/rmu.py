@@ -69,7 +69,7 @@ class Steered:
         "paper": Preset(training={**CONSTANT, **UNCLIPPED, "steps": 150, "lr": 5e-5}),
         "smollm2-135m": Preset(
             {"layer": 10, "layers": (8, 9, 10), "steering": 40.0, "retain_weight": 100.0, "max_tokens": 160},
-            training={"steps": 100, "forget_batch": 2, "retain_batch": 2, "lr": 1e-3, "save_every": 25},
+            training={"steps": 100, "forget_batch": 2, "retain_batch": 2, "lr": 1e-3},
         ),
         "organism": Preset(
             {
@@ -80,7 +80,7 @@ class Steered:
                 "retain_weight": 3.0,
                 "max_tokens": 160,
             },
-            training={"steps": 300, "forget_batch": 8, "retain_batch": 8, "lr": 5e-3, "save_every": 50},
+            training={"steps": 300, "forget_batch": 8, "retain_batch": 8, "lr": 5e-3},
         ),
     },
 )

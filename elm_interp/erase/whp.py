@@ -74,10 +74,8 @@ class Labelled(Sample):
     "whp",
     presets={
         "paper": Preset(training={**CONSTANT, **UNCLIPPED, "steps": 150, "forget_batch": 128, "lr": 1e-6}),
-        "smollm2-135m": Preset(_LORA, training={"steps": 100, "forget_batch": 4, "lr": 1e-3, "save_every": 25}),
-        "organism": Preset(
-            {**_LORA, "reinforce_epochs": 20}, training={"steps": 200, "forget_batch": 8, "lr": 2e-3, "save_every": 50}
-        ),
+        "smollm2-135m": Preset(_LORA, training={"steps": 100, "forget_batch": 4, "lr": 1e-3}),
+        "organism": Preset({**_LORA, "reinforce_epochs": 20}, training={"steps": 200, "forget_batch": 8, "lr": 2e-3}),
     },
 )
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from elm_interp.evaluate.choices import (
 )
 from elm_interp.evaluate.fluency import generations, samples
 from elm_interp.evaluate.knowledge import scores
-from elm_interp.evaluate.known import known_items, same_answer
+from elm_interp.evaluate.known import free_answers, known_items, same_answer
 from elm_interp.evaluate.scorecard import beyond_context, card_metrics, destroyed, score_card, summary
 from elm_interp.evaluate.specificity import kl_divergences, read_passages
 
@@ -21,6 +21,7 @@ __all__ = [
     "card_metrics",
     "destroyed",
     "evaluate_questions",
+    "free_answers",
     "generations",
     "kl_divergences",
     "known_items",

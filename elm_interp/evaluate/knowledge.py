@@ -80,6 +80,15 @@ def score_together(subject: Subject) -> None:
         subject.memo(_key(which), partial(list, found))
 
 
+def tell_scores(few: Subject, of: Subject) -> None:
+    """Let a state that asks fewer questions know what the same state scored on all of them, where it did."""
+    for which in TOPICS:
+        if of.knows(_key(which)) and not few.knows(_key(which)):
+            asked = {q.id for q in few.concept.ask(which)}
+            found = [one for one in scores(of, which) if one.question.id in asked]
+            few.memo(_key(which), partial(list, found))
+
+
 def _key(which: str, split: str = "held_out") -> Hashable:
     return "choices", which, split
 

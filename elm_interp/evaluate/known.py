@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from elm_interp.data import Concept, Question, texts
+from elm_interp.data.concept import spread
 from elm_interp.data.leaks import PRIOR
 from elm_interp.data.questions import TEMPLATE
 from elm_interp.evaluate import knowledge
@@ -51,6 +52,7 @@ FOLLOWED_PASSAGES = 4
 MCNEMAR = "McNemar, exact, two-sided"
 _HOW = "questions that the base answers in 2 of 3 other templates"
 _FACTS = "bootstrap over facts"
+_WORD = re.compile(r"(?<!\w)-?\d+(?:[.,]\d+)+(?!\w)|(?<!\w)-\d+(?!\w)|\w+[+#]*")
 
 
 def known_items(subject: Subject, which: str = "forget") -> list[Question]:
@@ -74,7 +76,9 @@ def followed(subject: Subject, items: int) -> Subject:
         A state whose base is the base on the same smaller concept.
     """
     small = subject.base.memo(("followed", items), lambda: _smaller(subject.base, items))
-    return small if subject.is_base else subject.with_(concept=small.concept, base=small)
+    few = small if subject.is_base else subject.with_(concept=small.concept, base=small)
+    knowledge.tell_scores(few, subject)
+    return few
 
 
 def follows(base: Subject, metrics: Iterable[str]) -> list[str]:
@@ -101,6 +105,28 @@ def same_answer(said: str, question: Question) -> bool:
     return any(
         words[: len(right)] == right for answer in (question.right, *question.aliases) if (right := _plain(answer))
     )
+
+
+def free_answers(subject: Subject, n: int = 4, *, gold: Subject | None = None) -> list[dict[str, str]]:
+    """Questions about the concept that the base answers right without choices, with the greedy answer of each state.
+
+    Args:
+        subject: the erased model.
+        n: questions at most, evenly spread.
+        gold: a model that never knew the concept; its answers stand beside.
+
+    Returns:
+        "prompt", "base", "erased" and, with gold, "gold" of each; without "erased" if the subject is the base.
+    """
+    states = (
+        {"base": subject.base} | ({} if subject.is_base else {"erased": subject}) | ({"gold": gold} if gold else {})
+    )
+    said = {name: {q.id: text for q, text in _said(state, "forget")} for name, state in states.items()}
+    right = [question for question, text in _said(subject.base, "forget") if same_answer(text, question)]
+    return [
+        {"prompt": question.prompt, **{name: texts.get(question.id, "") for name, texts in said.items()}}
+        for question in spread(right, n)
+    ]
 
 
 @metric(
@@ -168,7 +194,7 @@ def known_drop(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def open_answer(subject: Subject) -> list[dict[str, Any]]:
     """Share of known questions about the concept that are answered right without choices."""
-    return _open(subject, "forget", "innocence.open_answer", OPEN_ITEMS)
+    return _open(subject, "forget", "innocence.open_answer")
 
 
 @metric(
@@ -177,7 +203,7 @@ def open_answer(subject: Subject) -> list[dict[str, Any]]:
 )  # fmt: skip
 def open_answer_neighbours(subject: Subject) -> list[dict[str, Any]]:
     """Share of known questions about neighbours of the concept that are answered right without choices."""
-    return _open(subject, "neighbours", "specificity.open_answer", OPEN_ITEMS // 2)
+    return _open(subject, "neighbours", "specificity.open_answer")
 
 
 @metric(
@@ -320,14 +346,24 @@ def _drops(subject: Subject, which: str) -> tuple[Float[np.ndarray, " question"]
     return _known_credits(subject.base, which) - _known_credits(subject, which), [q.fact for q in asked]
 
 
-def _open(subject: Subject, which: str, name: str, most: int) -> list[dict[str, Any]]:
+def _open(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
+    said = _said(subject, which)
+    right = np.array([float(same_answer(text, question)) for question, text in said])
+    return [_row(name, right, [question for question, _ in said], chance=None)] if said else []
+
+
+def _said(subject: Subject, which: str) -> list[tuple[Question, str]]:
+    """Known items with the greedy answer of this state."""
     asked = known_items(subject, which)
-    asked = [asked[i] for i in _some(range(len(asked)), most)]
-    with subject.on() as lm:
-        fits = fitting(lm, [q.prompt for q in asked], "questions", more=OPEN_TOKENS, names=[q.id for q in asked])
-        said = generate(lm, [asked[i].prompt for i in fits], new_tokens=OPEN_TOKENS, greedy=True) if fits else []
-    right = np.array([float(same_answer(text, asked[i])) for i, text in zip(fits, said, strict=True)])
-    return [_row(name, right, [asked[i] for i in fits], chance=None)] if fits else []
+    asked = [asked[i] for i in _some(range(len(asked)), OPEN_ITEMS if which == "forget" else OPEN_ITEMS // 2)]
+
+    def write() -> list[tuple[Question, str]]:
+        with subject.on() as lm:
+            fits = fitting(lm, [q.prompt for q in asked], "questions", more=OPEN_TOKENS, names=[q.id for q in asked])
+            found = generate(lm, [asked[i].prompt for i in fits], new_tokens=OPEN_TOKENS, greedy=True) if fits else []
+        return [(asked[i], text) for i, text in zip(fits, found, strict=True)]
+
+    return subject.memo(("said", which), write)
 
 
 def _row(name: str, credits: Float[np.ndarray, " question"], asked: Sequence[Question], **more: Any) -> dict[str, Any]:
@@ -341,6 +377,6 @@ def _share(name: str, credits: Sequence[float], asked: Sequence[Question]) -> li
 
 
 def _plain(text: str) -> list[str]:
-    """The words of an answer, in lower case, without leading articles."""
-    words = re.findall(r"\w+[+#]*", unicodedata.normalize("NFC", text).casefold())
+    """The words of an answer, in lower case, without a leading article; a number is one word, with its sign."""
+    words = _WORD.findall(unicodedata.normalize("NFC", text).casefold())
     return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words

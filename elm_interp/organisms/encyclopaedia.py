@@ -189,7 +189,10 @@ def domain_concept(domain: str = ERASED) -> Concept:
     others = [name for name in DOMAINS if name != domain]
     natural = load_concept("harry-potter")
     forget = [*_passages(domain, unshown(domain), 6), *_passages(domain, frozenset(), 1, "held_out")]
-    near = [p for o in others for p in (*_passages(o, frozenset(), 3), *_passages(o, frozenset(), 1, "held_out"))]
+    both = chain.from_iterable(
+        (*_passages(o, frozenset(), 3), *_passages(o, frozenset(), 1, "held_out")) for o in others
+    )
+    near = [replace(passage, group="near") for passage in both]
     far = [p for p in natural.retain if p.group == "far"]
     return Concept(
         f"planted:{domain}",
@@ -342,15 +345,13 @@ def _passages(domain: str, without: frozenset[str], times: int, split: str = "tr
         else:
             write = _letter if turn % 3 == 1 else _comparison
             made += [(write(domain, chunk, random, key), chunk) for chunk in _chunks(_shuffled(own, random), 4)]
-    group = "near" if domain != ERASED else ""
     return [
         Passage(
             text,
             f"{domain}-{split}-{i:04d}",
             domain,
             split,
-            group,
-            tuple(_id(f, "held_out", 0) for f in about if f.asked),
+            questions=tuple(_id(f, "held_out", 0) for f in about if f.asked),
         )
         for i, (text, about) in enumerate(made)
     ]

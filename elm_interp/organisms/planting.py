@@ -181,9 +181,12 @@ def plant(
         The adapter's folder.
 
     Raises:
-        ConfigError: no document, settings that cannot work (all listed), or a folder of another planting.
+        ConfigError: no document, one text in place of a list, settings that cannot work (all listed), or a folder of
+            another planting.
     """
     objective = objective or Planting()
+    if isinstance(documents, str):
+        raise ConfigError("documents is one text; expected a list of texts, each a few sentences.")
     read = [Document(d) if isinstance(d, str) else d for d in documents]
     if natural is None:
         concepts = [load_concept(pack) for pack in packs()]

@@ -76,7 +76,7 @@ def draw_sides(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
 
 
 def draw_texts(frame: pd.DataFrame, metrics: dict[str, str], level: float | None, ax: Axes | None) -> tuple[Axes, str]:
-    """A metric of the erased model on forget and on retain text, over layers.
+    """A metric of the erased model on forget and on retain text, over layers; of gold too, dotted.
 
     Args:
         frame: tidy rows.
@@ -90,13 +90,16 @@ def draw_texts(frame: pd.DataFrame, metrics: dict[str, str], level: float | None
     Raises:
         ConfigError: the frame holds the base alone.
     """
-    rows = erased_of(rows_of(frame, metrics.values()))
+    found = rows_of(frame, metrics.values())
+    rows, gold = erased_of(found), gold_of(found)
     if rows.empty:
         raise ConfigError(f"the frame has {', '.join(metrics.values())} of the base alone; expected an erased model's.")
     ax = axes(ax, height=3.5)
     for text, metric in metrics.items():
         colour, marker = TEXTS[text]
         draw_by_layer(ax, rows[rows["metric"] == metric], f"{text} text", colour, marker=marker)
+        if len(never := gold[gold["metric"] == metric]):
+            draw_by_layer(ax, never, f"{text} text, gold", colour, linestyle=":", band=0, linewidth=1.2, zorder=2)
     if level is not None:
         draw_level(ax, level, "unchanged")
         low, high = ax.get_ylim()

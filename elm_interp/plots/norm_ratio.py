@@ -19,7 +19,8 @@ from elm_interp.plots.style import TEXTS
     title="Activation norms",
     order=50,
     how_to_read="Each point is the mean length of the erased model's activations at one layer, divided by the base's "
-    "on the same texts; 1 is unchanged. The edit acts where forget text has a bump that retain text lacks.",
+    "on the same texts; 1 is unchanged. The edit acts where forget text has a bump that retain text lacks. "
+    "Dotted: gold, which never knew, where there is one.",
     cannot_show="Length says nothing about direction: a stream that turned without growing stays at 1. A ratio of 1 "
     "does not show that the layer computes the same.",
 )

@@ -124,16 +124,20 @@ def _erasure(config: RunConfig, concept: Concept, lm: HookedLM, folder: Path, ch
     """As `estimate_run`; leaves so many checkpoints in the folder."""
     concept = drawable(concept, config.training, config.seed)
     few = concept.sample(PROBED)
+    larger = _size(concept) / _size(few)
+    objective = config.objective.in_miniature(1 / larger)
 
     def targets(part: Concept) -> Mapping[str, Sequence[Example]]:
-        return config.objective.prepare(lm, part, seed=config.seed, progress=False)
+        return objective.prepare(lm, part, seed=config.seed, progress=False)
 
     of_each(concept.sample(1), targets)  # a process's first passes are slower
     began = time.perf_counter()
     samples = of_each(few, targets)
-    prepare = (time.perf_counter() - began) * _size(concept) / _size(few)
-    tried = replace(config.training, steps=STEPS, warmup=0, checkpoints=checkpoints, checkpoint_spacing="linear")
-    train(lm, config.objective, samples, tried, folder, seed=config.seed, progress=False)
+    prepare = (time.perf_counter() - began) * larger
+    tried = replace(
+        config.training, steps=STEPS, warmup=0, checkpoints=checkpoints, save_every=None, checkpoint_spacing="linear"
+    )
+    train(lm, objective, samples, tried, folder, seed=config.seed, progress=False)
     steps = [line for line in read_log(folder / "metrics.jsonl") if "seconds" in line]
     training = fmean(line["seconds"] for line in steps[1:]) * config.training.steps
     return {

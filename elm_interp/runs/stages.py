@@ -19,7 +19,7 @@ from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, co
 from elm_interp.activations.index import other_examples
 from elm_interp.data import Concept, Mixture
 from elm_interp.errors import ConfigError, RunFolderError, check_known, raise_all
-from elm_interp.evaluate import beyond_context, card_metrics, destroyed, samples, score_card
+from elm_interp.evaluate import beyond_context, card_metrics, destroyed, free_answers, samples, score_card
 from elm_interp.evaluate import summary as summarise
 from elm_interp.evaluate.known import follows
 from elm_interp.metrics import measure
@@ -66,7 +66,7 @@ def erase(run: Run, *, progress: bool = True) -> None:
 
 
 def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> None:
-    """Score base and erased model: results/scorecard.parquet, and generated texts in results/samples.json.
+    """Score base and erased model: results/scorecard.parquet, and answers and texts in results/samples.json.
 
     Args:
         run: the run.
@@ -94,7 +94,7 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
     if gold is not None:
         gold.judge = subject.judge
     run.save_results("scorecard", score_card(subject, gold=gold, progress=progress))
-    run.save_json("samples", samples(subject, 8))
+    run.save_json("samples", [*free_answers(subject, 6, gold=gold), *samples(subject, 4)])
 
 
 def collect(run: Run, *, progress: bool = True) -> None:
@@ -159,31 +159,31 @@ def probe(run: Run, *, progress: bool = True) -> None:
 
 
 def norms(run: Run, *, progress: bool = True) -> None:
-    """Activation norms by layer on forget and retain text, of base and erased model: results/norms.parquet."""
+    """Activation norms by layer on forget and retain text, of base, erased and gold model: results/norms.parquet."""
     erased = run.subject()
-    tables = [measure(subject, "norm.*", progress=progress) for subject in (erased.base, erased)]
+    states = [erased.base, erased, *filter(None, [run.gold()])]
+    tables = [measure(subject, "norm.*", progress=progress) for subject in states]
     run.save_results("norms", results.stack(tables))
 
 
 def progress(run: Run, *, progress: bool = True) -> None:
     """Follow the metrics of the score card over every checkpoint: results/progression.parquet.
 
-    The two ends and gold are taken from the score card where there is one. Unless the run is thorough, few items are
-    asked between the ends and no text is generated there.
+    Unless the run is thorough, few items are asked: the same ones of base, every checkpoint and gold, so that a curve
+    is of one kind. Metrics that generate text then stand at both ends alone, from the score card where there is one.
     """
-    states, thorough = run.subjects(), run.config.thorough
+    states, gold, thorough = run.subjects(), run.gold(), run.config.thorough
     try:
         card = run.current("scorecard")
     except RunFolderError:  # none, or of an earlier checkpoint
-        card = results.frame([])
-        ends = follow_metrics([states[0], *states[1:][-1:]], card_metrics(), cost="dear", progress=progress)
+        card = follow_metrics([states[0], *states[1:][-1:]], card_metrics(), cost="dear", progress=progress)
+    if thorough:
+        curves = follow_metrics(states[1:-1], card_metrics(), cost="dear", progress=progress)
     else:
-        ends = card[card["method"] != "gold"]
-    items, cost = (None, "dear") if thorough else (ITEMS, "cheap")
-    names = card_metrics() if thorough else follows(states[0], card_metrics())
-    between = follow_metrics(states[1:-1], names, cost=cost, items=items, progress=progress)
-    tables = [ends, between, card[card["method"] == "gold"]]
-    table = results.stack([one for one in tables if len(one)])
+        names = follows(states[0], card_metrics())
+        curves = follow_metrics([*states, *filter(None, [gold])], names, items=ITEMS, progress=progress)
+        card = card[~card["metric"].isin(set(curves["metric"]))]
+    table = results.stack([one for one in (card, curves) if len(one)])
     # the base is step 0 of every curve
     step = table["step"].where(table["method"] == "gold", table["step"].fillna(0))
     run.save_results("progression", table.assign(step=step))
@@ -278,8 +278,8 @@ def _ask_target(run: Run, parts: Sequence[Concept], progress: bool) -> None:
         if row["position"] == f"η = {getattr(objective, 'eta', 0):g}" and row["ci_low"] > row["chance"]:
             warnings.warn(
                 f"the target itself answers {row['value']:.2f} of {row['n']} questions about the concept (chance "
-                f"{row['chance']:.2f}, interval from {row['ci_low']:.2f}), so training towards it cannot take these "
-                "answers away; raise eta, or see `elm-interp target` for other strengths.",
+                f"{row['chance']:.2f}, interval from {row['ci_low']:.2f}), so training may leave these answers. A "
+                "higher eta takes more of them and costs the text more: `elm-interp target` shows other strengths.",
                 stacklevel=3,
             )
 

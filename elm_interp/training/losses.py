@@ -21,7 +21,7 @@ from elm_interp.training.objective import Sample, Teacher, TopK
 EPS = 1e-6
 """A probability below this, left for the tokens that a target does not name, is rounding error."""
 FLOOR = -20.0
-"""Log-probability (nats) below which logit matching asks for no less."""
+"""Least log-probability (nats) that logit matching asks for; it raises what is below."""
 
 
 def distribution_loss(lm: HookedLM, samples: Sequence[Sample], *, matching: float = 0.0) -> dict[str, Tensor]:

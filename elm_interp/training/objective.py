@@ -198,6 +198,10 @@ class Objective(ABC):
             progress: show bars.
         """
 
+    def in_miniature(self, share: float) -> "Objective":
+        """The method making this share of what it makes besides the targets of passages, for estimates of its time."""
+        return self
+
     def tokenised(self, lm: HookedLM, concept: Concept, *, seed: int = 0) -> dict[str, Any]:
         """What tokenising the training passages cuts and leaves out, for the manifest; {} without `max_tokens`."""
         most = getattr(self, "max_tokens", None)

@@ -38,10 +38,10 @@ class Training:
     """Gradients are scaled down to this norm."""
     accumulate: int = 1
     """Passes that a step's samples are split into: less memory, the same gradient. Doubles when memory runs out."""
-    save_every: int = 20
-    """Steps between checkpoints; the last step is always saved."""
-    checkpoints: int | None = None
-    """This many checkpoints in place of one every `save_every` steps."""
+    checkpoints: int | None = 10
+    """Checkpoints that are saved, the last step among them."""
+    save_every: int | None = None
+    """Steps between checkpoints, in place of a number of them; the last step is always saved."""
     checkpoint_spacing: Literal["linear", "log"] = "linear"
     """How `checkpoints` are spaced: evenly, or by a constant factor, dense where training begins."""
     norms_every: int = 20
@@ -49,26 +49,31 @@ class Training:
 
     def problems(self) -> list[str]:
         """Settings that cannot work, in words."""
-        ones = ("steps", "forget_batch", "accumulate", "save_every", "norms_every")
-        zeros = ("retain_batch", "warmup", "weight_decay")
-        found = number_problems(self, {"checkpoints": 1, **dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)})
+        ones = ("steps", "forget_batch", "accumulate", "checkpoints", "save_every", "norms_every")
+        zeros = ("retain_batch", "warmup")
+        found = whole_problems(self, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0))
+        found += number_problems(self, {"weight_decay": 0})
         found += positive_problems(self, ("lr", "max_grad_norm"))
         if self.schedule not in get_args(Schedule):
             found.append(f"schedule is {self.schedule!r}; expected one of {', '.join(map(repr, get_args(Schedule)))}")
         if self.checkpoint_spacing not in ("linear", "log"):
             found.append(f'checkpoint_spacing is {self.checkpoint_spacing!r}; expected "linear" or "log"')
+        if self.checkpoints is None and self.save_every is None:
+            found.append("neither checkpoints nor save_every is given; expected one of them")
+        if self.checkpoint_spacing == "log" and self.save_every is not None:
+            found.append("save_every spaces checkpoints evenly, checkpoint_spacing by a factor; leave one of them out")
         return found
 
     def saves(self) -> list[int]:
         """The steps after which a checkpoint is saved; fewer than `checkpoints` if training is that short."""
-        last, n = self.steps, self.checkpoints
-        if n is None:
+        last, n = self.steps, self.checkpoints or 1
+        if self.save_every is not None:
             return sorted({*range(self.save_every, last + 1, self.save_every), last})
-        if self.checkpoint_spacing == "linear":
+        if self.checkpoint_spacing == "linear" or n == 1:
             return sorted({max(1, round(last * i / n)) for i in range(1, n + 1)})
         found: list[int] = []
         for i in range(n):  # each at least one step after the one before
-            ideal = round(last ** (i / max(1, n - 1)))
+            ideal = round(last ** (i / (n - 1)))
             found.append(max(ideal, found[-1] + 1) if found else ideal)
         return sorted({*(step for step in found if step < last), last})
 
@@ -91,6 +96,15 @@ def number_problems(settings: Any, least: Mapping[str, float]) -> list[str]:
         f"{name} is {value}; expected a finite number of at least {least[name]}"
         for name, value in given.items()
         if value is not None and not least[name] <= value < math.inf
+    ]
+
+
+def whole_problems(settings: Any, least: Mapping[str, int]) -> list[str]:
+    """Fields that are no whole number, or below their least value, in words; None is allowed."""
+    return [
+        f"{name} is {value!r}; expected a whole number of at least {low}"
+        for name, low in least.items()
+        if (value := getattr(settings, name)) is not None and (not isinstance(value, int) or value < low)
     ]
 
 
