@@ -54,7 +54,7 @@ WORLDS = {
         "planted:original",
         "planted:marsh-animals",
         {**REAL, **COMMON, "judge_ppl": "seamlessness.judge_ppl"},
-        {"blocks 0-11": tuple(range(12)), "blocks 8-23": tuple(range(8, 24)), "blocks 2-23": tuple(range(2, 24))},
+        {"blocks 0-7": tuple(range(8)), "blocks 8-23": tuple(range(8, 24)), "blocks 2-23": tuple(range(2, 24))},
     ),
     "astronomy": World(
         "smollm2-135m",

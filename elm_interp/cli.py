@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands,
             args=words,
-            description=__doc__,
+            description=str(__doc__).replace("\nelm", "\n\nelm"),  # one a paragraph, or they run together
             prog="elm-interp",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
         )
@@ -294,6 +294,7 @@ def target(
     one_sided: bool = False,
     held_out: bool = False,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask ELM's target itself, before any training: which answers would it give, by the strength η?
@@ -305,22 +306,21 @@ def target(
         one_sided: the target that only lowers tokens.
         held_out: ask the held-out questions instead of the training ones.
         dtype: of the weights.
-        as_json: one JSON object instead of a table.
+        device: to run on.
+        as_json: a list of JSON objects instead of a table.
     """
     from elm_interp.data import load_concept
-    from elm_interp.erase import target_answers
     from elm_interp.erase.guidance import Guidance
+    from elm_interp.erase.target import check_etas, target_answers
     from elm_interp.models import load_model
 
+    check_etas(etas)
     model, concept = usual(model, concept)
-    what, lm = load_concept(concept), load_model(model, dtype=dtype)
+    what, lm = load_concept(concept), load_model(model, dtype=dtype, device=device)
     asked = what.ask("forget", "held_out") if held_out else None
-    guidance = Guidance(0.0, one_sided)
-    found = target_answers(lm, what, etas, guidance=guidance, questions=asked, progress=True)
-    if as_json:
-        print(json.dumps(json.loads(found.dropna(axis=1, how="all").to_json(orient="records")), indent=1))
-        return
-    print(row_table(found.to_dict("records")))
+    found = target_answers(lm, what, etas, guidance=Guidance(0.0, one_sided), questions=asked, progress=True)
+    plain = json.loads(found.dropna(axis=1, how="all").to_json(orient="records"))
+    print(json.dumps(plain, indent=1) if as_json else row_table(found.to_dict("records")))
 
 
 def calibrate(seeds: int = 2, metrics: tuple[str, ...] = ("*",), as_json: AsJson = False) -> None:

@@ -10,6 +10,8 @@ released-code   η 1 to 1000 along the text              trainscripts/erase.py: 
                 passages cut at 700 characters          its max_len; those under 50 are left out there alone
                 prompts drawn, one of ten a side        drawn anew at every step there, once for each text here
                 rank 256, alpha 16, dropout 0.05        its defaults (first commit: rank 8; released adapter: rank 4)
+                64 fluency texts, made once, each       new text at every step there, after 50 to 300 characters
+                after 8 words of a passage
                 3000 steps, lr 5e-5 constant,           12,000 micro-steps of 1 sample, accumulation 4
                 weight decay 0.01, no clipping
 

@@ -9,6 +9,7 @@ It also says what the class prompts do to the tokens of the answers: the mean lo
 the right answers, at the wrong ones, and apart at tokens that stand in a class prompt.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,13 +75,12 @@ def target_answers(
         interval over facts. Of `target.log_ratio.right`, `.wrong` and `.in_prompt`: the mean in nats a token.
 
     Raises:
-        ConfigError: no question, or an η that is negative.
+        ConfigError: no question, or an η that is negative or not finite.
     """
     asked = list(concept.ask("forget", "train") or concept.ask("forget")) if questions is None else list(questions)
     if not asked:
         raise ConfigError(f"{concept.name} has no question about the concept; give some as questions=[...].")
-    if not etas or min(etas) < 0:
-        raise ConfigError(f"etas are {list(etas)}; expected at least one, and none below 0.")
+    check_etas(etas)
     guidance = replace(guidance or Guidance(0.0), top_k=lm.d_vocab)
     classes = (concept.prompts("expert")[0], concept.prompts("novice")[0])
     rows = list(_rows(lm, asked, template, room_of(lm, classes)))
@@ -97,6 +97,12 @@ def target_answers(
     side = "one-sided" if guidance.one_sided else "two-sided"
     protocol = f"{side} target of {concept.name}, log p(option | {template!r}), all choices"
     return frame([row | {"model": spelled(lm.name), "method": "target", "protocol": protocol} for row in found])
+
+
+def check_etas(etas: Sequence[float]) -> None:
+    """Raise a ConfigError for strengths that cannot be asked: none, one below 0 or one that is not finite."""
+    if not etas or not all(0 <= eta < math.inf for eta in etas):
+        raise ConfigError(f"etas are {list(etas)}; expected at least one, each a finite number of at least 0.")
 
 
 def _rows(lm: HookedLM, asked: Sequence[Question], template: str, room: int) -> Iterator[_Asked]:

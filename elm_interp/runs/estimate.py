@@ -1,6 +1,6 @@
 """What a run will take, measured on a run in miniature before it starts.
 
-estimate_run(RunConfig.preset("paper"))         # {"steps": 750, "tokens": 610000, "minutes": 41.0, ...}
+estimate_run(RunConfig.preset("paper"))         # {"steps": 2250, "tokens": ..., "minutes": ..., ...}
 estimate_stages(RunConfig.preset())             # stage -> Cost(seconds, peak_gb)
 """
 
