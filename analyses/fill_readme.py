@@ -19,6 +19,7 @@ PAGES = ("README.md", "docs/demo.md")
 MARKED = r"<!-- fill: ([\w-]+) -->\n(?:(?!<!-- fill:).)*?<!-- /fill -->"
 SHOWN = (
     "innocence.known.four_choice",
+    "innocence.known.drop.p",
     "innocence.known.four_choice.shown",
     "innocence.known.four_choice.unshown",
     "innocence.known.four_choice.chat",
@@ -133,6 +134,15 @@ ORGANISM = {
     "distinct2_ratio": "distinct-2 ×",
     "seconds": "seconds",
 }
+FRONT = {
+    "setting": "",
+    "forget": "known items",
+    "open_answer": "free answers",
+    "other": "neighbours",
+    "general": "general",
+    "judge_ppl": "text, by the judge",
+    "distinct2": "distinct-2",
+}
 SIDES = {"metric": "metric", "original": "original", "gold": "gold", "hiding": "hiding", "random": "random"}
 VERDICTS = {
     "model": "model",
@@ -152,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "astronomy": lambda: of_run("demo_astronomy"),
     "planted": lambda: chosen("planted_models", KNOWN),
     "main-job": main_job,
+    "front": lambda: chosen("pareto_planted", FRONT),
     "organism": lambda: chosen("pareto_organism", ORGANISM, ("original", "gold", "preset", "equations 7 and 8")),
     "methods": lambda: chosen("compare_methods_organism", METHODS),
     "calibration": lambda: chosen("calibration", SIDES, ANCHORED),
