@@ -96,7 +96,7 @@ def chosen(file: str, columns: Mapping[str, str], only: Container[str] | None = 
     """Columns of a result file under other names; the first names the row, `only` says which rows."""
     first, *rest = columns
     rows = [
-        [f"`{row[first]}`" if "." in row[first] or ":" in row[first] else row[first], *(_short(row[c]) for c in rest)]
+        [f"`{row[first]}`" if re.fullmatch(r"\S+[.:]\S+", row[first]) else row[first], *(_short(row[c]) for c in rest)]
         for row in _csv(file)
         if only is None or row[first] in only
     ]
