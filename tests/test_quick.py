@@ -24,7 +24,8 @@ def test_a_quick_concept_asks_fewer_facts_in_several_wordings_and_keeps_what_is_
     topics = {q.topic for q in whole.ask("forget")}
     assert {q.topic for q in asked} == topics
     for kind in ("forget", "retain"):
-        assert small.passages(kind) == whole.passages(kind)
+        trained, there = ([replace(p, questions=()) for p in one.passages(kind)] for one in (small, whole))
+        assert trained == there
         assert len(small.passages(kind, "held_out")) == PASSAGES
     for which in whole.questions:
         assert small.ask(which, "train") == whole.ask(which, "train")

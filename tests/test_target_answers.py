@@ -67,7 +67,7 @@ def test_the_base_is_asked_whatever_adapter_is_on(tiny_lm, tiny_concept, tmp_pat
 def test_what_cannot_be_asked_is_refused(tiny_lm, tiny_concept):
     with pytest.raises(ConfigError, match="no question"):
         ei.target_answers(tiny_lm, tiny_concept, questions=[])
-    with pytest.raises(ConfigError, match="none below 0"):
+    with pytest.raises(ConfigError, match="each a finite number"):
         ei.target_answers(tiny_lm, tiny_concept, [-1])
 
 
