@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from elm_interp.files import read_json, write_json
 from elm_interp.metrics import Subject, measure, metric_of
 from elm_interp.models import load_model
-from elm_interp.organisms.golds import judge_of
+from elm_interp.organisms.golds import gold_of, judge_of
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.quick import TEXTS
 from elm_interp.runs.run import Run
@@ -114,16 +113,20 @@ class Rows:
 
         return _cached(run.folder, self._origin(run) | {"config": run.config.to_dict()}, make)
 
-    def of_gold(self, run: Run) -> dict[str, Any]:
-        """The row of the model that never knew the concept."""
+    def of_gold(self, run: Run, name: str = "") -> dict[str, Any]:
+        """The row of the model that never knew the concept, or of another such model by its name."""
+        config = run.config
+        usual = gold_of(config.model, config.concept) or ""
+        name = name or usual
 
         def make() -> dict[str, Any]:
-            gold = run.gold()
             base = self.base(run)
-            subject = replace(gold, base=base, judge=base.judge, seed=base.seed)
-            return {"method": "gold", **row_of(subject, self.metrics)}
+            lm = load_model(name, dtype=config.dtype, device=config.device)
+            gold = Subject(lm, run.measured, method="gold", seed=base.seed, base=base, judge=base.judge)
+            return {"method": "gold", **row_of(gold, self.metrics)}
 
-        return _cached(self.runs / "gold", self._origin(run), make)
+        folder = self.runs / ("gold" if name == usual else name.rpartition(":")[2])
+        return _cached(folder, self._origin(run), make)
 
     def of_base(self, run: Run) -> dict[str, Any]:
         """The row of the base; its ratios are 1."""

@@ -17,18 +17,17 @@ import pandas as pd
 import tyro
 from common import COMMON, FIGURES, REAL, ROOT, Rows, write_manifest
 
-from elm_interp.organisms.golds import gold_of
 from elm_interp.plots import save
 from elm_interp.plots.style import BASE, ERASED, NEVER, SERIES, STYLE
 from elm_interp.runs.config import RunConfig
 from elm_interp.runs.run import Run
 from elm_interp.runs.stages import run_stage
 
-WORLDS = {
-    "planted": ("planted:original", "planted:marsh-animals"),
-    "astronomy": ("smollm2-135m", "astronomy"),
+WORLDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "planted": ("planted:original", "planted:marsh-animals", ("planted:gold", "planted:gold@1")),
+    "astronomy": ("smollm2-135m", "astronomy", ()),
 }
-"""Name -> model and concept."""
+"""Name -> model, concept and the models that never knew it."""
 ROWS = {"equations 7 and 8": {"match_weight": 0.0}, "with logit matching": {"match_weight": 0.3}}
 """Row -> changes to the preset."""
 METRICS = {
@@ -77,7 +76,7 @@ def main(
     """
     found: list[dict] = []
     for world in worlds:
-        model, concept = WORLDS[world]
+        model, concept, golds = WORLDS[world]
         for dtype in dtypes:
             rows = Rows(runs / world / dtype, METRICS)
             where = {"world": world, "dtype": dtype}
@@ -91,8 +90,8 @@ def main(
                     run_stage(run, "erase")
                     if seed == 0 and name == next(iter(ROWS)):
                         found.append(where | {"row": "original", "seed": 0} | rows.of_base(run))
-                        if gold_of(model, concept):
-                            found.append(where | {"row": "gold", "seed": 0} | rows.of_gold(run))
+                        for k, gold in enumerate(golds):
+                            found.append(where | {"row": "gold", "seed": k} | rows.of_gold(run, gold))
                     found.append(where | {"row": name, "seed": seed} | rows.of(run))
                     shown = {key: value for key, value in found[-1].items() if not key.endswith(("_low", "_high"))}
                     print(pd.DataFrame([shown]).round(3).to_string(index=False), flush=True)
