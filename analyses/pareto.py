@@ -39,7 +39,6 @@ class World:
     metrics: Mapping[str, str]
     blocks: Mapping[str, tuple[int, ...]]
     """Other blocks to train, by name."""
-    dtype: str = "auto"
 
 
 WORLDS = {
@@ -48,7 +47,6 @@ WORLDS = {
         "organism:spellcraft",
         {**ORGANISM, **COMMON, "value_probe": "knowledge.probe.erased_domain"},
         {"block 0": (0,), "blocks 0-2": (0, 1, 2), "blocks 1-2": (1, 2)},
-        "float32",
     ),
     "planted": World(
         "planted:original",
@@ -181,12 +179,11 @@ def judged(table: pd.DataFrame) -> pd.DataFrame:
 
 def config_of(world: World, setting: Setting, steps: int | None, seed: int) -> RunConfig:
     """The preset for the world with the changes of a setting."""
-    preset = RunConfig.preset(None, "elm", model=world.model, concept=world.concept, seed=seed, dtype=world.dtype)
+    preset = RunConfig.preset(None, "elm", model=world.model, concept=world.concept, seed=seed, dtype="float32")
     known = {**vars(preset.training), **vars(preset.objective)}
     changed = {key: type(known[key])(factor * known[key]) for key, factor in setting.factors.items()}
     config = preset.changed(setting.values | changed)
-    given = steps or config.training.steps
-    return replace(config, training=replace(config.training, steps=given, save_every=given, checkpoints=None))
+    return replace(config, training=replace(config.training, steps=steps or config.training.steps, checkpoints=1))
 
 
 if __name__ == "__main__":
