@@ -25,8 +25,8 @@ weights (table 6). `match_weight` adds logit matching to erase and fluency (ours
                     no clipping                                          of 1 sample, accumulation 4
     smollm2-135m    η 30, layers 2 to 17, rank 16, alpha 32, no          ours, from sketches on a planted model
                     fluency term, retain weight 5
-    planted         as smollm2-135m with η 5, retain weight 2,           ours, on training questions; equations 7 and 8
-                    25 steps, lr 4e-3
+    planted         as smollm2-135m with η 5, layers 2 to 23, retain     ours, on training questions; equations 7 and 8
+                    weight 2, 50 steps of 2 + 2 passages, lr 3e-3
     organism        η 10, layers 0 and 1, rank 16, alpha 32, no          ours; a higher η ruins the text, and without
                     fluency term, retain weight 5, matching 0.3          matching answers stay (analyses/pareto.py)
 
@@ -108,8 +108,8 @@ _SMALL = {"rank": 16, "alpha": 32.0, "fluency_weight": 0.0}
             training={"steps": 45, "lr": 2e-3},
         ),
         "planted": Preset(
-            {**_SMALL, "eta": 5.0, "layers": tuple(range(2, 18)), "retain_weight": 2.0},
-            training={"steps": 25, "lr": 4e-3, "warmup": 5},
+            {**_SMALL, "eta": 5.0, "layers": tuple(range(2, 24)), "retain_weight": 2.0},
+            training={"steps": 50, "forget_batch": 2, "retain_batch": 2, "lr": 3e-3, "warmup": 8},
         ),
         "organism": Preset(
             {**_SMALL, "eta": 10.0, "layers": (0, 1), "retain_weight": 5.0, "match_weight": 0.3},
