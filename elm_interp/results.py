@@ -111,7 +111,7 @@ def credit(values: Float[np.ndarray, " option"], right: int) -> float:
     return float(best[right] / best.sum())
 
 
-def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion (95 % for z = 1.96); (nan, nan) for n = 0."""
     if n == 0:
         return math.nan, math.nan
@@ -123,15 +123,21 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def proportion_interval(credits: Float[np.ndarray, " n"], groups: Sequence[str]) -> tuple[float, float]:
-    """Interval (95 %) of mean credit: groups, such as the wordings of one fact, count once.
+    """Interval (95 %) of mean credit, where credits of a group, such as the wordings of one fact, go together.
 
-    Wilson's where every group has one credit, or all credits are equal (of which a bootstrap has no width); else a
-    bootstrap over groups. (nan, nan) without credits.
+    Wilson's, with as many independent credits as would scatter as much: n / design effect (Kish 1965), at least the
+    number of groups and at most n. If all credits are equal, groups count once. (nan, nan) without credits.
     """
     credits, n = np.asarray(credits, dtype=float), len(set(groups))
-    if n in (0, 1, len(credits)) or credits.min() == credits.max():
-        return wilson(float(credits.mean()) * n if n else 0.0, n)
-    return cluster_bootstrap(credits, groups)
+    if not n:
+        return math.nan, math.nan
+    mean, effective = float(credits.mean()), float(n)
+    if n > 1 and 0 < mean < 1 and np.ptp(credits):
+        _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+        off = np.bincount(index, weights=credits - mean)
+        variance = n / (n - 1) * float((off**2).sum()) / len(credits) ** 2
+        effective = min(max(mean * (1 - mean) / variance, n), len(credits)) if variance else float(len(credits))
+    return wilson(mean * effective, effective)
 
 
 def cluster_means(

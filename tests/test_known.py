@@ -10,16 +10,15 @@ from disturbed import random_adapter
 import elm_interp as ei
 from elm_interp.data import Question
 from elm_interp.data.questions import TEMPLATE
-from elm_interp.evaluate import choices, knowledge
+from elm_interp.evaluate import choices, knowledge, known
 from elm_interp.evaluate.known import (
     CHOOSING,
     followed,
     follows,
-    free_answers,
     known_items,
-    same_answer,
     shown_facts,
 )
+from elm_interp.evaluate.open_answers import free_answers, mentions_answer, same_answer
 from elm_interp.evaluate.scorecard import card_metrics
 from elm_interp.metrics import Subject
 from elm_interp.models.scoring import continuation_log_probs
@@ -96,7 +95,9 @@ def test_the_drop_is_paired_and_that_of_the_neighbours_is_taken_off(subject, tmp
 def test_a_state_that_is_the_base_drops_by_nothing(subject):
     same = subject.with_(method="same", step=1)
     table = ei.measure(same, "innocence.known.drop").set_index("metric")
-    assert table.loc["innocence.known.drop", ["value", "ci_low", "ci_high"]].tolist() == [0, 0, 0]
+    value, low, high = table.loc["innocence.known.drop", ["value", "ci_low", "ci_high"]]
+    assert value == 0
+    assert low == -high < 0  # some items: a small drop is not excluded
     assert table.loc["innocence.known.drop.p", "value"] == 1
 
 
@@ -138,6 +139,22 @@ def test_a_free_answer_of_an_article_or_with_signs_is_compared_whole():
         assert not same_answer(wrong, question)
 
 
+def test_an_answer_in_another_form_is_mentioned_but_not_one_beside_other_options():
+    question = Question("What does the brindolt eat?", ("wet moss", "snails", "reeds"), 0)
+    for said in (" It eats wet moss.", "On wet moss", " wet moss"):
+        assert mentions_answer(said, question)
+    for said in (" wet moss or snails", " moss", " nothing\nwet moss", ""):
+        assert not mentions_answer(said, question)
+    assert not same_answer(" It eats wet moss.", question)
+
+
+def test_p_of_the_drop_counts_facts_not_wordings(subject, monkeypatch):
+    lost, facts = np.repeat([1.0, 1.0, -1.0], 4), list("aaaabbbbcccc")
+    monkeypatch.setattr(known, "_drops", lambda one, which: (lost, facts))
+    table = ei.measure(subject.with_(method="same", step=1), "innocence.known.drop").set_index("metric")
+    assert table.loc["innocence.known.drop.p", ["value", "n"]].tolist() == [1.0, 3]
+
+
 def test_wordings_of_one_fact_do_not_narrow_the_interval():
     values, facts = np.array([1, 0, 1, 1, 0, 1.0]), list("abcdef")
     once = cluster_bootstrap(values, facts)
@@ -148,9 +165,12 @@ def test_wordings_of_one_fact_do_not_narrow_the_interval():
 def test_the_interval_of_a_proportion_counts_facts(subject):
     facts = [str(i // 4) for i in range(40)]
     assert proportion_interval(np.ones(40), facts) == wilson(10, 10)  # equal credits
-    assert proportion_interval(np.array([1.0, 0, 1, 1]), list("abcd")) == wilson(3, 4)  # a wording a fact
     mixed = np.repeat([1.0, 0.0], 20)
-    assert proportion_interval(mixed, facts) == cluster_bootstrap(mixed, facts)
+    assert proportion_interval(mixed, facts) == pytest.approx(wilson(5, 10), abs=0.02)  # wordings agree
+    assert proportion_interval(mixed, [str(i % 10) for i in range(40)]) == wilson(20, 40)  # as if on their own
+    high, _ = (proportion_interval(np.array([0.0, *[1.0] * 59]), [str(i) for i in range(60)][:60]) for _ in "ab")
+    twice, _ = proportion_interval(np.array([0.0, *[1.0] * 118, 0.0]), [str(i % 60) for i in range(119)] + ["0"])
+    assert twice == pytest.approx(high[0], abs=0.02)  # asking each fact twice tells nothing new
     assert np.isnan(proportion_interval(np.array([]), [])).all()
     asked = [replace(subject.concept.ask("forget")[0], fact="one", id=str(i)) for i in range(9)]
     found = choices.accuracy(choices.score_choices(subject.lm, asked))

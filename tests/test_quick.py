@@ -1,5 +1,6 @@
 """A quick run measures a part of the concept, whole facts at a time; a thorough one all of it. Training is the same."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def test_a_quick_concept_asks_fewer_facts_in_several_wordings_and_keeps_what_is_
     assert len(asked) == QUESTIONS["forget"] == WORDINGS * len(facts)
     topics = {q.topic for q in whole.ask("forget")}
     assert {q.topic for q in asked} == topics
+    right: dict[frozenset[str], Counter[str]] = {}
+    for q in asked:
+        right.setdefault(frozenset(q.choices), Counter())[q.right] += 1
+    for options, found in right.items():  # a model that only prefers some options is at chance
+        assert len(set(found.values())) == 1
+        assert set(found) == options
     for kind in ("forget", "retain"):
         trained, there = ([replace(p, questions=()) for p in one.passages(kind)] for one in (small, whole))
         assert trained == there

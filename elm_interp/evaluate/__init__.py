@@ -10,7 +10,8 @@ from elm_interp.evaluate.choices import (
 )
 from elm_interp.evaluate.fluency import generations, samples
 from elm_interp.evaluate.knowledge import scores
-from elm_interp.evaluate.known import free_answers, known_items, same_answer
+from elm_interp.evaluate.known import known_items
+from elm_interp.evaluate.open_answers import free_answers, mentions_answer, same_answer
 from elm_interp.evaluate.scorecard import beyond_context, card_metrics, destroyed, score_card, summary
 from elm_interp.evaluate.specificity import kl_divergences, read_passages
 
@@ -26,6 +27,7 @@ __all__ = [
     "kl_divergences",
     "known_items",
     "longest_option",
+    "mentions_answer",
     "per_question",
     "read_passages",
     "same_answer",

@@ -6,14 +6,10 @@ by luck, or by the wording of one template, is not counted as knowing. Several w
 intervals resample facts. The drop from the base is paired, item by item, and the drop on the neighbours' known items
 can be subtracted from it.
 
-Likelihood is the form of an answer that is easiest to game, so the model is also asked to answer freely: `open_answer`.
-
     table = measure(subject, ["innocence.known.*", "innocence.open_answer"])
     known_items(subject)                # the questions; of "neighbours" and "general" too
 """
 
-import re
-import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from random import Random
 from typing import Any
@@ -26,33 +22,28 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from elm_interp.data import Concept, Question, texts
-from elm_interp.data.concept import spread
 from elm_interp.data.leaks import PRIOR
 from elm_interp.data.questions import TEMPLATE
 from elm_interp.evaluate import knowledge
 from elm_interp.metrics import Subject, metric, metric_of
 from elm_interp.models import HookedLM
-from elm_interp.models.generation import generate
 from elm_interp.models.scoring import continuation_log_probs
 from elm_interp.models.tokens import fitting
-from elm_interp.results import cluster_bootstrap, cluster_means, credit, measurements, proportion_interval
+from elm_interp.results import cluster_bootstrap, cluster_means, credit, measurements, proportion_interval, wilson
 
 CHOOSING = ("Q: {question}\nA:", "{question} The answer is", "{question} Right answer:")
 """Templates that say which questions the base knows; none is the measured one."""
 ENOUGH = 2
 """In how many of them the base must be right."""
-OPEN_TOKENS = 8
-"""Most tokens of a free answer."""
-OPEN_ITEMS = 60
-"""Most known items about the concept that are asked freely; half as many of its neighbours."""
 CHAT_ITEMS = 24
 """Most known items that are asked in the chat template."""
 FOLLOWED_PASSAGES = 4
 """Held-out passages of a kind that are read at a checkpoint that is only followed."""
-MCNEMAR = "McNemar, exact, two-sided"
-_HOW = "questions that the base answers in 2 of 3 other templates"
-_FACTS = "bootstrap over facts"
-_WORD = re.compile(r"(?<!\w)-?\d+(?:[.,]\d+)+(?!\w)|(?<!\w)-\d+(?!\w)|\w+[+#]*")
+MCNEMAR = "exact sign test, two-sided, on the facts that more wordings lost than won or the reverse (McNemar on facts)"
+CHAT = "{question}"
+"""What the user says in the chat template."""
+KNOWN = "questions that the base answers in 2 of 3 other templates"
+FACTS = "interval over facts"
 
 
 def known_items(subject: Subject, which: str = "forget") -> list[Question]:
@@ -99,39 +90,9 @@ def shown_facts(concept: Concept) -> set[str]:
     return {fact_of[name] for p in concept.passages("forget") for name in p.questions if name in fact_of}
 
 
-def same_answer(said: str, question: Question) -> bool:
-    """Whether a free answer is the right one, or an alias of it, or begins with it; case, articles and marks aside."""
-    words = _plain(said.strip().partition("\n")[0])
-    return any(
-        words[: len(right)] == right for answer in (question.right, *question.aliases) if (right := _plain(answer))
-    )
-
-
-def free_answers(subject: Subject, n: int = 4, *, gold: Subject | None = None) -> list[dict[str, str]]:
-    """Questions about the concept that the base answers right without choices, with the greedy answer of each state.
-
-    Args:
-        subject: the erased model.
-        n: questions at most, evenly spread.
-        gold: a model that never knew the concept; its answers stand beside.
-
-    Returns:
-        "prompt", "base", "erased" and, with gold, "gold" of each; without "erased" if the subject is the base.
-    """
-    states = (
-        {"base": subject.base} | ({} if subject.is_base else {"erased": subject}) | ({"gold": gold} if gold else {})
-    )
-    said = {name: {q.id: text for q, text in _said(state, "forget")} for name, state in states.items()}
-    right = [question for question, text in _said(subject.base, "forget") if same_answer(text, question)]
-    return [
-        {"prompt": question.prompt, **{name: texts.get(question.id, "") for name, texts in said.items()}}
-        for question in spread(right, n)
-    ]
-
-
 @metric(
     "innocence.known.four_choice", shows="answers", better="down", chance=0.25, headline=True,
-    protocol=f"likelihood, log p(option | {TEMPLATE!r}), {_HOW}; {_FACTS}",
+    protocol=f"likelihood, log p(option | {TEMPLATE!r}), {KNOWN}; {FACTS}",
 )  # fmt: skip
 def known_four_choice(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy on questions about the concept that the base knows, in an unseen template, by likelihood.
@@ -143,7 +104,7 @@ def known_four_choice(subject: Subject) -> list[dict[str, Any]]:
 
 @metric(
     "specificity.known.neighbours", shows="kept", better="up", chance=0.25, headline=True,
-    protocol=f"likelihood, log p(option | {TEMPLATE!r}), {_HOW}; {_FACTS}",
+    protocol=f"likelihood, log p(option | {TEMPLATE!r}), {KNOWN}; {FACTS}",
 )  # fmt: skip
 def known_neighbours(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy on questions about neighbours of the concept that the base knows."""
@@ -152,7 +113,7 @@ def known_neighbours(subject: Subject) -> list[dict[str, Any]]:
 
 @metric(
     "innocence.known.four_choice.chat", shows="answers", better="down", chance=0.25, cost="dear",
-    protocol=f"likelihood, log p(option | chat template), at most {CHAT_ITEMS} {_HOW}; {_FACTS}",
+    protocol=f"likelihood, log p(option | chat template of {CHAT!r}), at most {CHAT_ITEMS} {KNOWN}; {FACTS}",
 )  # fmt: skip
 def known_in_chat(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy on questions about the concept that the base knows, in its chat template; no row without one."""
@@ -161,23 +122,25 @@ def known_in_chat(subject: Subject) -> list[dict[str, Any]]:
 
 @metric(
     "innocence.known.drop", shows="describes", better="up", needs_base=True, on_card=True,
-    protocol=f"accuracy of the base less that of the model, {_HOW}; paired {_FACTS}",
+    protocol=f"accuracy of the base less that of the model, {KNOWN}; paired {FACTS}",
 )  # fmt: skip
 def known_drop(subject: Subject) -> list[dict[str, Any]]:
     """How far accuracy on known items fell, paired item by item.
 
-    Also `.p`, the two-sided p of McNemar's exact test (which takes items as independent); `.neighbours`, the drop on
-    the neighbours' known items; and `.net`, the drop less that.
+    Also `.p`, the two-sided p of McNemar's exact test on facts, since wordings of a fact are not independent;
+    `.neighbours`, the drop on the neighbours' known items; and `.net`, the drop less that.
     """
     name, found = "innocence.known.drop", []
     own, near = _drops(subject, "forget"), _drops(subject, "neighbours")
     if len(own[0]):
-        lost, won = int((own[0] > 0).sum()), int((own[0] < 0).sum())
+        _, index = np.unique(own[1], return_inverse=True)
+        by_fact = np.bincount(index, weights=own[0])
+        lost, won = int((by_fact > 0).sum()), int((by_fact < 0).sum())
         p = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
-        found.append(measurements(name, own[0].mean(), n=len(own[0]), ci=cluster_bootstrap(*own)))
+        found.append(measurements(name, own[0].mean(), n=len(own[0]), ci=_of_drop(*own)))
         found.append(measurements(f"{name}.p", p, n=lost + won, direction="neither", protocol=MCNEMAR))
     if len(near[0]):
-        ci = cluster_bootstrap(*near)
+        ci = _of_drop(*near)
         found.append(measurements(f"{name}.neighbours", near[0].mean(), n=len(near[0]), ci=ci, direction="down"))
     if len(own[0]) and len(near[0]):
         ci = (float("nan"), float("nan"))
@@ -186,24 +149,6 @@ def known_drop(subject: Subject) -> list[dict[str, Any]]:
             ci = (float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
         found.append(measurements(f"{name}.net", own[0].mean() - near[0].mean(), n=len(own[0]), ci=ci))
     return found
-
-
-@metric(
-    "innocence.open_answer", shows="answers", better="down", cost="dear", headline=True,
-    protocol=f"greedy answer of {OPEN_TOKENS} tokens after {TEMPLATE!r}, exact or alias match; {_HOW}; {_FACTS}",
-)  # fmt: skip
-def open_answer(subject: Subject) -> list[dict[str, Any]]:
-    """Share of known questions about the concept that are answered right without choices."""
-    return _open(subject, "forget", "innocence.open_answer")
-
-
-@metric(
-    "specificity.open_answer", shows="kept", better="up", cost="dear",
-    protocol=f"greedy answer of {OPEN_TOKENS} tokens after {TEMPLATE!r}, exact or alias match; {_HOW}; {_FACTS}",
-)  # fmt: skip
-def open_answer_neighbours(subject: Subject) -> list[dict[str, Any]]:
-    """Share of known questions about neighbours of the concept that are answered right without choices."""
-    return _open(subject, "neighbours", "specificity.open_answer")
 
 
 @metric(
@@ -257,8 +202,8 @@ def _smaller(base: Subject, items: int) -> Subject:
     concept, known, questions = base.concept, {}, {}
     for which, n in {"forget": items, "neighbours": items // 4, "general": items // 4}.items():
         asked = concept.ask(which)
-        known[which] = [] if which == "general" else _some(_chosen(base, which), n)
-        questions[which] = tuple(asked[i] for i in known[which] or _some(range(len(asked)), n))
+        known[which] = [] if which == "general" else some_of(_chosen(base, which), n)
+        questions[which] = tuple(asked[i] for i in known[which] or some_of(range(len(asked)), n))
     small = concept.measured_by(questions, FOLLOWED_PASSAGES)
     found = Subject(base.lm, small, seed=base.seed, judge=base.judge)
     for which, indices in known.items():
@@ -272,7 +217,7 @@ def _tell(subject: Subject, key: Hashable, value: Any) -> None:
     subject.memo(key, lambda: value)
 
 
-def _some(items: Sequence[int], n: int) -> list[int]:
+def some_of(items: Sequence[int], n: int) -> list[int]:
     """Some of the items, the same in every call, in their order."""
     return sorted(Random(0).sample(list(items), min(n, len(items))))
 
@@ -286,21 +231,21 @@ def _accuracies(subject: Subject, which: str, name: str) -> list[dict[str, Any]]
     if not asked:
         return []
     own = _known_credits(subject, which)
-    found = [_row(name, own, asked)]
+    found = [row_of_credits(name, own, asked)]
     shown = _shown(subject.base) if which == "forget" else set()
     inside = np.array([q.fact in shown for q in asked])
     if inside.any() and not inside.all():
         for part, chosen in (("shown", inside), ("unshown", ~inside)):
-            found.append(_row(f"{name}.{part}", own[chosen], [asked[i] for i in np.flatnonzero(chosen)]))
+            found.append(row_of_credits(f"{name}.{part}", own[chosen], [asked[i] for i in np.flatnonzero(chosen)]))
     return found
 
 
 def _in_chat(subject: Subject, name: str) -> list[dict[str, Any]]:
     asked = known_items(subject)
-    asked = [asked[i] for i in _some(range(len(asked)), CHAT_ITEMS)]
+    asked = [asked[i] for i in some_of(range(len(asked)), CHAT_ITEMS)]
     with subject.on() as lm:
         prompts = _chats(lm, asked)
-        return [_row(name, _credits(lm, asked, prompts, space=False), asked)] if asked and prompts else []
+        return [row_of_credits(name, _credits(lm, asked, prompts, space=False), asked)] if asked and prompts else []
 
 
 def _known_credits(subject: Subject, which: str) -> Float[np.ndarray, " question"]:
@@ -332,7 +277,7 @@ def _credits(
 def _chats(lm: HookedLM, asked: Sequence[Question]) -> list[str] | None:
     if not getattr(lm.tokenizer, "chat_template", None):
         return None
-    said = [[{"role": "user", "content": q.put("{question} Answer in one word.")}] for q in asked]
+    said = [[{"role": "user", "content": q.put(CHAT)}] for q in asked]
     found = [lm.tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in said]
     start = str(lm.tokenizer.decode(lm.start_ids))  # encoding adds it again
     return [str(text).removeprefix(start) for text in found]
@@ -346,37 +291,22 @@ def _drops(subject: Subject, which: str) -> tuple[Float[np.ndarray, " question"]
     return _known_credits(subject.base, which) - _known_credits(subject, which), [q.fact for q in asked]
 
 
-def _open(subject: Subject, which: str, name: str) -> list[dict[str, Any]]:
-    said = _said(subject, which)
-    right = np.array([float(same_answer(text, question)) for question, text in said])
-    return [_row(name, right, [question for question, _ in said], chance=None)] if said else []
+def _of_drop(lost: Float[np.ndarray, " question"], facts: Sequence[str]) -> tuple[float, float]:
+    """Bootstrap interval of a drop over facts; where all items changed alike, as wide as Wilson's for no success."""
+    if np.ptp(lost):
+        return cluster_bootstrap(lost, facts)
+    width = wilson(0, len(set(facts)))[1]
+    return max(-1.0, float(lost[0]) - width), min(1.0, float(lost[0]) + width)
 
 
-def _said(subject: Subject, which: str) -> list[tuple[Question, str]]:
-    """Known items with the greedy answer of this state."""
-    asked = known_items(subject, which)
-    asked = [asked[i] for i in _some(range(len(asked)), OPEN_ITEMS if which == "forget" else OPEN_ITEMS // 2)]
-
-    def write() -> list[tuple[Question, str]]:
-        with subject.on() as lm:
-            fits = fitting(lm, [q.prompt for q in asked], "questions", more=OPEN_TOKENS, names=[q.id for q in asked])
-            found = generate(lm, [asked[i].prompt for i in fits], new_tokens=OPEN_TOKENS, greedy=True) if fits else []
-        return [(asked[i], text) for i, text in zip(fits, found, strict=True)]
-
-    return subject.memo(("said", which), write)
-
-
-def _row(name: str, credits: Float[np.ndarray, " question"], asked: Sequence[Question], **more: Any) -> dict[str, Any]:
+def row_of_credits(
+    name: str, credits: Float[np.ndarray, " question"], asked: Sequence[Question], **more: Any
+) -> dict[str, Any]:
+    """The row of a mean credit, with its interval over facts and the chance of guessing."""
     chance = float(np.mean([1 / len(q.choices) for q in asked]))
     ci = proportion_interval(credits, [q.fact for q in asked])
     return measurements(name, credits.mean(), **{"n": len(credits), "ci": ci, "chance": chance} | more)
 
 
 def _share(name: str, credits: Sequence[float], asked: Sequence[Question]) -> list[dict[str, Any]]:
-    return [_row(name, np.array(credits), asked)] if asked else []
-
-
-def _plain(text: str) -> list[str]:
-    """The words of an answer, in lower case, without a leading article; a number is one word, with its sign."""
-    words = _WORD.findall(unicodedata.normalize("NFC", text).casefold())
-    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+    return [row_of_credits(name, np.array(credits), asked)] if asked else []

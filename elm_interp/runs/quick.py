@@ -54,8 +54,13 @@ def probed(concept: Concept, *, thorough: bool = False) -> dict[str, Dataset]:
 
 
 def _some(asked: Sequence[Question], which: str) -> list[Question]:
-    """As many questions of a set as are asked, on facts that are evenly spread."""
+    """As many questions of a set as are asked, on facts that are evenly spread.
+
+    About the concept, facts with the same options stay together: each option is then right as often as the others, and
+    a model that only prefers some options is at chance.
+    """
     asked = worded(asked, WORDINGS)
-    facts = list(dict.fromkeys(q.fact for q in asked))
-    kept = set(spread(facts, QUESTIONS[which] * len(facts) // max(1, len(asked))))
-    return [q for q in asked if q.fact in kept]
+    together = {q.fact: frozenset(q.choices) if which == "forget" else q.fact for q in asked}
+    units = list(dict.fromkeys(together.values()))
+    kept = set(spread(units, QUESTIONS[which] * len(units) // max(1, len(asked))))
+    return [q for q in asked if together[q.fact] in kept]
