@@ -23,10 +23,10 @@ weights (table 6). `match_weight` adds logit matching to erase and fluency (ours
                     200 new tokens a fluency text                        authors' code: 100 to 300
                     2250 steps of 4 samples, lr 5e-5, decay 0.01         authors' README for Zephyr: 9,000 micro-steps
                     no clipping                                          of 1 sample, accumulation 4
-    smollm2-135m    η 30, layers 2 to 17, rank 16, alpha 32, no          ours, from sketches on a planted model
-                    fluency term, retain weight 5
-    planted         as smollm2-135m with η 5, layers 2 to 23, retain     ours, on training questions; equations 7 and 8
-                    weight 2, 50 steps of 2 + 2 passages, lr 3e-3
+    smollm2-135m    η 10, layers 2 to 23, rank 16, alpha 32, no          ours, on training questions of astronomy
+                    fluency term, retain weight 5, 50 steps of 2 + 2
+                    passages, lr 3e-3
+    planted         as smollm2-135m with η 5, retain weight 2            ours, on training questions; equations 7 and 8
     organism        η 10, layers 0 and 1, rank 16, alpha 32, no          ours; a higher η ruins the text, and without
                     fluency term, retain weight 5, matching 0.3          matching answers stay (analyses/pareto.py)
 
@@ -93,6 +93,7 @@ TARGET_QUESTIONS = 48
 PromptPairs = list[tuple[str, str]]
 """The expert's and the novice's prompt of each text."""
 _SMALL = {"rank": 16, "alpha": 32.0, "fluency_weight": 0.0}
+_QUICK = {"steps": 50, "forget_batch": 2, "retain_batch": 2, "lr": 3e-3, "warmup": 8}
 
 
 @method(
@@ -104,12 +105,12 @@ _SMALL = {"rank": 16, "alpha": 32.0, "fluency_weight": 0.0}
             training={**CONSTANT, **UNCLIPPED, "steps": 2250, "lr": 5e-5},
         ),
         "smollm2-135m": Preset(
-            {**_SMALL, "eta": 30.0, "layers": tuple(range(2, 18)), "retain_weight": 5.0},
-            training={"steps": 45, "lr": 2e-3},
+            {**_SMALL, "eta": 10.0, "layers": tuple(range(2, 24)), "retain_weight": 5.0},
+            training=_QUICK,
         ),
         "planted": Preset(
             {**_SMALL, "eta": 5.0, "layers": tuple(range(2, 24)), "retain_weight": 2.0},
-            training={"steps": 50, "forget_batch": 2, "retain_batch": 2, "lr": 3e-3, "warmup": 8},
+            training=_QUICK,
         ),
         "organism": Preset(
             {**_SMALL, "eta": 10.0, "layers": (0, 1), "retain_weight": 5.0, "match_weight": 0.3},
