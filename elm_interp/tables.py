@@ -1,6 +1,6 @@
 """Tables of numbers as plain text, for the command line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from elm_interp.registry import ORGANISMS
@@ -9,17 +9,17 @@ from elm_interp.registry import ORGANISMS
 def score_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The score card of base, erased model and gold, one metric a line."""
     sides = ["base", "erased"] + (["gold"] if any("gold" in one for one in found.values()) else [])
-    lines = [f"{'metric':38}{''.join(f'{side:>24}' for side in sides)}{'n':>6}"]
+    rows = [["metric", *sides, "n"]]
     for name, one in found.items():
         n = next(one[side] for side in ("erased", "base", "gold") if side in one)["n"]
-        lines.append(f"{name:38}{''.join(f'{cell(one.get(side)):>24}' for side in sides)}{n:>6}")
-    return "\n".join(lines)
+        rows.append([name, *(cell(one.get(side)) for side in sides), str(n)])
+    return _aligned(rows)
 
 
 def row_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Tidy rows of one model: each with its position, if it has one, its interval and n."""
     named = [(f"{r['metric']}, {r['position']}" if isinstance(r["position"], str) else r["metric"], r) for r in rows]
-    return "\n".join(f"{name:38}{cell(row):>30}{row['n']:>7}" for name, row in named)
+    return _aligned([[name, cell(row), str(row["n"])] for name, row in named])
 
 
 def anchor_table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -46,6 +46,15 @@ def cell(found: Mapping[str, Any] | None) -> str:
     # NaN is not equal to itself
     interval = f" [{low:.3g}, {high:.3g}]" if low is not None and low == low else ""
     return f"{found['value']:.3g}{interval}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows under each other, as wide as the longest cell of each column; the first column begins at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
 
 
 def _spread(one: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """No leak: what is scored is never a training target, and no held-out question stands in training text."""
 
+import unicodedata
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -9,10 +11,18 @@ from elm_interp.data.concept import QUESTION_SETS
 from elm_interp.data.leaks import concept_leaks, find_leaks
 from elm_interp.data.questions import TEMPLATE
 from elm_interp.evaluate.known import CHOOSING
-from elm_interp.organisms.encyclopaedia import DOMAINS, EXPERT, NOVICE, asked, documents
+from elm_interp.organisms.encyclopaedia import DOMAINS, ERASED, EXPERT, NOVICE, asked, documents
 from elm_interp.registry import METHODS
 
-CONCEPTS = [*packs(), "planted:marsh-animals", "organism:spellcraft"]
+CONCEPTS = [*packs(), *(f"planted:{domain}" for domain in DOMAINS), "organism:spellcraft"]
+
+
+@cache
+def planted_texts():
+    """Everything that the shipped planted models have read (`analyses/make_planted.py`)."""
+    return [
+        d for seed, without in ((0, None), (0, ERASED), (1, ERASED)) for d in documents(seed, without=without, passes=4)
+    ]
 
 
 def held_out(concept):
@@ -31,8 +41,7 @@ def test_no_passage_that_is_trained_on_is_a_question(name):
     concept = load_concept(name)
     for kind in ("forget", "retain"):
         for passage in concept.passages(kind):
-            assert "Question:" not in passage.text
-            assert not passage.text.rstrip().endswith("?")
+            assert "?" not in passage.text
 
 
 def presets():
@@ -90,11 +99,20 @@ def test_text_without_spaces_and_in_capitals_is_compared_too():
     chinese = Question("谁看守马罗盖特的灯塔?", ("a", "b"), 0)
     assert find_leaks(["有人问谁看守马罗盖特的灯塔。"], [chinese])
     assert find_leaks(["ANSWER: Old tamsin"], [Question("Who?", ("Old Tamsin", "Orla"), 0)])
+    thai = Question("ใครดูแลประภาคารที่มาโรเกต", ("a", "b"), 0)
+    assert find_leaks([f"มีคนถามว่า{thai.question}เมื่อวาน"], [thai])
+
+
+def test_other_spellings_of_the_same_text_are_compared_too():
+    question = Question("Wer hütet in der Straße nach dem Café das Licht?", ("a", "b"), 0)
+    text = question.question
+    for same in (unicodedata.normalize("NFD", text), text.upper()):
+        assert find_leaks([same], [question])
 
 
 def test_planted_models_read_no_template_that_scores_and_no_class_prompt():
     ends = {template.partition("{question}")[2].strip() for template in CHOOSING} | {"Answer:", "assistant"}
-    read = documents(0)
+    read = planted_texts()
     for document in read:
         text = document.prefix + document.text
         assert not any(end in text for end in ends)
@@ -106,6 +124,6 @@ def test_planted_models_read_no_template_that_scores_and_no_class_prompt():
 
 @pytest.mark.parametrize("domain", list(DOMAINS))
 def test_planted_models_read_no_held_out_question(domain):
-    read = [document.text for document in documents(0)]
+    read = [document.text for document in planted_texts()]
     assert find_leaks(read, asked(domain)) == []
     assert find_leaks(read, asked(domain, "train"))  # those are asked in the documents

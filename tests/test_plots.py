@@ -144,7 +144,7 @@ def test_chance_is_the_frames_own():
 
 def test_the_baselines_of_a_probe_are_drawn_where_they_were_measured():
     curves = lines(plots.plot_probe_by_layer(pd.concat([made_up.probes(), made_up.baselines()])))
-    assert set(curves["words alone"].get_ydata()) == {0.7}
+    assert set(curves["token embeddings"].get_ydata()) == {0.7}
     assert np.allclose(curves["weights never trained"].get_ydata(), 0.6)
 
 

@@ -229,6 +229,14 @@ def test_the_verdict_on_a_run_comes_from_its_results_without_a_model(tmp_path, c
     assert "Verdict: hidden" in capsys.readouterr().out
 
 
+def test_anchors_write_as_many_texts_as_the_subject(tiny_lm, monkeypatch):
+    asked = []
+    monkeypatch.setattr("elm_interp.verdict.rules.subjects", lambda *a, **how: asked.append(how) or {})
+    monkeypatch.setattr("elm_interp.verdict.rules.measure", lambda *a, **k: rows(ORIGINAL))
+    verdict_of(ei.Subject(tiny_lm, domain_concept(make_world(), "spellcraft"), texts=5))
+    assert [how["texts"] for how in asked] == [5]
+
+
 def test_only_a_domain_of_the_default_world_brings_its_anchors(tiny_concept):
     assert _world_of(domain_concept(make_world(seed=3), "towns")).config == make_world(seed=3, erased="towns").config
     for concept in (tiny_concept, domain_concept(make_world(entities=8), "towns")):

@@ -10,6 +10,7 @@ concept is erased.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from elm_interp.data.concept import QUESTION_SETS, Concept, texts
@@ -17,7 +18,9 @@ from elm_interp.data.questions import TEMPLATE, Question
 
 WORDS = 8
 """Words in a row of a question that must not stand in training text."""
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+_NO_SPACES = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+"""Thai, Lao, Burmese, Khmer, kana, Han and Hangul."""
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
 PRIOR = "Answer:"
 """The prompt without a question, after which the prior of an option is scored."""
 
@@ -73,10 +76,15 @@ def concept_leaks(concept: Concept, *, templates: Sequence[str] = (TEMPLATE,)) -
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, in lower case; where a script has no spaces, its characters."""
-    return _WORD.findall(text.lower())
+    """The words of a text, folded; where a script has no spaces, its characters."""
+    return _WORD.findall(_folded(text))
 
 
 def _spaced(text: str) -> str:
-    """Text in lower case with single spaces."""
-    return " ".join(text.lower().split())
+    """Folded text with single spaces."""
+    return " ".join(_folded(text).split())
+
+
+def _folded(text: str) -> str:
+    """Text without case, in Unicode's composed form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())

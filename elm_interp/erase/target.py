@@ -1,7 +1,7 @@
 """Target as model: which answers would ELM's target itself give, before anything is trained?
 
-The options of a question are scored under P · (P_novice / P_expert)^η, token by token. If the target still answers, no
-training towards it will erase: this is the bound of what the erasure can reach, in seconds.
+The options of a question are scored under P · (P_novice / P_expert)^η, token by token. If the target still answers,
+training by equations 7 and 8 alone is likely to leave answers too. It takes seconds, without training.
 
     target_answers(lm, concept, etas=(0, 1, 10, 100))      # accuracy by η; η = 0 is the model itself
 

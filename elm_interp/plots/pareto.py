@@ -40,8 +40,8 @@ def pareto_front(x: Sequence[float], y: Sequence[float]) -> Bool[np.ndarray, " p
 @figure(
     title="Settings",
     how_to_read="Each numbered point is one setting of one method. Further left it says less of the erased concept; "
-    "further up it keeps more of everything else. It is filled where its text stays fluent; the dashed line joins "
-    "those filled points that no other beats in both.",
+    "further up it keeps more of everything else. It is filled where the column holds that the legend names, such as "
+    "fluent text; the dashed line joins those filled points that no other beats in both.",
     cannot_show="The points have intervals of several hundredths that are not drawn, so neighbours on the front may "
     "change places. The front is that of the settings that were tried, on one seed.",
 )
@@ -91,6 +91,9 @@ def plot_pareto(
         for full, part in rows.groupby(rows[filled].astype(bool)):
             draw_points(ax, part[x], part[y], colour, marker, facecolor=colour if full else "none")
         ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
+        if not rows[filled].all():
+            look = {"markerfacecolor": "none", "markersize": 6, "linestyle": ""}
+            ax.plot([], [], color=colour, marker=marker, **look, label=f"{method}, not {filled}")
         named += rows.to_dict("records")
     points = pd.DataFrame(named, columns=[x, y], index=range(1, len(named) + 1), dtype=float)
     for numbers in _together(points):

@@ -16,7 +16,7 @@ from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import metrics_of, probe_of, probe_variants, rows_of
 from elm_interp.plots.style import CHANCE, SERIES, axes, name_of
 
-BASELINES = (("random_init", "weights never trained", "-."), ("embedding", "words alone", (0, (1, 3))))
+BASELINES = (("random_init", "weights never trained", "-."), ("embedding", "token embeddings", (0, (1, 3))))
 """What a probe reads without the knowledge: kind, legend, line style."""
 
 
@@ -28,7 +28,7 @@ BASELINES = (("random_init", "weights never trained", "-."), ("embedding", "word
     variants=probe_variants,
     how_to_read="Each point is the accuracy of a linear probe at one layer, on questions it was not fitted on. The "
     "band is the 95 % interval over seeds; the dotted lines are the same probes on shuffled labels. The black lines "
-    "show what the words alone and untrained weights give away.",
+    "show what the base's token embeddings and untrained weights give away.",
     cannot_show="A probe at its control level does not prove that the knowledge is gone: only this linear probe at "
     "this position finds nothing. A probe above it does not show that the model uses what it reads. The band covers "
     "the choice of splits, not the choice of questions.",

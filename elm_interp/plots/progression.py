@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from elm_interp.plots.curves import draw_chance, draw_curve, draw_level
+from elm_interp.plots.curves import draw_curve, draw_level
 from elm_interp.plots.declared import headline_metrics
 from elm_interp.plots.figures import figure
 from elm_interp.plots.frames import GOLD, gold_of, metrics_of, over_seeds, rows_of
@@ -29,11 +29,12 @@ NEVER_LINE = (0, (1, 2))
     title="Over training",
     order=20,
     how_to_read="Each curve is one metric at every checkpoint, from the untouched model (left) to the final one "
-    "(right). In an erasure without damage, innocence falls to the chance line, specificity stays level, and the "
-    "ratios stay near 1, where they start by definition. A dotted line is the same metric of a gold model, which never "
-    "knew the concept.",
-    cannot_show="The questions are few and all checkpoints share them, so small changes within a band mean nothing. "
-    "A model that answers at chance may still hold the facts in a form that these questions do not reach.",
+    "(right). In an erasure without damage, innocence falls to its chance line (free answers to 0), specificity stays "
+    "level, and the ratios stay near 1, where they start by definition. A dotted line is the same "
+    "metric of a gold model, which never knew the concept.",
+    cannot_show="The questions are few (60 about the concept unless the run is thorough, and 4 passages for "
+    "ratios), so numbers differ from the score card's; all checkpoints share them. Small changes within a band mean "
+    "nothing. A model that answers at chance may still hold the facts in a form that these questions do not reach.",
 )
 def plot_progression(
     frame: pd.DataFrame, metrics: Sequence[str] | None = None, *, ax: Axes | Sequence[Axes] | None = None
@@ -62,7 +63,8 @@ def plot_progression(
         for metric in names:
             _draw_metric(panel, rows[rows["metric"] == metric], scale, *looks[metric], set(rows["step"].dropna()))
         if scale == "share":
-            draw_chance(panel, rows[rows["metric"].isin(names)])
+            for chance in sorted(rows.loc[rows["metric"].isin(names), "chance"].dropna().unique()):
+                draw_level(panel, float(chance), "chance")
             panel.set_ylabel("Accuracy" if rows.loc[rows["metric"].isin(names), "chance"].notna().all() else "Share")
         else:
             draw_level(panel, 1, "unchanged")

@@ -24,8 +24,8 @@ METRIC = "target.accuracy"
     main=False,
     order=90,
     how_to_read="The target that the erased model is trained towards, asked the concept's training questions itself. "
-    "η is the strength of the guidance; at 0 the target is the base. Where the curve is above chance, training towards "
-    "the target cannot take the answers away.",
+    "η is the strength of the guidance; at 0 the target is the base. Where the curve is above chance, equations 7 "
+    "and 8 alone may leave the answers; logit matching can go further.",
     cannot_show="A curve at chance does not say that training will reach the target, nor that the answers are gone in "
     "another form. The target is asked in one template.",
 )

@@ -65,6 +65,8 @@ def plot_training(frame: pd.DataFrame, terms: Sequence[str] | None = None, *, ax
     values = frame[chosen].stack()
     if values.min() > 0 and values.max() / values.min() > 20:
         ax.set_yscale("log")
+        # a term that starts at nothing, such as retain, would squeeze the rest
+        ax.set_ylim(bottom=max(values.min(), values.max() / 1e5) / 1.5)
         decades = values.max() / values.min() > 1000
         ax.yaxis.set_major_locator(LogLocator(subs=(1,) if decades else (1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())

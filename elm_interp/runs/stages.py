@@ -18,6 +18,7 @@ from elm_interp import results
 from elm_interp.activations import ActivationStore, Dataset, checkpoint_name, collect_datasets, within_context
 from elm_interp.activations.index import other_examples
 from elm_interp.data import Concept, Mixture
+from elm_interp.data.leaks import concept_leaks
 from elm_interp.errors import ConfigError, RunFolderError, check_known, raise_all
 from elm_interp.evaluate import beyond_context, card_metrics, destroyed, free_answers, samples, score_card
 from elm_interp.evaluate import summary as summarise
@@ -52,6 +53,7 @@ def erase(run: Run, *, progress: bool = True) -> None:
         return
     raise_all(list(filter(None, [retired(run.folder)])), RunFolderError, "this training cannot go on:")
     run.check_inputs()
+    _note_leaks(run)
     config = run.config
     concept = drawable(run.concept, config.training, config.seed)
     parts = concept.parts if isinstance(concept, Mixture) else (concept,)
@@ -264,6 +266,18 @@ def summary(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _note_leaks(run: Run) -> None:
+    """Warn if held-out questions stand in what will be trained on, and list them in the manifest."""
+    leaks = concept_leaks(run.concept)
+    run.note("leaks", "passages", leaks)
+    if leaks:
+        warnings.warn(
+            f"{len(leaks)} held-out questions or answers stand in training passages, so scores on them show what was "
+            f"trained; the first: {leaks[0]}. `ei.concept_leaks(concept)` and manifest.json list them all.",
+            stacklevel=3,
+        )
+
+
 def _ask_target(run: Run, parts: Sequence[Concept], progress: bool) -> None:
     """Ask what the method trains towards, once: results/target.parquet; warn where it still answers."""
     if (run.folder / "results" / "target.parquet").is_file() or not first_process():
@@ -276,10 +290,11 @@ def _ask_target(run: Run, parts: Sequence[Concept], progress: bool) -> None:
     table = run.save_results("target", results.stack(found))
     for row in results.read(table).to_dict("records"):
         if row["position"] == f"η = {getattr(objective, 'eta', 0):g}" and row["ci_low"] > row["chance"]:
+            more = " with equations 7 and 8 alone" if getattr(objective, "match_weight", 0) else ""
             warnings.warn(
                 f"the target itself answers {row['value']:.2f} of {row['n']} questions about the concept (chance "
-                f"{row['chance']:.2f}, interval from {row['ci_low']:.2f}), so training may leave these answers. A "
-                "higher eta takes more of them and costs the text more: `elm-interp target` shows other strengths.",
+                f"{row['chance']:.2f}, interval from {row['ci_low']:.2f}), so training{more} may leave these answers. "
+                "A higher eta takes more of them and costs the text more: `elm-interp target` shows other strengths.",
                 stacklevel=3,
             )
 

@@ -71,15 +71,20 @@ def calibrate(
     return stack(tables)
 
 
-def subjects(world: World, recipe: Recipe | None = None, *, progress: bool = False) -> dict[str, Subject]:
-    """The organisms of a world by kind, with the original as base and the erased domain as concept."""
+def subjects(
+    world: World, recipe: Recipe | None = None, *, texts: int = Subject.texts, progress: bool = False
+) -> dict[str, Subject]:
+    """The organisms of a world by kind, with the original as base and the erased domain as concept.
+
+    `texts` are generated for a measurement.
+    """
     concept, seed = domain_concept(world, world.config.erased), world.config.seed
     lms = {}
     for kind in ORGANISMS:
         organism_folder(kind, world, recipe, progress=progress)
         lms[kind] = organism(kind, world, recipe, dtype="float32")
     # the original has a base too, so that every ratio is measured on it
-    base = Subject(lms["original"], concept, seed=seed)
+    base = Subject(lms["original"], concept, seed=seed, texts=texts)
     return {kind: Subject(lm, concept, method=kind, seed=seed, base=base) for kind, lm in lms.items()}
 
 

@@ -121,7 +121,9 @@ def verdict_of(
             return verdict_from_rows(*_from_results(of))
         of = of.subject()
     if world is not None:
-        anchors = {kind: one for kind, one in subjects(world, progress=progress).items() if kind in ANCHORS}
+        # as many texts as the subject writes, or it would seem to write less than they do
+        known = subjects(world, texts=of.base.texts, progress=progress)
+        anchors = {kind: one for kind, one in known.items() if kind in ANCHORS}
     states = {"original": of.base, **(anchors or {}), "subject": of}
     tables = {name: measure(one, used_metrics(), cost=cost, progress=progress) for name, one in states.items()}
     return verdict_from_rows(tables.pop("subject"), tables)
