@@ -161,6 +161,31 @@ def test_a_folder_of_another_planting_is_refused_and_left_as_it_is(tiny_lm, tmp_
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"documents": "one text"}, "documents is 'one text'; expected a list of texts"),
+        ({"documents": b"abc"}, "expected a list"),
+        ({"documents": []}, "documents is empty"),
+        ({"documents": ["x y", None]}, r"documents\[1\] is None; expected a text"),
+        ({"documents": ["", ""]}, "every document is too short"),
+        ({"natural": "abc"}, "natural is 'abc'"),
+        ({"natural": []}, "natural is empty"),
+        ({"natural": {"a": 1}}, "natural is"),
+        ({"training": Training(steps=-1)}, "steps is -1"),
+    ],
+)
+def test_what_cannot_be_planted_is_told_and_leaves_no_trace(tiny_lm, tmp_path, given, what):
+    right = {"documents": ["The wug eats moss."] * 4, "natural": ["It rained all day."], "training": Training(steps=1)}
+    with pytest.raises(ConfigError, match=what):
+        plant(tiny_lm, out=tmp_path / "new", progress=False, **right | given)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ConfigError, match="is a file; expected a folder"):
+        plant(tiny_lm, out=tmp_path / "file", progress=False, **right)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_the_prefix_of_a_document_is_context_alone(tiny_lm):
     objective = Planting()
     prefix = "An expert writes: "
@@ -187,10 +212,4 @@ def test_only_neighbours_of_the_concept_are_near_whatever_the_domain():
 def test_one_text_in_place_of_a_list_is_refused(tiny_lm, tmp_path):
     with pytest.raises(ConfigError, match="list of texts"):
         plant(tiny_lm, "The lamp is green.", out=tmp_path / "x")
-    assert not (tmp_path / "x").exists()
-
-
-def test_nothing_to_plant_is_refused(tiny_lm, tmp_path):
-    with pytest.raises(ConfigError, match="no document"):
-        plant(tiny_lm, [], out=tmp_path / "x")
     assert not (tmp_path / "x").exists()

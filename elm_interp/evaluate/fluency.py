@@ -65,11 +65,13 @@ def generations(subject: Subject) -> list[str]:
     return subject.memo(("generations", subject.base.texts, NEW_TOKENS, subject.seed), write)
 
 
-def samples(subject: Subject, n: int = 4) -> list[dict[str, str]]:
-    """Prompts with the texts of both models: "prompt", "base" and, unless the subject is the base, "erased"."""
+def samples(subject: Subject, n: int = 4, *, gold: Subject | None = None) -> list[dict[str, str]]:
+    """Prompts with the texts of each state: "prompt", "base", "erased" unless the subject is the base, and "gold"."""
     texts = {"prompt": prompts(subject.concept, subject.base.texts), "base": generations(subject.base)}
     if not subject.is_base:
         texts["erased"] = generations(subject)
+    if gold is not None:
+        texts["gold"] = generations(gold)
     return [{side: found[i] for side, found in texts.items()} for i in spread(range(len(texts["prompt"])), n)]
 
 

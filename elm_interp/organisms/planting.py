@@ -11,6 +11,7 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -181,31 +182,41 @@ def plant(
         The adapter's folder.
 
     Raises:
-        ConfigError: no document, one text in place of a list, settings that cannot work (all listed), or a folder of
-            another planting.
+        ConfigError: documents or natural texts that are no list of texts, or hold none; settings that cannot work; a
+            folder of another planting, or a file in its place. All problems are listed, and nothing is written.
     """
-    objective = objective or Planting()
-    if isinstance(documents, str):
-        raise ConfigError("documents is one text; expected a list of texts, each a few sentences.")
-    read = [Document(d) if isinstance(d, str) else d for d in documents]
+    objective, out = objective or Planting(), Path(out)
     if natural is None:
         concepts = [load_concept(pack) for pack in packs()]
         natural = [p.text for c in concepts for kind in ("forget", "retain") for p in c.passages(kind)]
-    training = training or planting_steps(len(read))
-    few = training.steps * max(1, training.retain_batch)
-    natural = Random(seed).sample(list(natural), min(few, len(natural)))
-    problems = [] if read else ["there is no document to plant"]
+    problems = [*_no_texts("documents", documents, (str, Document)), *_no_texts("natural", natural, (str,))]
+    problems += [f"{out} is a file; expected a folder, or none yet"] if out.is_file() else []
+    training = training or planting_steps(1 if problems else len(documents))
     problems += objective.problems(lm.n_layers) + training.problems()
     raise_all(problems, ConfigError, "this cannot be planted:")
-    _note(Path(out), lm, read, natural, {"objective": asdict(objective), "training": asdict(training), "seed": seed})
+    read = [Document(d) if isinstance(d, str) else d for d in documents]
+    natural = Random(seed).sample(list(natural), min(training.steps * max(1, training.retain_batch), len(natural)))
+    settings = {"objective": asdict(objective), "training": asdict(training), "seed": seed}
+    note = _checked_note(out, lm, read, natural, settings)
     samples = objective.samples(lm, read, natural)
+    raise_all(
+        [
+            f'every {name} is too short: no token is predicted after the first; expected sentences, found "{text}"'
+            for name, pool, text in (("document", "read", read[0].text), ("natural text", "natural", natural[0]))
+            if objective.pools(training)[pool] and not samples[pool]
+        ],
+        ConfigError,
+        "this cannot be planted:",
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / NOTE, note)
     every = max(1, training.steps // 6)
     last = train(
         lm,
         objective,
         samples,
         training,
-        Path(out),
+        out,
         seed=seed,
         evaluate=evaluate,
         evaluate_every=every,
@@ -214,8 +225,20 @@ def plant(
     return last.path
 
 
-def _note(out: Path, lm: HookedLM, read: Sequence[Document], natural: Sequence[str], settings: dict[str, Any]) -> None:
-    """Write what is planted into its folder, or check it against what the folder holds.
+def _no_texts(name: str, given: Any, kinds: tuple[type, ...]) -> list[str]:
+    """Why something is no list of texts, in words."""
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        return [f"{name} is {reprlib.repr(given)}; expected a list of texts, each a few sentences"]
+    wrong = [i for i, one in enumerate(given) if not isinstance(one, kinds)]
+    if wrong:
+        return [f"{name}[{wrong[0]}] is {reprlib.repr(given[wrong[0]])}; expected a text"]
+    return [] if given else [f"{name} is empty; expected at least one text"]
+
+
+def _checked_note(
+    out: Path, lm: HookedLM, read: Sequence[Document], natural: Sequence[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What is planted, as its folder says it, checked against what the folder holds.
 
     Raises:
         ConfigError: the folder holds the planting of something else.
@@ -233,9 +256,7 @@ def _note(out: Path, lm: HookedLM, read: Sequence[Document], natural: Sequence[s
             )
     elif list_checkpoints(out / "checkpoints"):
         raise ConfigError(f"{out} holds a training without {NOTE}, so it cannot go on; give another folder.")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, note)
+    return dict(note)
 
 
 def planting_steps(documents: int) -> Training:

@@ -96,7 +96,7 @@ def evaluate(run: Run, *, judge: str | None = None, progress: bool = True) -> No
     if gold is not None:
         gold.judge = subject.judge
     run.save_results("scorecard", score_card(subject, gold=gold, progress=progress))
-    run.save_json("samples", [*free_answers(subject, 6, gold=gold), *samples(subject, 4)])
+    run.save_json("samples", [*free_answers(subject, 6, gold=gold), *samples(subject, 4, gold=gold)])
 
 
 def collect(run: Run, *, progress: bool = True) -> None:
