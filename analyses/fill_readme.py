@@ -24,6 +24,7 @@ SHOWN = (
     "innocence.known.four_choice.unshown",
     "innocence.known.four_choice.chat",
     "innocence.open_answer",
+    "innocence.open_answer.mentioned",
     "innocence.text_only",
     "innocence.no_question",
     "specificity.known.neighbours",

@@ -2,9 +2,9 @@
 
 Both train the same objective (the preset `paper`) on the same text, in one process. A sample is one forget and one
 retain passage of 128 tokens each; with fluency also one generated text of 100 to 300 tokens (ours: always 200, the
-mean). Training visits each passage several times: the preset's 750 steps of 4 go 19 times through the forget passages
+mean). Training visits each passage several times: the preset's 2250 steps of 4 go 58 times through the forget passages
 of the pack `harry-potter`. The straightforward form makes targets and text again at each visit. Ours makes them once,
-so a visit carries 1/19 of their cost.
+so a visit carries 1/58 of their cost.
 
     ours               targets of all samples in large batches, then steps of 4 + 4 (+ 4) in the model's own dtype
     ours in float32    the same in float32, to separate the effect of bfloat16
