@@ -8,6 +8,7 @@ import pytest
 
 import elm_interp as ei
 from elm_interp.data import Question
+from elm_interp.evaluate.known import shown_facts
 from elm_interp.organisms.encyclopaedia import domain_concept
 from elm_interp.runs.config import RunConfig, usual
 from elm_interp.runs.quick import PASSAGES, PROBED, QUESTIONS, WORDINGS, probed, quick
@@ -24,6 +25,8 @@ def test_a_quick_concept_asks_fewer_facts_in_several_wordings_and_keeps_what_is_
     assert len(asked) == QUESTIONS["forget"] == WORDINGS * len(facts)
     topics = {q.topic for q in whole.ask("forget")}
     assert {q.topic for q in asked} == topics
+    assert facts & shown_facts(whole)
+    assert facts - shown_facts(whole)
     right: dict[frozenset[str], Counter[str]] = {}
     for q in asked:
         right.setdefault(frozenset(q.choices), Counter())[q.right] += 1

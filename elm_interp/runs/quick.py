@@ -8,6 +8,7 @@ Training is the same in both. docs/demo.md has the allotment of tokens that thes
 """
 
 from collections.abc import Sequence
+from random import Random
 
 from elm_interp.activations import Dataset
 from elm_interp.data import Concept, Question
@@ -57,10 +58,12 @@ def _some(asked: Sequence[Question], which: str) -> list[Question]:
     """As many questions of a set as are asked, on facts that are evenly spread.
 
     About the concept, facts with the same options stay together: each option is then right as often as the others, and
-    a model that only prefers some options is at chance.
+    a model that only prefers some options is at chance. Which of them is drawn, since a spread could meet a pattern,
+    such as every third group in no passage.
     """
     asked = worded(asked, WORDINGS)
     together = {q.fact: frozenset(q.choices) if which == "forget" else q.fact for q in asked}
     units = list(dict.fromkeys(together.values()))
-    kept = set(spread(units, QUESTIONS[which] * len(units) // max(1, len(asked))))
+    n = min(len(units), QUESTIONS[which] * len(units) // max(1, len(asked)))
+    kept = set(Random(0).sample(units, n) if which == "forget" else spread(units, n))
     return [q for q in asked if together[q.fact] in kept]
