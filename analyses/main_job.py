@@ -4,8 +4,9 @@
     python analyses/main_job.py --worlds planted --seeds 1
     python analyses/main_job.py --dtypes float32 bfloat16         # where bfloat16 is fast (AMX)
 
-Each run has its own folder under --runs and is measured once: a later call goes on with what is missing. Writes
-figures/main_job.csv, .png and .svg, with a manifest. Measures what a quick run measures.
+Each run has its own folder under --runs and is measured once: a later call goes on with what is missing, and shows
+what was measured of other worlds. Writes figures/main_job.csv, .png and .svg, with a manifest. Measures what a quick
+run measures.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 import tyro
-from common import COMMON, FIGURES, REAL, ROOT, Rows, write_manifest
+from common import COMMON, FIGURES, REAL, ROOT, ROW, Rows, write_manifest
 
 from elm_interp.plots import save
 from elm_interp.plots.style import BASE, ERASED, NEVER, SERIES, STYLE
@@ -68,14 +69,14 @@ def main(
     """Erase and measure what is missing; then write table, figure and manifest of everything that was measured.
 
     Args:
-        worlds: models with their concepts.
+        worlds: models with their concepts; what is missing of the others is not made.
         seeds: trainings of each row.
         dtypes: of the base's weights.
         runs: folder of the run folders.
         out: output folder.
     """
     found: list[dict] = []
-    for world in worlds:
+    for world in WORLDS:
         model, concept, golds = WORLDS[world]
         for dtype in dtypes:
             rows = Rows(runs / world / dtype, METRICS)
@@ -86,6 +87,8 @@ def main(
                         None, model=model, concept=concept, seed=seed, dtype=dtype, checkpoints=1, **changes
                     )
                     folder = runs / world / dtype / f"{name.replace(' ', '_')}_{seed}"
+                    if world not in worlds and not (folder / ROW).is_file():
+                        continue
                     run = Run.create(folder, config, resume=(folder / "config.json").is_file())
                     run_stage(run, "erase")
                     if seed == 0 and name == next(iter(ROWS)):
