@@ -26,7 +26,8 @@ weights (table 6). `match_weight` adds logit matching to erase and fluency (ours
     smollm2-135m    η 10, layers 2 to 23, rank 16, alpha 32, no          ours, on training questions of astronomy
                     fluency term, retain weight 5, 50 steps of 2 + 2
                     passages, lr 3e-3
-    planted         as smollm2-135m with η 5, retain weight 2            ours, on training questions; equations 7 and 8
+    planted         as smollm2-135m with η 5, retain weight 2,           ours, on training questions; equations 7 and 8
+                    matching 0.3                                         alone leave free answers (analyses/main_job.py)
     organism        η 10, layers 0 and 1, rank 16, alpha 32, no          ours; a higher η ruins the text, and without
                     fluency term, retain weight 5, matching 0.3          matching answers stay (analyses/pareto.py)
 
@@ -109,7 +110,7 @@ _QUICK = {"steps": 50, "forget_batch": 2, "retain_batch": 2, "lr": 3e-3, "warmup
             training=_QUICK,
         ),
         "planted": Preset(
-            {**_SMALL, "eta": 5.0, "layers": tuple(range(2, 24)), "retain_weight": 2.0},
+            {**_SMALL, "eta": 5.0, "layers": tuple(range(2, 24)), "retain_weight": 2.0, "match_weight": 0.3},
             training=_QUICK,
         ),
         "organism": Preset(
