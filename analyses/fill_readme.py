@@ -25,6 +25,7 @@ SHOWN = (
     "innocence.known.four_choice.chat",
     "innocence.open_answer",
     "innocence.open_answer.mentioned",
+    "innocence.forget_ppl_ratio",
     "innocence.text_only",
     "innocence.no_question",
     "specificity.known.neighbours",

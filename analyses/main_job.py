@@ -108,7 +108,7 @@ def main(
 def draw(table: pd.DataFrame) -> plt.Figure:
     """For each world, the measures from top to bottom: a point a seed; of base and gold their intervals too."""
     names = list(dict.fromkeys(table["world"]))
-    figure, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names) + 1.6, 3.8), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names) + 1.6, 4.0), sharey=True, squeeze=False)
     for panel, world in zip(panels[0], names, strict=True):
         of_world = table[table["world"] == world]
         kinds = [kind for kind in COLOURS if kind in set(of_world["row"])]
@@ -122,9 +122,9 @@ def draw(table: pd.DataFrame) -> plt.Figure:
                     panel.plot([row[f"{column}_low"], row[f"{column}_high"]], [y, y], color=COLOURS[kind], alpha=0.35)
                 label = kind if i == 0 else None
                 panel.scatter(rows[column], [y] * len(rows), color=COLOURS[kind], s=22, zorder=3, label=label)
-        panel.axvline(0.25, color="#6E6E6E", linewidth=1, linestyle=":")
+        panel.axvline(0.25, color="#6E6E6E", linewidth=1, linestyle=":", label="chance, where options are given")
         panel.set(xlim=(-0.02, 1.02), xlabel="accuracy")
-        panel.set_title(world, loc="left", pad=34)
+        panel.set_title(world, loc="left", pad=48)
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, borderaxespad=0.2)
     panels[0][0].set_yticks(range(len(DRAWN)), list(DRAWN.values()))
     panels[0][0].invert_yaxis()
