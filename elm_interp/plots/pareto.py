@@ -92,8 +92,8 @@ def plot_pareto(
             draw_points(ax, part[x], part[y], colour, marker, facecolor=colour if full else "none")
         ax.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=str(method))
         if not rows[filled].all():
-            look = {"markerfacecolor": "none", "markersize": 6, "linestyle": ""}
-            ax.plot([], [], color=colour, marker=marker, **look, label=f"{method}, not {filled}")
+            open_: dict[str, Any] = {"markerfacecolor": "none", "markersize": 6, "linestyle": ""}
+            ax.plot([], [], color=colour, marker=marker, **open_, label=f"{method}, not {filled}")
         named += rows.to_dict("records")
     points = pd.DataFrame(named, columns=[x, y], index=range(1, len(named) + 1), dtype=float)
     for numbers in _together(points):
