@@ -296,7 +296,7 @@ def test_the_paper_preset_is_the_paper_s():
 def test_a_preset_takes_changes_by_flat_names_and_an_unknown_one_gives_the_closest():
     changed = ELM.preset("smollm2-135m", eta=20, rank=8)
     assert changed == dataclasses.replace(
-        ELM.preset("smollm2-135m"), eta=20, adapter=Adapter(tuple(range(2, 18)), 8, 32.0)
+        ELM.preset("smollm2-135m"), eta=20, adapter=Adapter(tuple(range(2, 24)), 8, 32.0)
     )
     assert ELM.preset("smollm2-135m", adapter=Adapter((1,), 3)).adapter == Adapter((1,), 3)
     assert ELM.from_settings(**dataclasses.asdict(changed)) == changed
